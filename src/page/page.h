@@ -1,0 +1,66 @@
+// Plain-data contracts of the paged KV cache, shared by kernels, cache and selectors.
+//
+// Everything here is POD and has internal linkage: these headers are also included by units compiled with a
+// SIMD target's flags, which must not share inline code with the rest of the program.
+#ifndef TINYSERVE_PAGE_PAGE_H_
+#define TINYSERVE_PAGE_PAGE_H_
+
+#include <stdint.h>
+
+namespace tinyserve {
+
+// How keys and values are stored in open (hot) storage.
+enum class KvType : uint8_t { kF32, kF16, kBF16 };
+
+enum class MemorySpace : uint8_t { kHost, kDevice };
+
+// Shape of one layer group's cache.
+struct KvShape {
+  KvType type;
+  uint32_t kv_heads;
+  uint32_t head_dim;     // channels of one head
+  uint32_t page_tokens;  // tokens of a page: 16, 32 or 64
+};
+
+// Where the pages of one (layer, KV head) lie. Pages are grouped in extents so that pages of a sequence that were
+// allocated together stream, while memory is still touched a few hundred tokens at a time:
+//
+//   extent 0                                   extent 1
+//   | ... this slab's 2^extent_shift pages ... | ... |
+//         ^ base                                     ^ base + extent_stride
+//
+// A page holds its K part, then (at v_offset) its V part; their inner layout is private to the kernel table that
+// writes and reads them. Page indices are the same for every slab of a layer group.
+struct KvSlab {
+  uint8_t* base;
+  uint64_t extent_stride;  // bytes
+  uint32_t extent_shift;   // log2(pages of an extent)
+  uint32_t page_bytes;     // K and V together, a multiple of 64
+  uint32_t v_offset;       // bytes from the page's start to its V part
+};
+
+static inline uint8_t* PageAt(const KvSlab& slab, uint32_t page) {
+  return slab.base + (uint64_t)(page >> slab.extent_shift) * slab.extent_stride +
+         (uint64_t)(page & ((1u << slab.extent_shift) - 1)) * slab.page_bytes;
+}
+
+// The pages that one query may read, in order of position. Valid until the step ends.
+struct PageView {
+  const uint32_t* pages;  // [count] page indices
+  uint32_t count;         // pages; 0 is an empty view
+  uint32_t last_tokens;   // tokens in the last page, 1..page_tokens
+  MemorySpace space;
+};
+
+// A partial attention result over some of the keys, for the g query heads of a KV head. Partials over disjoint keys
+// merge to the result over their union, in any order up to rounding; ours always merge in index order. The empty
+// partial has m = -inf, d = 0, o = 0.
+struct Partial {
+  float* m;  // [g] largest logit
+  float* d;  // [g] sum of exp(logit - m)
+  float* o;  // [g][head_dim] sum of exp(logit - m) * v
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_PAGE_PAGE_H_
