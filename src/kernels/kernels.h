@@ -91,6 +91,7 @@ struct PromptArgs {
   float* out;               // same addressing with out_stride: the finished attention output
   uint64_t out_stride;
   void* scratch;            // prompt_scratch_bytes(shape, group), 64-byte aligned, private to the calling thread
+  Compute compute;          // kFast: what the target has (int8 operands, say); kF32: f32 arithmetic, near ref
 };
 
 // Writes K and V of consecutive tokens of one (layer, KV head): token i goes to slot (first_slot + i) counted in
