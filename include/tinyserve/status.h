@@ -1,7 +1,8 @@
 // Status and Result: how TinyServe reports what the world did wrong.
 //
 // Files, requests, plugins and the network return a Status with a message that says what was wrong,
-// where, and what is allowed. Our own bugs are asserted instead (src/base/check.h). Nothing here throws.
+// where, and what is allowed. Our own bugs are asserted instead (src/base/check.h). Nothing here
+// throws.
 #ifndef TINYSERVE_STATUS_H_
 #define TINYSERVE_STATUS_H_
 
@@ -46,8 +47,8 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}            // NOLINT: implicit, so `return value;` works
-  Result(Status status) : status_(std::move(status)) {}    // NOLINT: implicit, REQUIRES: !status.ok()
+  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit, so `return value;` works
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: implicit, REQUIRES: !status.ok()
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
@@ -67,8 +68,8 @@ class [[nodiscard]] Result {
 };
 
 // Propagates a failed Status (or Result's Status) to the caller.
-#define TS_RETURN_IF_ERROR(expr)                             \
-  do {                                                       \
+#define TS_RETURN_IF_ERROR(expr)                                                      \
+  do {                                                                                \
     if (::tinyserve::Status ts_status_ = (expr); !ts_status_.ok()) return ts_status_; \
   } while (0)
 
@@ -77,9 +78,9 @@ class [[nodiscard]] Result {
 // TS_ASSIGN_OR_RETURN(auto file, OpenFile(path));
 #define TS_ASSIGN_OR_RETURN(lhs, expr) \
   TS_ASSIGN_OR_RETURN_(TS_CONCAT_(ts_result_, __LINE__), lhs, expr)
-#define TS_ASSIGN_OR_RETURN_(result, lhs, expr)  \
-  auto result = (expr);                          \
-  if (!result.ok()) return result.status();      \
+#define TS_ASSIGN_OR_RETURN_(result, lhs, expr) \
+  auto result = (expr);                         \
+  if (!result.ok()) return result.status();     \
   lhs = *std::move(result)
 
 }  // namespace tinyserve

@@ -19,12 +19,13 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
   ~MappedFile();
 
-  // Errors: kNotFound, kIo (named path and errno text), kInvalidArgument for a directory or special file.
+  // Errors: kNotFound, kIo (named path and errno text), kInvalidArgument for a directory or special
+  // file.
   static Result<MappedFile> Open(const std::string& path);
 
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
-  // Tells the system that [offset, offset + length) will not be read again soon, so that its pages leave
-  // this process's resident set. Reading it again is still correct, only slower.
+  // Tells the system that [offset, offset + length) will not be read again soon, so that its pages
+  // leave this process's resident set. Reading it again is still correct, only slower.
   void Release(uint64_t offset, uint64_t length) const;
 
  private:

@@ -1,11 +1,12 @@
 // The function table of a compute target, and the plain data its functions take.
 //
-// A table is chosen once (TargetFor) and then called directly. Functions work on ranges, know nothing of threads,
-// allocate nothing and lock nothing. `ref` is plain loops in f32, the oracle; every other target is held against it.
+// A table is chosen once (TargetFor) and then called directly. Functions work on ranges, know
+// nothing of threads, allocate nothing and lock nothing. `ref` is plain loops in f32, the oracle;
+// every other target is held against it.
 //
-// Reproducibility, for every function: an output element depends on its own inputs alone, never on how many rows or
-// panels the call covers. A product accumulates over the columns in one fixed order (by blocks of 32 of increasing
-// column), the same for one row as for many.
+// Reproducibility, for every function: an output element depends on its own inputs alone, never on
+// how many rows or panels the call covers. A product accumulates over the columns in one fixed
+// order (by blocks of 32 of increasing column), the same for one row as for many.
 #ifndef TINYSERVE_KERNELS_KERNELS_H_
 #define TINYSERVE_KERNELS_KERNELS_H_
 
@@ -16,25 +17,28 @@
 
 namespace tinyserve {
 
-// ---- products ---------------------------------------------------------------------------------------------------
+// ---- products
+// ---------------------------------------------------------------------------------------------------
 
-// How products are computed. kFast: integer dots over int8 activations for quantised weights, what the target has for
-// the others. kF32: f32 activations against dequantised weights, the accuracy reference.
+// How products are computed. kFast: integer dots over int8 activations for quantised weights, what
+// the target has for the others. kF32: f32 activations against dequantised weights, the accuracy
+// reference.
 enum class Compute : uint8_t { kFast, kF32 };
 
 // The form in which a product wants its activations. The bytes of a row are private to the table.
 enum class ActKind : uint8_t {
   kF32,   // cols floats
-  kQ8,    // int8 codes, a scale for each 32 columns, and what the formats' offsets need (sums of codes)
+  kQ8,    // int8 codes, a scale for each 32 columns, and what the formats' offsets need (sums of
+          // codes)
   kBF16,  // bfloat16
 };
 
-// A weight matrix [rows][cols] repacked for a target: panels of `panel_rows` interleaved rows, the last one padded
-// with zero rows. y[r] = sum_c w[r][c] * x[c].
+// A weight matrix [rows][cols] repacked for a target: panels of `panel_rows` interleaved rows, the
+// last one padded with zero rows. y[r] = sum_c w[r][c] * x[c].
 struct PackedMatrix {
-  DType type;          // of the source
-  ActKind acts;        // what its products take
-  uint8_t layout;      // private to the table
+  DType type;      // of the source
+  ActKind acts;    // what its products take
+  uint8_t layout;  // private to the table
   uint32_t rows, cols;
   uint32_t panel_rows;
   uint32_t panels;       // ceil(rows / panel_rows)
@@ -45,23 +49,25 @@ struct PackedMatrix {
 enum class Epilogue : uint8_t {
   kStore,   // out = y + bias
   kAdd,     // out += y + bias
-  kSwiGlu,  // panels alternate gate, up: out = silu(gate) * up; output panel i comes from panels 2i and 2i+1
+  kSwiGlu,  // panels alternate gate, up: out = silu(gate) * up; output panel i comes from panels 2i
+            // and 2i+1
   kGelu,    // out = gelu_tanh(y + bias)
 };
 
 struct MatMulArgs {
   const PackedMatrix* w;
-  const uint8_t* acts;       // [..][act_row_bytes] rows in the form w->acts
+  const uint8_t* acts;  // [..][act_row_bytes] rows in the form w->acts
   uint64_t act_row_bytes;
   uint32_t row_begin, row_end;      // of the activations and of out
   uint32_t panel_begin, panel_end;  // of w; even numbers for kSwiGlu
-  const float* bias;         // [w->rows] or null
-  float* out;                // [..][out_stride]: row r, output column c at out[r * out_stride + c]
-  uint64_t out_stride;       // floats
+  const float* bias;                // [w->rows] or null
+  float* out;           // [..][out_stride]: row r, output column c at out[r * out_stride + c]
+  uint64_t out_stride;  // floats
   Epilogue epilogue;
 };
 
-// ---- attention --------------------------------------------------------------------------------------------------
+// ---- attention
+// --------------------------------------------------------------------------------------------------
 
 // Decode: the g query heads of one KV head against one split of a view's pages.
 struct DecodeArgs {
@@ -72,95 +78,111 @@ struct DecodeArgs {
   float scale;     // logit = scale * q.k
   const float* q;  // [g][head_dim], after RoPE
   Partial out;
-  void* scratch;   // decode_scratch_bytes(shape, group), 64-byte aligned, private to the calling thread
+  void* scratch;  // decode_scratch_bytes(shape, group), 64-byte aligned, private to the calling
+                  // thread
 };
 
-// Prefill: consecutive prompt rows of one sequence, the g query heads of one KV head. Row i (absolute position
-// first_position + i) attends to the positions 0 .. first_position + i. Key tiles start at absolute position 0 and have
-// a fixed width; int8 scales, where used, belong to single rows; so a row's result does not depend on the chunking.
+// Prefill: consecutive prompt rows of one sequence, the g query heads of one KV head. Row i
+// (absolute position first_position + i) attends to the positions 0 .. first_position + i. Key
+// tiles start at absolute position 0 and have a fixed width; int8 scales, where used, belong to
+// single rows; so a row's result does not depend on the chunking.
 struct PromptArgs {
   KvShape shape;
   KvSlab slab;
-  PageView view;            // all pages of positions 0 .. first_position + rows - 1
+  PageView view;  // all pages of positions 0 .. first_position + rows - 1
   uint32_t group;
   float scale;
   uint32_t first_position;
   uint32_t rows;
-  const float* q;           // row i, head h of the group at q[i * q_stride + h * head_dim]
-  uint64_t q_stride;        // floats
-  float* out;               // same addressing with out_stride: the finished attention output
+  const float* q;     // row i, head h of the group at q[i * q_stride + h * head_dim]
+  uint64_t q_stride;  // floats
+  float* out;         // same addressing with out_stride: the finished attention output
   uint64_t out_stride;
-  void* scratch;            // prompt_scratch_bytes(shape, group), 64-byte aligned, private to the calling thread
-  Compute compute;          // kFast: what the target has (int8 operands, say); kF32: f32 arithmetic, near ref
+  void* scratch;  // prompt_scratch_bytes(shape, group), 64-byte aligned, private to the calling
+                  // thread
+  Compute
+      compute;  // kFast: what the target has (int8 operands, say); kF32: f32 arithmetic, near ref
 };
 
-// Writes K and V of consecutive tokens of one (layer, KV head): token i goes to slot (first_slot + i) counted in
-// tokens over `pages`.
+// Writes K and V of consecutive tokens of one (layer, KV head): token i goes to slot (first_slot +
+// i) counted in tokens over `pages`.
 struct AppendArgs {
   KvShape shape;
   KvSlab slab;
   const uint32_t* pages;
   uint32_t first_slot;
   uint32_t tokens;
-  const float* k;        // token i at k[i * stride], head_dim floats, after RoPE
+  const float* k;  // token i at k[i * stride], head_dim floats, after RoPE
   const float* v;
-  uint64_t stride;       // floats
+  uint64_t stride;  // floats
 };
 
-// ---- machine peaks ------------------------------------------------------------------------------------------------
+// ---- machine peaks
+// ------------------------------------------------------------------------------------------------
 
 // Kinds of multiply-add whose peak a machine has.
 enum class DotKind : uint8_t {
-  kF32,      // f32 fused multiply-add
-  kBF16,     // bf16 dot into f32
-  kU8S8,     // int8 dot into int32 (VNNI, or 16-bit pair sums widened at once)
-  kU4S8,     // 4-bit by 8-bit: like kU8S8 where there is a dot instruction, else 16-bit sums kept for several steps
+  kF32,   // f32 fused multiply-add
+  kBF16,  // bf16 dot into f32
+  kU8S8,  // int8 dot into int32 (VNNI, or 16-bit pair sums widened at once)
+  kU4S8,  // 4-bit by 8-bit: like kU8S8 where there is a dot instruction, else 16-bit sums kept for
+          // several steps
 };
 static constexpr uint32_t kDotKinds = 4;
 
-// ---- the table ----------------------------------------------------------------------------------------------------
+// ---- the table
+// ----------------------------------------------------------------------------------------------------
 
 struct Kernels {
   const char* name;  // "ref", "avx2", "avx-vnni", "avx512", "avx512-vnni", "avx512-bf16"
 
-  // Geometry of `type` packed for this table; data and cols*rows are the caller's. Sets everything but `data`.
+  // Geometry of `type` packed for this table; data and cols*rows are the caller's. Sets everything
+  // but `data`.
   void (*plan_matrix)(DType type, Compute compute, uint32_t rows, uint32_t cols, PackedMatrix* out);
-  // Packs one panel from panel_rows source rows in the type's own format (null: a zero row) to `panel`, panel_bytes.
+  // Packs one panel from panel_rows source rows in the type's own format (null: a zero row) to
+  // `panel`, panel_bytes.
   void (*pack_panel)(const PackedMatrix* w, const uint8_t* const* source_rows, uint8_t* panel);
   // Row `row` decoded to f32 [cols] (token embeddings).
   void (*unpack_row)(const PackedMatrix* w, uint32_t row, float* out);
 
   uint64_t (*act_row_bytes)(ActKind kind, uint32_t cols);  // a multiple of 64
-  void (*make_acts)(ActKind kind, const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols, uint8_t* out);
+  void (*make_acts)(ActKind kind, const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols,
+                    uint8_t* out);
   void (*matmul)(const MatMulArgs* args);
 
   // out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
-  void (*rms_norm)(const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols, const float* weight, float eps,
-                   float* out, uint64_t out_stride);
+  void (*rms_norm)(const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols,
+                   const float* weight, float eps, float* out, uint64_t out_stride);
   // out[r] = (x[r] - mean) / sqrt(var + eps) * weight + bias
-  void (*layer_norm)(const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols, const float* weight,
-                     const float* bias, float eps, float* out, uint64_t out_stride);
-  // Rotates `heads` adjacent heads of one row in place. cos_sin: [rotary_dim/2][2] of this row's position.
-  // Interleaved: pairs (2i, 2i+1), GGUF's llama; else pairs (i, i + rotary_dim/2), NeoX (qwen2).
+  void (*layer_norm)(const float* x, uint64_t x_stride, uint32_t rows, uint32_t cols,
+                     const float* weight, const float* bias, float eps, float* out,
+                     uint64_t out_stride);
+  // Rotates `heads` adjacent heads of one row in place. cos_sin: [rotary_dim/2][2] of this row's
+  // position. Interleaved: pairs (2i, 2i+1), GGUF's llama; else pairs (i, i + rotary_dim/2), NeoX
+  // (qwen2).
   void (*rope)(float* x, uint32_t heads, uint32_t head_dim, uint32_t rotary_dim, bool interleaved,
                const float* cos_sin);
 
   // Bytes of a page's K part and V part. page_bytes = both, rounded up to 64 each.
   void (*page_bytes)(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes);
   void (*append)(const AppendArgs* args);
-  // Reads a token back as f32 (tests, cache export): K and V of slot `slot` of `page`, [head_dim] each.
-  void (*read_token)(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot, float* k, float* v);
+  // Reads a token back as f32 (tests, cache export): K and V of slot `slot` of `page`, [head_dim]
+  // each.
+  void (*read_token)(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
+                     float* k, float* v);
   uint64_t (*decode_scratch_bytes)(const KvShape* shape, uint32_t group, uint32_t split_tokens);
   void (*attend_decode)(const DecodeArgs* args);
-  // Merges n partials in index order and divides: out[h][head_dim] at out + h * head_dim. All empty: zeros.
-  void (*merge_partials)(const Partial* partials, uint32_t n, uint32_t group, uint32_t head_dim, float* out);
+  // Merges n partials in index order and divides: out[h][head_dim] at out + h * head_dim. All
+  // empty: zeros.
+  void (*merge_partials)(const Partial* partials, uint32_t n, uint32_t group, uint32_t head_dim,
+                         float* out);
   uint64_t (*prompt_scratch_bytes)(const KvShape* shape, uint32_t group, uint32_t rows);
   void (*attend_prompt)(const PromptArgs* args);
 
   // Sum of all bytes read with the widest loads (bandwidth measurement); bytes a multiple of 4096.
   uint64_t (*read_bytes)(const uint8_t* data, uint64_t bytes);
-  // Runs about `multiply_adds` independent multiply-adds of a kind in registers; returns how many were done (0: the
-  // target has no such kind).
+  // Runs about `multiply_adds` independent multiply-adds of a kind in registers; returns how many
+  // were done (0: the target has no such kind).
   uint64_t (*run_dots)(DotKind kind, uint64_t multiply_adds);
 };
 

@@ -1,4 +1,5 @@
-// One accessor a compiled table. Each is defined in the unit of its target and has no other contact with the program.
+// One accessor a compiled table. Each is defined in the unit of its target and has no other contact
+// with the program.
 #ifndef TINYSERVE_KERNELS_TABLES_H_
 #define TINYSERVE_KERNELS_TABLES_H_
 

@@ -1,7 +1,8 @@
 // Plain-data contracts of the paged KV cache, shared by kernels, cache and selectors.
 //
-// Everything here is POD and has internal linkage: these headers are also included by units compiled with a
-// SIMD target's flags, which must not share inline code with the rest of the program.
+// Everything here is POD and has internal linkage: these headers are also included by units
+// compiled with a SIMD target's flags, which must not share inline code with the rest of the
+// program.
 #ifndef TINYSERVE_PAGE_PAGE_H_
 #define TINYSERVE_PAGE_PAGE_H_
 
@@ -22,15 +23,17 @@ struct KvShape {
   uint32_t page_tokens;  // tokens of a page: 16, 32 or 64
 };
 
-// Where the pages of one (layer, KV head) lie. Pages are grouped in extents so that pages of a sequence that were
-// allocated together stream, while memory is still touched a few hundred tokens at a time:
+// Where the pages of one (layer, KV head) lie. Pages are grouped in extents so that pages of a
+// sequence that were allocated together stream, while memory is still touched a few hundred tokens
+// at a time:
 //
 //   extent 0                                   extent 1
 //   | ... this slab's 2^extent_shift pages ... | ... |
 //         ^ base                                     ^ base + extent_stride
 //
-// A page holds its K part, then (at v_offset) its V part; their inner layout is private to the kernel table that
-// writes and reads them. Page indices are the same for every slab of a layer group.
+// A page holds its K part, then (at v_offset) its V part; their inner layout is private to the
+// kernel table that writes and reads them. Page indices are the same for every slab of a layer
+// group.
 struct KvSlab {
   uint8_t* base;
   uint64_t extent_stride;  // bytes
@@ -52,9 +55,9 @@ struct PageView {
   MemorySpace space;
 };
 
-// A partial attention result over some of the keys, for the g query heads of a KV head. Partials over disjoint keys
-// merge to the result over their union, in any order up to rounding; ours always merge in index order. The empty
-// partial has m = -inf, d = 0, o = 0.
+// A partial attention result over some of the keys, for the g query heads of a KV head. Partials
+// over disjoint keys merge to the result over their union, in any order up to rounding; ours always
+// merge in index order. The empty partial has m = -inf, d = 0, o = 0.
 struct Partial {
   float* m;  // [g] largest logit
   float* d;  // [g] sum of exp(logit - m)

@@ -1,0 +1,179 @@
+// TinyServe's embedding API: open a model, submit requests, receive token events, cancel.
+//
+//   tinyserve::EngineOptions options;
+//   options.model_path = "model.gguf";
+//   auto engine = tinyserve::Engine::Open(options);
+//   if (!engine.ok()) { puts(engine.status().message().c_str()); return 1; }
+//   tinyserve::Request request;
+//   request.prompt = *(*engine)->Tokenize("The capital of France is", true, false);
+//   request.max_tokens = 16;
+//   auto id = (*engine)->Submit(request, [](const tinyserve::TokenEvent& e) { fputs(e.text.c_str(),
+//   stdout); });
+//   (*engine)->Wait(*id);
+//
+// Every function may be called from any thread. Event sinks run on the engine's own thread: they
+// must return quickly, must not throw, and must not call Wait.
+#ifndef TINYSERVE_ENGINE_H_
+#define TINYSERVE_ENGINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+struct EngineOptions {
+  std::string model_path;  // a GGUF file (any shard's first file of a split model)
+  uint32_t threads = 0;    // compute threads; 0: the cores this process may really use
+  uint32_t context_tokens =
+      0;  // longest sequence; 0: the model's own, as far as kv_memory_bytes allows
+  uint64_t kv_memory_bytes = 0;  // size of the KV pool, fixed at start; 0: one full context or a
+                                 // quarter of the memory limit
+  std::string kv = "f16";        // f32, f16, bf16
+  std::string compute =
+      "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
+  std::string
+      target;  // SIMD target by name; empty: TINYSERVE_TARGET, else the best of this machine
+  uint32_t page_tokens = 16;       // 16, 32, 64
+  uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
+  uint32_t sequences_max = 64;     // requests that run at once
+  uint32_t step_tokens_max = 512;  // tokens of one step: decodes first, the rest is prefill
+  uint32_t queue_max = 1024;       // requests that wait
+  std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
+};
+
+struct SamplingOptions {
+  float temperature = 0.0f;  // 0: greedy; else 0 < t <= 100
+  uint32_t top_k = 0;        // 0: off
+  float top_p = 1.0f;        // (0, 1]
+  float min_p = 0.0f;        // [0, 1): drop tokens below min_p times the best probability
+  float repetition_penalty =
+      1.0f;  // (0, 100]: divides positive, multiplies negative logits of tokens already seen
+  float presence_penalty = 0.0f;   // [-2, 2], subtracted once for a token already generated
+  float frequency_penalty = 0.0f;  // [-2, 2], subtracted for each time it was generated
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added to logits; [-100, 100]
+  uint64_t seed = 0;  // the same seed gives the same text, whatever else runs
+};
+
+enum class Priority : uint8_t { kHigh, kNormal, kLow };
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  uint32_t max_tokens = 256;    // 0: only process the prompt
+  SamplingOptions sampling;
+  std::vector<std::string>
+      stop;  // text that ends the answer and is not part of it; at most 16, 256 bytes each
+  std::vector<int32_t> stop_tokens;  // beside the model's own end tokens
+  bool ignore_eos = false;
+  uint32_t min_tokens = 0;    // end tokens are not sampled before
+  int32_t top_logprobs = -1;  // -1: none; 0: of the chosen token; n <= 20: and of the n best
+  bool prompt_logprobs =
+      false;            // log-probability of every prompt token after the first, in the final event
+  std::string session;  // conversation that this request belongs to
+  std::string salt;     // prefix sharing happens only among equal salts
+  Priority priority = Priority::kNormal;
+  uint64_t deadline_ms = 0;  // since submission; 0: none
+  std::string selector;      // "" or "full": every page is read
+};
+
+using RequestId = uint64_t;
+
+struct TokenLogprob {
+  int32_t token;
+  float logprob;
+};
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kDeadline, kError };
+
+struct Usage {
+  uint32_t prompt_tokens = 0;
+  uint32_t completion_tokens = 0;
+  double queue_seconds = 0;        // submission to first step
+  double prefill_seconds = 0;      // first step to the first token's logits
+  double decode_seconds = 0;       // first token to last
+  double first_token_seconds = 0;  // submission to first token
+};
+
+struct TokenEvent {
+  enum class Kind : uint8_t {
+    kPrefill,   // `done` of `total` prompt tokens are processed
+    kToken,     // one token; `text` may be empty while a character or a stop string is incomplete
+    kFinished,  // last event of a request, always sent; `text` holds what was held back
+  };
+  Kind kind = Kind::kToken;
+  RequestId request = 0;
+  uint32_t done = 0, total = 0;
+  int32_t token = -1;
+  std::string text;  // complete UTF-8 characters only
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+  FinishReason finish = FinishReason::kNone;
+  Status status;                       // of kFinished with kError
+  std::vector<float> prompt_logprobs;  // of kFinished
+  Usage usage;                         // of kFinished
+};
+
+using EventSink = std::function<void(const TokenEvent&)>;
+
+struct Message {
+  std::string role;  // "system", "user", "assistant"
+  std::string content;
+};
+
+struct ModelInfo {
+  std::string name, architecture, target, kv;
+  uint64_t parameters = 0;    // elements of all tensors
+  uint64_t tensor_bytes = 0;  // as stored in the file
+  uint64_t packed_bytes = 0;  // as repacked in memory
+  uint32_t layers = 0, vocab = 0, threads = 0;
+  uint32_t context_trained = 0;  // tokens
+  uint32_t context_tokens = 0;   // longest sequence of this engine
+  uint64_t kv_bytes_per_token = 0;
+  uint64_t kv_pool_bytes = 0;
+};
+
+struct EngineStats {
+  uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, requests = 0, preemptions = 0;
+  uint32_t running = 0, waiting = 0;
+  uint32_t blocks_total = 0, blocks_used = 0, blocks_used_max = 0;
+};
+
+class Engine {
+ public:
+  // Errors name the file and field, or the memory it would need: kNotFound, kCorrupt, kUnsupported,
+  // kOutOfMemory, kInvalidArgument (an option, with what is allowed).
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+  virtual ~Engine() = default;  // cancels what runs
+
+  // Queues a request. Errors: kInvalidArgument (field and allowed range), kResourceExhausted (queue
+  // full, or the request can never fit: with the figure it would need). `sink` then gets events
+  // until kFinished.
+  virtual Result<RequestId> Submit(const Request& request, EventSink sink) = 0;
+  // Ends a request soon; its kFinished still comes. False: unknown or already finished.
+  virtual bool Cancel(RequestId id) = 0;
+  // Blocks until the request has finished (at once if unknown).
+  virtual void Wait(RequestId id) = 0;
+
+  // add_special: bos as the model asks. parse_special: control tokens spelled in the text count as
+  // such.
+  virtual Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special,
+                                                bool parse_special) const = 0;
+  virtual Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const = 0;
+  // The model's own chat template (ChatML where it has none), as text for Tokenize(text, false,
+  // true).
+  virtual Result<std::string> RenderChat(const std::vector<Message>& messages,
+                                         bool add_generation_prompt) const = 0;
+
+  virtual const ModelInfo& info() const = 0;
+  virtual EngineStats stats() const = 0;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_H_

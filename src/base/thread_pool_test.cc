@@ -1,0 +1,54 @@
+#include "base/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+namespace tinyserve {
+namespace {
+
+TEST(ThreadPool, EachItemOnceWithAnyThreadCount) {
+  for (uint32_t threads : {1u, 2u, 3u, 8u}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(pool.threads(), threads);
+    for (uint32_t items : {0u, 1u, 2u, 7u, 1000u}) {
+      std::vector<std::atomic<int>> hits(items);
+      std::atomic<uint32_t> worst_thread{0};
+      pool.For(items, [&](uint32_t item, uint32_t thread) {
+        hits[item].fetch_add(1);
+        uint32_t seen = worst_thread.load();
+        while (thread > seen && !worst_thread.compare_exchange_weak(seen, thread)) {
+        }
+      });
+      for (uint32_t i = 0; i < items; ++i) EXPECT_EQ(hits[i].load(), 1) << i;
+      EXPECT_LT(worst_thread.load(), threads);
+    }
+  }
+}
+
+TEST(ThreadPool, RegionsFollowEachOtherAndWritesAreSeen) {
+  ThreadPool pool(3);
+  std::vector<uint64_t> values(64, 0);
+  for (int round = 0; round < 20000; ++round) {
+    pool.For(64, [&](uint32_t item, uint32_t) {
+      values[item] += values[item] == static_cast<uint64_t>(round);
+    });
+  }
+  for (uint64_t value : values) EXPECT_EQ(value, 20000u);
+}
+
+TEST(ThreadPool, WakesAfterSleeping) {
+  ThreadPool pool(2);
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> sum{0};
+    pool.For(100, [&](uint32_t, uint32_t) { sum.fetch_add(1); });
+    EXPECT_EQ(sum.load(), 100);
+  }
+}
+
+}  // namespace
+}  // namespace tinyserve

@@ -1,0 +1,37 @@
+#include "kv/block_pool.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace tinyserve {
+
+BlockPool::BlockPool(uint32_t blocks) : refs_(blocks, 0), sealed_(blocks, false), free_(blocks) {}
+
+uint32_t BlockPool::Allocate(uint32_t previous) {
+  if (free_ == 0) return UINT32_MAX;
+  uint32_t block = previous < total() ? (previous + 1) % total() : 0;
+  while (refs_[block] != 0) block = (block + 1) % total();
+  refs_[block] = 1;
+  sealed_[block] = false;
+  --free_;
+  used_max_ = std::max(used_max_, used());
+  return block;
+}
+
+void BlockPool::Ref(uint32_t block) {
+  TS_CHECK(block < total() && refs_[block] > 0 && sealed_[block]);
+  ++refs_[block];
+}
+
+void BlockPool::Unref(uint32_t block) {
+  TS_CHECK(block < total() && refs_[block] > 0);
+  if (--refs_[block] == 0) ++free_;
+}
+
+void BlockPool::Seal(uint32_t block) {
+  TS_CHECK(block < total() && refs_[block] > 0 && !sealed_[block]);
+  sealed_[block] = true;
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,47 @@
+// Blocks: the unit of allocation and reference counting. Bookkeeping only; kv_cache.h owns the
+// bytes.
+#ifndef TINYSERVE_KV_BLOCK_POOL_H_
+#define TINYSERVE_KV_BLOCK_POOL_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// A fixed number of blocks with counted references. A block is
+//
+//   free --Allocate--> open --Seal--> sealed --last Unref--> free
+//
+// Open blocks are written by one sequence; sealed ones are immutable and may be shared. Not
+// thread-safe: the engine thread owns it.
+class BlockPool {
+ public:
+  explicit BlockPool(uint32_t blocks);
+
+  uint32_t total() const { return static_cast<uint32_t>(refs_.size()); }
+  uint32_t free() const { return free_; }
+  uint32_t used() const { return total() - free_; }
+  uint32_t used_max() const { return used_max_; }
+
+  // A free block, the one after `previous` if that is free (so that a sequence's blocks stream),
+  // else the start of the first free run after it. UINT32_MAX when none is free. The new block is
+  // open with one reference.
+  uint32_t Allocate(uint32_t previous);
+  void Ref(uint32_t block);    // REQUIRES: sealed
+  void Unref(uint32_t block);  // frees it with the last reference
+  void Seal(uint32_t block);   // REQUIRES: open
+  bool sealed(uint32_t block) const { return sealed_[block]; }
+  uint32_t refs(uint32_t block) const { return refs_[block]; }
+
+ private:
+  std::vector<uint32_t> refs_;  // 0: free
+  std::vector<bool> sealed_;
+  uint32_t free_;
+  uint32_t used_max_ = 0;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_KV_BLOCK_POOL_H_
