@@ -1,0 +1,54 @@
+# What a person types. The steps themselves are in scripts/, so that each can be run and read alone.
+# Variables: PROMPT="…" (answer it and exit), MODEL=file.gguf (instead of the default model), JOBS=n, FUZZ_SECONDS=n.
+
+MODEL ?=
+FUZZ_SECONDS ?= 300
+export MODEL PROMPT JOBS FUZZ_SECONDS
+
+.DEFAULT_GOAL := help
+.PHONY: help run chat build test fuzz format lint clean packages packages-test model
+
+help:
+	@echo 'make run      install what is needed, fetch the default model, build, and chat with it'
+	@echo '              PROMPT="…" make run answers and exits; MODEL=file.gguf make run uses that model'
+	@echo 'make chat     the same, always a chat'
+	@echo 'make build    build/release/tinyserve alone'
+	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
+	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
+	@echo 'make format   clang-format every C++ file'
+	@echo 'make lint     include table, sizes, banned calls, formatting'
+	@echo 'make clean    delete build/ (the model in models/ stays)'
+
+run: build model
+	@scripts/run.sh
+
+chat: build model
+	@scripts/run.sh chat
+
+build: packages
+	@scripts/build.sh release tinyserve
+
+test: packages-test model
+	@scripts/test.sh
+
+fuzz: packages-test
+	@scripts/fuzz.sh
+
+format: packages-test
+	@scripts/format.sh
+
+lint: packages-test
+	@python3 tests/lint/lint.py
+
+clean:
+	rm -rf build
+
+packages:
+	@scripts/install-packages.sh build rust
+
+packages-test:
+	@scripts/install-packages.sh build rust test
+
+# Python and pip come with the packages, so those go first.
+model: | packages
+	@if [ -z "$$MODEL" ]; then python3 scripts/fetch_model.py; fi
