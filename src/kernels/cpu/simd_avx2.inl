@@ -1,0 +1,165 @@
+// Vector primitives over 256 bits: AVX2, FMA, F16C, and AVX-VNNI where the unit is compiled with it.
+//
+// A target unit includes exactly one of simd_*.inl, then kernels written over these names alone, so that one source
+// serves every width. Everything is in an anonymous namespace: no unit shares code with another.
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TS_INLINE inline __attribute__((always_inline))
+
+namespace tinyserve {
+namespace {
+
+constexpr uint32_t kLanes = 8;  // 32-bit lanes of a vector
+
+using VF = __m256;   // kLanes f32
+using VI = __m256i;  // kLanes int32, or the same bytes as int16 or int8
+
+// ---- f32 ----
+
+TS_INLINE VF Zero() { return _mm256_setzero_ps(); }
+TS_INLINE VF Set(float x) { return _mm256_set1_ps(x); }
+// No load or store needs alignment.
+TS_INLINE VF Load(const float* p) { return _mm256_loadu_ps(p); }
+TS_INLINE void Store(float* p, VF a) { _mm256_storeu_ps(p, a); }
+TS_INLINE VF Broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+
+TS_INLINE VF Add(VF a, VF b) { return _mm256_add_ps(a, b); }
+TS_INLINE VF Sub(VF a, VF b) { return _mm256_sub_ps(a, b); }
+TS_INLINE VF Mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
+TS_INLINE VF Div(VF a, VF b) { return _mm256_div_ps(a, b); }
+TS_INLINE VF Fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c
+TS_INLINE VF Fnma(VF a, VF b, VF c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
+TS_INLINE VF Max(VF a, VF b) { return _mm256_max_ps(a, b); }
+TS_INLINE VF Min(VF a, VF b) { return _mm256_min_ps(a, b); }
+TS_INLINE VF Abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+
+// The first n lanes, n <= kLanes; a load's other lanes are 0.
+TS_INLINE VI FirstLanes(uint32_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+TS_INLINE VF LoadFirst(const float* p, uint32_t n) { return _mm256_maskload_ps(p, FirstLanes(n)); }
+TS_INLINE void StoreFirst(float* p, uint32_t n, VF a) { _mm256_maskstore_ps(p, FirstLanes(n), a); }
+// a in the first n lanes, b in the others.
+TS_INLINE VF SelectFirst(uint32_t n, VF a, VF b) {
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(FirstLanes(n)));
+}
+// a where x < y (false for NaN), else b.
+TS_INLINE VF SelectLess(VF x, VF y, VF a, VF b) {
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
+}
+
+// Sum and maximum over lanes: halves are folded onto each other, always in the same order.
+TS_INLINE float SumLanes(VF a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+TS_INLINE float MaxLanes(VF a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+// ---- half and bfloat16, round to nearest even ----
+
+TS_INLINE VF LoadF16(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE void StoreF16(uint16_t* p, VF a) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+TS_INLINE VF LoadBF16(const uint16_t* p) {
+  const VI wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+// Finite values only: a NaN may come out as infinity.
+TS_INLINE void StoreBF16(uint16_t* p, VF a) {
+  const VI bits = _mm256_castps_si256(a);
+  const VI odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const VI sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const VI top = _mm256_srli_epi32(sum, 16);
+  const VI packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(top, top), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+}
+
+// ---- int32 lanes ----
+
+TS_INLINE VI ZeroInt() { return _mm256_setzero_si256(); }
+TS_INLINE VI SetInt(int32_t x) { return _mm256_set1_epi32(x); }
+TS_INLINE VI SetInt16(int16_t x) { return _mm256_set1_epi16(x); }
+TS_INLINE VI SetByte(int8_t x) { return _mm256_set1_epi8(x); }
+TS_INLINE VI LoadInt(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+TS_INLINE void StoreInt(void* p, VI a) { _mm256_storeu_si256((__m256i*)p, a); }
+// The four bytes at p in every lane.
+TS_INLINE VI BroadcastInt(const void* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  return _mm256_set1_epi32(bits);
+}
+// kLanes bytes, each zero- or sign-extended to a lane.
+TS_INLINE VI LoadBytesUnsigned(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+TS_INLINE VI LoadBytesSigned(const int8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+TS_INLINE VI AddInt(VI a, VI b) { return _mm256_add_epi32(a, b); }
+TS_INLINE VI SubInt(VI a, VI b) { return _mm256_sub_epi32(a, b); }
+TS_INLINE VI MulInt(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
+TS_INLINE VI And(VI a, VI b) { return _mm256_and_si256(a, b); }
+TS_INLINE VI Or(VI a, VI b) { return _mm256_or_si256(a, b); }
+TS_INLINE VI ShiftLeft(VI a, int n) { return _mm256_slli_epi32(a, n); }
+TS_INLINE VI ShiftRight(VI a, int n) { return _mm256_srli_epi32(a, n); }          // logical
+TS_INLINE VI ShiftRightSigned(VI a, int n) { return _mm256_srai_epi32(a, n); }
+TS_INLINE VF ToFloat(VI a) { return _mm256_cvtepi32_ps(a); }
+TS_INLINE VI ToInt(VF a) { return _mm256_cvtps_epi32(a); }  // nearest even
+// Lanes that hold -128..127 to kLanes bytes.
+TS_INLINE void StoreBytes(int8_t* p, VI a) {
+  const VI words = _mm256_packs_epi32(a, a);
+  const VI bytes = _mm256_packs_epi16(words, words);
+  const int low = _mm_cvtsi128_si32(_mm256_castsi256_si128(bytes));
+  const int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(bytes, 1));
+  __builtin_memcpy(p, &low, 4);
+  __builtin_memcpy(p + 4, &high, 4);
+}
+TS_INLINE int32_t SumLanesInt(VI a) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+// ---- integer dots: each 32-bit lane holds four bytes, or two int16, of one output ----
+
+// c + a0*b0 + a1*b1 over int16 pairs, exact.
+TS_INLINE VI DotInt16(VI c, VI a, VI b) { return AddInt(c, _mm256_madd_epi16(a, b)); }
+
+#if defined(__AVXVNNI__)
+constexpr bool kHasByteDot = true;
+// c + sum of four products u8 * s8, exact.
+TS_INLINE VI DotBytes(VI c, VI u8, VI s8) { return _mm256_dpbusd_avx_epi32(c, u8, s8); }
+#else
+constexpr bool kHasByteDot = false;
+TS_INLINE VI DotBytes(VI c, VI, VI) { return c; }  // never called: see kHasByteDot
+#endif
+
+// Pair sums u8 * s8 in 16 bits, REQUIRES: no sum leaves int16.
+TS_INLINE VI PairDot(VI u8, VI s8) { return _mm256_maddubs_epi16(u8, s8); }
+TS_INLINE VI AddInt16(VI a, VI b) { return _mm256_add_epi16(a, b); }
+
+constexpr bool kHasBF16Dot = false;
+
+// ---- scalar square root, correctly rounded ----
+
+TS_INLINE float Sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+// 2^n for integral lanes -126..127.
+TS_INLINE VF PowerOfTwo(VI n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+
+}  // namespace
+}  // namespace tinyserve
+
+#include "kernels/cpu/simd_math.inl"

@@ -1,0 +1,163 @@
+// Vector primitives over 512 bits: AVX-512 F, BW, DQ, VL, with VNNI and BF16 where the unit is compiled with them.
+// The names and their meanings are those of simd_avx2.inl.
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TS_INLINE inline __attribute__((always_inline))
+
+namespace tinyserve {
+namespace {
+
+constexpr uint32_t kLanes = 16;  // 32-bit lanes of a vector
+
+using VF = __m512;   // kLanes f32
+using VI = __m512i;  // kLanes int32, or the same bytes as int16 or int8
+
+// ---- f32 ----
+
+TS_INLINE VF Zero() { return _mm512_setzero_ps(); }
+TS_INLINE VF Set(float x) { return _mm512_set1_ps(x); }
+TS_INLINE VF Load(const float* p) { return _mm512_loadu_ps(p); }
+TS_INLINE void Store(float* p, VF a) { _mm512_storeu_ps(p, a); }
+TS_INLINE VF Broadcast(const float* p) { return _mm512_set1_ps(*p); }
+
+TS_INLINE VF Add(VF a, VF b) { return _mm512_add_ps(a, b); }
+TS_INLINE VF Sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
+TS_INLINE VF Mul(VF a, VF b) { return _mm512_mul_ps(a, b); }
+TS_INLINE VF Div(VF a, VF b) { return _mm512_div_ps(a, b); }
+TS_INLINE VF Fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
+TS_INLINE VF Fnma(VF a, VF b, VF c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+TS_INLINE VF Max(VF a, VF b) { return _mm512_max_ps(a, b); }
+TS_INLINE VF Min(VF a, VF b) { return _mm512_min_ps(a, b); }
+TS_INLINE VF Abs(VF a) { return _mm512_abs_ps(a); }
+
+// The first n lanes, n <= kLanes; a load's other lanes are 0.
+TS_INLINE __mmask16 FirstLanes(uint32_t n) { return (__mmask16)((1u << n) - 1); }
+TS_INLINE VF LoadFirst(const float* p, uint32_t n) {
+  return _mm512_maskz_loadu_ps(FirstLanes(n), p);
+}
+TS_INLINE void StoreFirst(float* p, uint32_t n, VF a) {
+  _mm512_mask_storeu_ps(p, FirstLanes(n), a);
+}
+// a in the first n lanes, b in the others.
+TS_INLINE VF SelectFirst(uint32_t n, VF a, VF b) {
+  return _mm512_mask_blend_ps(FirstLanes(n), b, a);
+}
+// a where x < y (false for NaN), else b.
+TS_INLINE VF SelectLess(VF x, VF y, VF a, VF b) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
+}
+
+// Sum and maximum over lanes: halves are folded onto each other, always in the same order.
+TS_INLINE float SumLanes(VF a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+TS_INLINE float MaxLanes(VF a) {
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+// ---- half and bfloat16, round to nearest even ----
+
+TS_INLINE VF LoadF16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+TS_INLINE void StoreF16(uint16_t* p, VF a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+TS_INLINE VF LoadBF16(const uint16_t* p) {
+  const VI wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+// Finite values only: a NaN may come out as infinity.
+TS_INLINE void StoreBF16(uint16_t* p, VF a) {
+  const VI bits = _mm512_castps_si512(a);
+  const VI odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const VI sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
+}
+
+// ---- int32 lanes ----
+
+TS_INLINE VI ZeroInt() { return _mm512_setzero_si512(); }
+TS_INLINE VI SetInt(int32_t x) { return _mm512_set1_epi32(x); }
+TS_INLINE VI SetInt16(int16_t x) { return _mm512_set1_epi16(x); }
+TS_INLINE VI SetByte(int8_t x) { return _mm512_set1_epi8(x); }
+TS_INLINE VI LoadInt(const void* p) { return _mm512_loadu_si512(p); }
+TS_INLINE void StoreInt(void* p, VI a) { _mm512_storeu_si512(p, a); }
+// The four bytes at p in every lane.
+TS_INLINE VI BroadcastInt(const void* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  return _mm512_set1_epi32(bits);
+}
+// kLanes bytes, each zero- or sign-extended to a lane.
+TS_INLINE VI LoadBytesUnsigned(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE VI LoadBytesSigned(const int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE VI AddInt(VI a, VI b) { return _mm512_add_epi32(a, b); }
+TS_INLINE VI SubInt(VI a, VI b) { return _mm512_sub_epi32(a, b); }
+TS_INLINE VI MulInt(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
+TS_INLINE VI And(VI a, VI b) { return _mm512_and_si512(a, b); }
+TS_INLINE VI Or(VI a, VI b) { return _mm512_or_si512(a, b); }
+TS_INLINE VI ShiftLeft(VI a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+TS_INLINE VI ShiftRight(VI a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }  // logical
+TS_INLINE VI ShiftRightSigned(VI a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+TS_INLINE VF ToFloat(VI a) { return _mm512_cvtepi32_ps(a); }
+TS_INLINE VI ToInt(VF a) { return _mm512_cvtps_epi32(a); }  // nearest even
+// Lanes that hold -128..127 to kLanes bytes.
+TS_INLINE void StoreBytes(int8_t* p, VI a) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a));
+}
+TS_INLINE int32_t SumLanesInt(VI a) { return _mm512_reduce_add_epi32(a); }
+
+// ---- integer dots: each 32-bit lane holds four bytes, or two int16, of one output ----
+
+// c + a0*b0 + a1*b1 over int16 pairs, exact.
+#if defined(__AVX512VNNI__)
+TS_INLINE VI DotInt16(VI c, VI a, VI b) { return _mm512_dpwssd_epi32(c, a, b); }
+constexpr bool kHasByteDot = true;
+// c + sum of four products u8 * s8, exact.
+TS_INLINE VI DotBytes(VI c, VI u8, VI s8) { return _mm512_dpbusd_epi32(c, u8, s8); }
+#else
+TS_INLINE VI DotInt16(VI c, VI a, VI b) { return AddInt(c, _mm512_madd_epi16(a, b)); }
+constexpr bool kHasByteDot = false;
+TS_INLINE VI DotBytes(VI c, VI, VI) { return c; }  // never called: see kHasByteDot
+#endif
+
+// Pair sums u8 * s8 in 16 bits, REQUIRES: no sum leaves int16.
+TS_INLINE VI PairDot(VI u8, VI s8) { return _mm512_maddubs_epi16(u8, s8); }
+TS_INLINE VI AddInt16(VI a, VI b) { return _mm512_add_epi16(a, b); }
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasBF16Dot = true;
+// c + a0*b0 + a1*b1 over bfloat16 pairs; denormals count as 0.
+TS_INLINE VF DotBF16(VF c, VI a, VI b) {
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#else
+constexpr bool kHasBF16Dot = false;
+#endif
+
+// ---- scalar square root, correctly rounded ----
+
+TS_INLINE float Sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+// 2^n for integral lanes -126..127.
+TS_INLINE VF PowerOfTwo(VI n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+
+}  // namespace
+}  // namespace tinyserve
+
+#include "kernels/cpu/simd_math.inl"
