@@ -1,7 +1,6 @@
 #include "kv/kv_cache.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <bit>
@@ -12,7 +11,6 @@
 namespace tinyserve {
 namespace {
 
-constexpr uint64_t kHugePage = 2 << 20;
 // Bytes of one slab that lie together in an extent: long enough to stream, short enough that a
 // little-used pool touches little memory.
 constexpr uint64_t kRunBytes = 64 << 10;
@@ -90,23 +88,16 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
                    .v_offset = page.v_offset,
                    .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
                    .run_bytes = run_pages * page.page_bytes,
-                   .extent_stride = 0};
+                   .extent_stride = 0,
+                   .memory = {}};
     s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
     const uint64_t extents = (blocks * pages_per_block + run_pages - 1) / run_pages;
-    const Checked bytes =
-        (Checked(extents) * Checked(s.extent_stride)).RoundUp(kHugePage) + kHugePage;
-    void* memory = bytes.AtMost(UINT64_MAX / 4)
-                       ? mmap(nullptr, bytes.value(), PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                       : MAP_FAILED;
-    if (memory == MAP_FAILED) {
+    const Checked bytes = Checked(extents) * Checked(s.extent_stride);
+    if (!bytes.valid()) {
       return Status(Code::kOutOfMemory,
-                    fmt::format("cannot reserve {} bytes for the KV pool", options.memory_bytes));
+                    fmt::format("a KV pool of {} bytes is too large", options.memory_bytes));
     }
-    s.base = static_cast<uint8_t*>(memory);
-    s.bytes = bytes.value();
-    madvise(memory, s.bytes,
-            MADV_HUGEPAGE);  // fewer TLB misses where the system has huge pages; no harm elsewhere
+    TS_ASSIGN_OR_RETURN(s.memory, Buffer::Allocate(bytes.value(), /*huge=*/true));
     cache->groups_.push_back(std::move(s));
   }
   cache->sequences_.resize(options.sequences_max);
@@ -119,10 +110,6 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
     }
   }
   return cache;
-}
-
-KvCache::~KvCache() {
-  for (GroupStorage& group : groups_) munmap(group.base, group.bytes);
 }
 
 Result<SequenceSlot> KvCache::AddSequence() {
@@ -225,15 +212,13 @@ PageView KvCache::View(SequenceSlot slot, uint32_t group, uint32_t tokens) const
 KvSlab KvCache::slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
   const GroupStorage& s = groups_[group];
   TS_CHECK(layer_in_group < s.shape.layers && kv_head < s.shape.kv_heads);
-  // Storage starts at the first huge-page border of the mapping.
-  uint8_t* base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(s.base) + kHugePage - 1) /
-                                             kHugePage * kHugePage);
-  return {.base = base + (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) *
-                             s.run_bytes,
-          .extent_stride = s.extent_stride,
-          .extent_shift = s.extent_shift,
-          .page_bytes = s.page_bytes,
-          .v_offset = s.v_offset};
+  return {
+      .base = s.memory.data() +
+              (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) * s.run_bytes,
+      .extent_stride = s.extent_stride,
+      .extent_shift = s.extent_shift,
+      .page_bytes = s.page_bytes,
+      .v_offset = s.v_offset};
 }
 
 KvShape KvCache::shape(uint32_t group) const { return groups_[group].kv; }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "kernels/kernels.h"
 #include "kv/block_pool.h"
 #include "kv/codec.h"
@@ -41,7 +42,6 @@ class KvCache {
   static Result<std::unique_ptr<KvCache>> Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
                                                  const Kernels* kernels);
-  ~KvCache();
 
   // Bytes of page storage that one token costs over all groups.
   static uint64_t BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
@@ -95,8 +95,7 @@ class KvCache {
     uint32_t extent_shift;   // log2 pages an extent holds for each slab
     uint64_t run_bytes;      // of one slab in one extent
     uint64_t extent_stride;  // layers * kv_heads * run_bytes
-    uint8_t* base = nullptr;
-    uint64_t bytes = 0;
+    Buffer memory;
   };
   struct Table {
     std::vector<uint32_t> blocks;
