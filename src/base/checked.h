@@ -46,9 +46,8 @@ class Checked {
       r.valid_ = false;
       return r;
     }
-    Checked padded = *this + Checked(unit - 1);
-    padded.value_ = padded.value_ / unit * unit;
-    return padded;
+    const uint64_t over = value_ % unit;
+    return over == 0 ? *this : *this + Checked(unit - over);
   }
 
  private:
