@@ -1,0 +1,178 @@
+#include "engine/executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace tinyserve {
+namespace {
+
+// Rows whose logits are computed at a time; bounds the memory of kLogProbs over long rows.
+constexpr uint32_t kScoreRows = 64;
+
+}  // namespace
+
+Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Kernels* kernels,
+                                                   Compute compute, ThreadPool* threads,
+                                                   const ExecutorOptions& options) {
+  if (options.step_tokens_max < options.sequences_max || options.sequences_max == 0) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("step_tokens_max is {}: it must be at least sequences_max, {}, which "
+                              "must be at least 1",
+                              options.step_tokens_max, options.sequences_max));
+  }
+  std::unique_ptr<Executor> e(new Executor);
+  e->options_ = options;
+  e->model_ = model;
+  e->kernels_ = kernels;
+  e->compute_ = compute;
+  e->threads_ = threads;
+  const ModelConfig& config = model->config();
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
+  const std::vector<LayerGroup> groups = {
+      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
+  const KvCacheOptions cache{.codec = codec,
+                             .page_tokens = options.page_tokens,
+                             .block_tokens = options.block_tokens,
+                             .memory_bytes = options.kv_memory_bytes,
+                             .sequences_max = options.sequences_max,
+                             .sequence_tokens_max = options.sequence_tokens_max};
+  TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
+  const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),
+                                   .heads = config.heads,
+                                   .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
+                                   .compute = compute,
+                                   .rows_max = options.step_tokens_max};
+  TS_ASSIGN_OR_RETURN(e->attention_,
+                      Attention::Create(attention, e->cache_.get(), kernels, threads));
+  TS_ASSIGN_OR_RETURN(
+      e->step_, Step::Create(model->Sizes(options.step_tokens_max, kScoreRows), kernels, threads));
+  const uint64_t row_bytes = uint64_t{config.vocab} * sizeof(float);
+  TS_ASSIGN_OR_RETURN(e->logits_, Buffer::Allocate(options.sequences_max * row_bytes));
+  TS_ASSIGN_OR_RETURN(e->scoring_, Buffer::Allocate(kScoreRows * row_bytes));
+  e->tokens_.reserve(options.step_tokens_max);
+  e->positions_.reserve(options.step_tokens_max);
+  for (auto* v : {&e->wanted_, &e->first_row_, &e->length_}) v->reserve(options.step_tokens_max);
+  e->runs_.reserve(options.step_tokens_max);
+  e->logits_index_.reserve(options.step_tokens_max);
+  e->sampled_.reserve(options.step_tokens_max);
+  return e;
+}
+
+void Executor::ResolveInputs(const StepBatch& batch) {
+  tokens_.clear();
+  positions_.clear();
+  runs_.clear();
+  first_row_.clear();
+  length_.clear();
+  for (const StepRow& row : batch.rows) {
+    const uint32_t first = static_cast<uint32_t>(tokens_.size());
+    first_row_.push_back(first);
+    length_.push_back(row.length);
+    runs_.push_back({.slot = row.slot,
+                     .first_row = first,
+                     .rows = row.length,
+                     .first_position = row.first_position,
+                     .token_class = row.token_class});
+    for (uint32_t i = 0; i < row.length; ++i) {
+      const StepInput input = batch.inputs[row.first_input + i];
+      const int32_t token = input >= 0 ? input : sampled_[static_cast<size_t>(~input)];
+      TS_CHECK(token >= 0 && static_cast<uint32_t>(token) < model_->config().vocab);
+      tokens_.push_back(token);
+      positions_.push_back(row.first_position + i);
+    }
+  }
+  TS_CHECK(!tokens_.empty() && tokens_.size() <= options_.step_tokens_max);
+}
+
+void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
+  ResolveInputs(batch);
+  sampled_.assign(batch.rows.size(), -1);
+  attention_->Plan(runs_);
+  step_->Begin(tokens_, positions_, attention_.get());
+  model_->Forward(step_.get(), hook);
+  logits_rows_ = 0;
+  ComputeLogits(batch);
+  ComputeLogProbs(batch);
+  ++steps_;
+}
+
+void Executor::ComputeLogits(const StepBatch& batch) {
+  wanted_.clear();
+  logits_index_.clear();
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const bool wants = batch.rows[r].want == Want::kLogits || batch.rows[r].want == Want::kLogProbs;
+    logits_index_.push_back(wants ? static_cast<int32_t>(wanted_.size()) : -1);
+    if (wants) wanted_.push_back(first_row_[r] + length_[r] - 1);
+  }
+  TS_CHECK(wanted_.size() <= options_.sequences_max);
+  const uint64_t vocab = model_->config().vocab;
+  for (size_t i = 0; i < wanted_.size(); i += kScoreRows) {
+    const size_t n = std::min<size_t>(kScoreRows, wanted_.size() - i);
+    model_->Logits(step_.get(), std::span(wanted_).subspan(i, n), logits_.as<float>() + i * vocab);
+  }
+  logits_rows_ += wanted_.size();
+}
+
+void Executor::ComputeLogProbs(const StepBatch& batch) {
+  const uint64_t vocab = model_->config().vocab;
+  logprobs_.resize(std::max(logprobs_.size(), batch.rows.size()));
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    logprobs_[r].clear();
+    if (batch.rows[r].want != Want::kLogProbs) continue;
+    const uint32_t targets = length_[r] - 1;
+    logprobs_[r].resize(targets);
+    for (uint32_t i = 0; i < targets; i += kScoreRows) {
+      const uint32_t n = std::min(kScoreRows, targets - i);
+      wanted_.clear();
+      for (uint32_t j = 0; j < n; ++j) wanted_.push_back(first_row_[r] + i + j);
+      float* scores = scoring_.as<float>();
+      model_->Logits(step_.get(), wanted_, scores);
+      threads_->For(n, [&](uint32_t j, uint32_t) {
+        const float* row = scores + j * vocab;
+        logprobs_[r][i + j] =
+            row[tokens_[first_row_[r] + i + j + 1]] - LogSumExp(std::span(row, vocab));
+      });
+    }
+    logits_rows_ += targets;
+  }
+}
+
+std::span<float> Executor::logits(size_t row) {
+  TS_CHECK(logits_index_[row] >= 0);
+  const uint64_t vocab = model_->config().vocab;
+  return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab, vocab};
+}
+
+std::span<const float> Executor::logprobs(size_t row) const { return logprobs_[row]; }
+
+std::span<const float> Executor::hidden(size_t row) const {
+  const uint64_t dim = model_->config().dim;
+  return {step_->x() + first_row_[row] * dim, length_[row] * dim};
+}
+
+StepCost Executor::cost() const {
+  const ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
+  StepCost cost;
+  cost.weight_bytes = products.weight_bytes;
+  cost.kv_bytes = attention_->planned_kv_bytes();
+  std::copy(std::begin(products.multiply_adds), std::end(products.multiply_adds),
+            std::begin(cost.multiply_adds));
+  const DotKind attention_dot = DotKind::kF32;
+  cost.multiply_adds[static_cast<uint32_t>(attention_dot)] += attention_->planned_multiply_adds();
+  return cost;
+}
+
+float LogSumExp(std::span<const float> logits) {
+  float top = -INFINITY;
+  for (float x : logits) top = std::max(top, x);
+  if (!std::isfinite(top)) return top;
+  double sum = 0;
+  for (float x : logits) sum += std::exp(x - top);
+  return top + static_cast<float>(std::log(sum));
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,102 @@
+// Runs one StepBatch: resolves inputs, plans attention, runs the model's forward, computes what is
+// wanted.
+#ifndef TINYSERVE_ENGINE_EXECUTOR_H_
+#define TINYSERVE_ENGINE_EXECUTOR_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attend/attention.h"
+#include "base/buffer.h"
+#include "base/thread_pool.h"
+#include "engine/step_batch.h"
+#include "kernels/kernels.h"
+#include "kv/kv_cache.h"
+#include "model/model.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+struct ExecutorOptions {
+  std::string kv = "f16";
+  uint64_t kv_memory_bytes;
+  uint32_t page_tokens = 16;
+  uint32_t block_tokens = 32;
+  uint32_t sequences_max;
+  uint32_t sequence_tokens_max;
+  uint32_t step_tokens_max;  // at least sequences_max
+};
+
+// What a step must read and multiply (nothing that it happens to read twice).
+struct StepCost {
+  uint64_t weight_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t multiply_adds[kDotKinds] = {};
+};
+
+// log(sum(exp(x))), stable.
+float LogSumExp(std::span<const float> logits);
+
+class Executor {
+ public:
+  // `model`, `kernels` and `threads` must outlive the executor. Errors: kInvalidArgument,
+  // kOutOfMemory.
+  static Result<std::unique_ptr<Executor>> Create(const Model* model, const Kernels* kernels,
+                                                  Compute compute, ThreadPool* threads,
+                                                  const ExecutorOptions& options);
+
+  KvCache* cache() { return cache_.get(); }
+
+  // Runs the batch. REQUIRES: at most step_tokens_max tokens, room reserved in the cache for all of
+  // them, token ids inside the vocabulary. `hook` may be empty. Results stay valid until the next
+  // Run. The caller commits to the cache.
+  void Run(const StepBatch& batch, const LayerHook& hook = {});
+
+  // Of the last Run; row: index into batch.rows.
+  std::span<float> logits(size_t row);                // [vocab]; row wanted kLogits or kLogProbs
+  std::span<const float> logprobs(size_t row) const;  // kLogProbs: [length - 1]
+  std::span<const float> hidden(
+      size_t row) const;  // kHidden: [length][dim] of the residual stream after the last layer
+  // Records what was sampled after a row, for ~row inputs of the next step.
+  void SetSampled(size_t row, int32_t token) { sampled_[row] = token; }
+
+  // Work of the last Run.
+  StepCost cost() const;
+  uint64_t steps() const { return steps_; }
+  uint32_t step_tokens_max() const { return options_.step_tokens_max; }
+
+ private:
+  Executor() = default;
+  void ResolveInputs(const StepBatch& batch);
+  void ComputeLogits(const StepBatch& batch);
+  void ComputeLogProbs(const StepBatch& batch);
+
+  ExecutorOptions options_;
+  const Model* model_ = nullptr;
+  const Kernels* kernels_ = nullptr;
+  Compute compute_ = Compute::kFast;
+  ThreadPool* threads_ = nullptr;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Attention> attention_;
+  std::unique_ptr<Step> step_;
+  std::vector<int32_t> tokens_;      // [rows]
+  std::vector<uint32_t> positions_;  // [rows]
+  std::vector<SequenceRun> runs_;
+  std::vector<uint32_t> wanted_;       // rows whose logits are computed
+  std::vector<uint32_t> first_row_;    // batch row -> first activation row
+  std::vector<uint32_t> length_;       // batch row -> tokens
+  std::vector<int32_t> logits_index_;  // batch row -> index into logits_, -1
+  std::vector<int32_t> sampled_;       // batch row -> token sampled after it, -1
+  std::vector<std::vector<float>> logprobs_;
+  Buffer logits_;   // [sequences_max][vocab]
+  Buffer scoring_;  // [kScoreRows][vocab], for kLogProbs
+  uint64_t steps_ = 0;
+  uint64_t logits_rows_ = 0;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_EXECUTOR_H_

@@ -1,0 +1,47 @@
+// What one step runs: rows of many sequences, decodes and prefill chunks mixed. Indices only, never
+// pointers, so that it could cross a process.
+#ifndef TINYSERVE_ENGINE_STEP_BATCH_H_
+#define TINYSERVE_ENGINE_STEP_BATCH_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "attend/attention.h"
+
+namespace tinyserve {
+
+// What a row's results are wanted for.
+enum class Want : uint8_t {
+  kNothing,   // only its keys and values
+  kLogits,    // logits after its last token
+  kLogProbs,  // log-probability of each next token of the row given the ones before
+              // (teacher-forced), and logits after the last
+  kHidden,    // final hidden states of every token
+};
+
+// One input token: a literal id (>= 0), or what row i of the previous step sampled, written as ~i.
+using StepInput = int32_t;
+
+struct StepRow {
+  SequenceSlot slot;
+  uint32_t first_position;  // absolute position of the row's first token
+  uint32_t length;          // tokens, at least 1
+  uint32_t first_input;     // into StepBatch::inputs
+  TokenClass token_class;
+  Want want;
+  int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
+};
+
+struct StepBatch {
+  std::vector<StepRow> rows;
+  std::vector<StepInput> inputs;
+
+  void Clear() {
+    rows.clear();
+    inputs.clear();
+  }
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_STEP_BATCH_H_
