@@ -128,14 +128,16 @@ struct Message {
 
 struct ModelInfo {
   std::string name, architecture, target, kv;
-  uint64_t parameters = 0;    // elements of all tensors
-  uint64_t tensor_bytes = 0;  // as stored in the file
-  uint64_t packed_bytes = 0;  // as repacked in memory
+  uint64_t parameters = 0;         // elements of all tensors
+  uint64_t tensor_bytes = 0;       // as stored in the file
+  uint64_t packed_bytes = 0;       // as repacked in memory
+  uint64_t step_weight_bytes = 0;  // packed weights that every decode step reads
   uint32_t layers = 0, vocab = 0, threads = 0;
   uint32_t context_trained = 0;  // tokens
   uint32_t context_tokens = 0;   // longest sequence of this engine
   uint64_t kv_bytes_per_token = 0;
   uint64_t kv_pool_bytes = 0;
+  bool has_chat_template = false;  // the file carries one: a model that follows instructions
 };
 
 struct EngineStats {
