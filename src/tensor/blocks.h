@@ -7,7 +7,8 @@
 
 namespace tinyserve {
 
-struct BlockQ4_0 {  // 32 elements: w[i] = d * (q[i] - 8); qs[j] holds i=j (low nibble) and i=j+16 (high)
+// 32 elements: w[i] = d * (q[i] - 8); qs[j] holds i=j (low nibble) and i=j+16 (high).
+struct BlockQ4_0 {
   uint16_t d;
   uint8_t qs[16];
 };
@@ -29,7 +30,8 @@ struct BlockQ8_0 {  // w[i] = d * q[i]
   uint16_t d;
   int8_t qs[32];
 };
-struct BlockQ4_K {  // 256 elements in 8 sub-blocks of 32: w = d * sc[s] * q - dmin * mn[s]; sc, mn 6 bits each
+// 256 elements in 8 sub-blocks of 32: w = d * sc[s] * q - dmin * mn[s]; sc, mn 6 bits each.
+struct BlockQ4_K {
   uint16_t d, dmin;
   uint8_t scales[12];
   uint8_t qs[128];
@@ -40,7 +42,8 @@ struct BlockQ5_K {  // as Q4_K with a fifth bit in qh
   uint8_t qh[32];
   uint8_t qs[128];
 };
-struct BlockQ6_K {  // 256 elements in 16 sub-blocks of 16: w = d * sc[s] * (q - 32); q 6 bits, sc int8
+// 256 elements in 16 sub-blocks of 16: w = d * sc[s] * (q - 32); q 6 bits, sc int8.
+struct BlockQ6_K {
   uint8_t ql[128];
   uint8_t qh[64];
   int8_t scales[16];

@@ -3,7 +3,6 @@
 #define TINYSERVE_TENSOR_DTYPE_H_
 
 #include <cstdint>
-#include <string_view>
 
 namespace tinyserve {
 
@@ -24,9 +23,9 @@ enum class DType : uint8_t {
 };
 
 struct DTypeInfo {
-  const char* name;       // as GGUF tools print it: "Q4_1"
-  uint32_t block_elems;   // elements of one row that are encoded together
-  uint32_t block_bytes;   // bytes of such a block
+  const char* name;      // as GGUF tools print it: "Q4_1"
+  uint32_t block_elems;  // elements of one row that are encoded together
+  uint32_t block_bytes;  // bytes of such a block
 };
 
 // Geometry of `type`. Every enumerator has one.

@@ -161,6 +161,13 @@ class LintTest(unittest.TestCase):
                 self.write("src/tensor/dtype.cc", line + "\n")
                 self.expect_clean(rules.banned)
 
+    def test_unit_tests_may_do_what_shipped_code_may_not(self):
+        for path, count in [("src/tensor/dtype_test.cc", 0), ("src/tensor/dtype.cc", 1)]:
+            with self.subTest(path):
+                self.write(path, "std::regex r;\n")
+                self.assertEqual(len(self.findings(rules.banned)), count)
+                (self.root / path).unlink()
+
     def test_forbidden_words(self):
         for text in ["see /wo" "rk/main/x", "/tmp/ba" "sh_jobs", "// TO" "DO: later", "trailing "]:
             with self.subTest(text):
