@@ -1,0 +1,594 @@
+// The engine: one thread that owns the scheduler and the cache, fed by a bounded inbox, answering
+// by events.
+#include "tinyserve/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "base/check.h"
+#include "base/machine.h"
+#include "engine/answer_text.h"
+#include "engine/executor.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/vocab.h"
+#include "kernels/targets.h"
+#include "model/model.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr uint32_t kTopLogprobsMax = 20;
+constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;
+
+double NowSeconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// A request from submission to its last event. Owned by the engine thread once it left the inbox.
+struct Job {
+  RequestId id;
+  Request request;
+  EventSink sink;
+  double submitted = 0, started = 0, first_token = 0,
+         last_token = 0;  // seconds, steady clock; 0: not yet
+  SequenceSlot slot = 0;
+  bool running = false;
+  std::unique_ptr<Sampler> sampler;
+  std::unique_ptr<AnswerText> answer;
+  std::vector<int32_t> generated;
+  std::vector<float> prompt_logprobs;
+};
+
+class EngineImpl : public Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+  ~EngineImpl() override;
+
+  Result<RequestId> Submit(const Request& request, EventSink sink) override;
+  bool Cancel(RequestId id) override;
+  void Wait(RequestId id) override;
+  Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special,
+                                        bool parse_special) const override {
+    return tokenizer_->Encode(text, add_special, parse_special);
+  }
+  Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const override {
+    return tokenizer_->Decode(tokens, /*spell_special=*/false);
+  }
+  Result<std::string> RenderChat(const std::vector<Message>& messages,
+                                 bool add_generation_prompt) const override;
+  const ModelInfo& info() const override { return info_; }
+  EngineStats stats() const override;
+
+ private:
+  Status Check(const Request& request) const;
+  void Loop();
+  bool TakeInbox();  // false: stop
+  void EndCancelledAndLate();
+  void StartAdmitted();
+  void RunStep();
+  void FinishRow(const ScheduledRow& row, size_t index);
+  void TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
+  void EmitToken(Job* job, const ScheduledRow& row, size_t index);
+  FinishReason AfterToken(Job* job, int32_t token);
+  void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
+
+  EngineOptions options_;
+  ModelInfo info_;
+  std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<ChatTemplate> template_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Scheduler> scheduler_;
+
+  // Shared with callers, under mutex_.
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;      // the engine thread waits for work
+  std::condition_variable finished_;  // callers wait for a request's end
+  std::vector<std::unique_ptr<Job>> inbox_;
+  std::unordered_map<RequestId, bool> live_;  // submitted and not finished -> asked to cancel
+  RequestId next_id_ = 1;
+  bool stopping_ = false;
+  EngineStats stats_;
+
+  // The engine thread's own.
+  std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
+  std::vector<ScheduledRow> rows_;
+  StepBatch batch_;
+  std::thread thread_;
+};
+
+// ---- opening
+// ------------------------------------------------------------------------------------------------------
+
+// Sizes of context and pool. Where the caller leaves them open, the pool holds up to
+// kContextsWanted full contexts within half of what memory is left beside the weights: untouched
+// pages cost nothing, and the rest of the system keeps room.
+struct KvSizes {
+  uint32_t context_tokens;
+  uint64_t pool_bytes;
+};
+
+Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
+                              uint64_t bytes_per_token, uint64_t weight_bytes) {
+  constexpr uint64_t kContextsWanted = 8;
+  if (o.context_tokens > config.context) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("context_tokens is {}: the model was trained for {}",
+                              o.context_tokens, config.context));
+  }
+  const uint64_t wanted = o.context_tokens != 0 ? o.context_tokens : config.context;
+  const uint64_t block = o.block_tokens;
+  const uint64_t full = (wanted + block - 1) / block * block * bytes_per_token;
+  const uint64_t limit = MemoryLimitBytes();
+  const uint64_t left = limit > weight_bytes ? (limit - weight_bytes) / 2 : 0;
+  const uint64_t pool =
+      o.kv_memory_bytes != 0 ? o.kv_memory_bytes : std::min(full * kContextsWanted, left);
+  if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), pool};
+  const uint64_t fits = pool / bytes_per_token / block * block;
+  if (o.context_tokens != 0 || fits == 0) {
+    return Status(
+        Code::kOutOfMemory,
+        fmt::format("a context of {} tokens needs {} bytes of KV cache, {} are available{}: lower "
+                    "the context or raise "
+                    "the KV memory",
+                    wanted, full, pool, o.kv_memory_bytes != 0 ? " (kv_memory_bytes)" : ""));
+  }
+  return KvSizes{static_cast<uint32_t>(fits), pool};
+}
+
+Result<Compute> ParseCompute(const std::string& name) {
+  if (name == "fast") return Compute::kFast;
+  if (name == "f32") return Compute::kF32;
+  return Status(Code::kInvalidArgument,
+                fmt::format("compute is '{}': allowed are fast and f32", name));
+}
+
+Status CheckOptions(const EngineOptions& o) {
+  const auto range = [](const char* name, uint64_t value, uint64_t low, uint64_t high) {
+    if (value >= low && value <= high) return Status();
+    return Status(Code::kInvalidArgument,
+                  fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
+  };
+  TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
+  TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
+  TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));
+  return range("queue_max", o.queue_max, 1, 1 << 20);
+}
+
+Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
+  TS_RETURN_IF_ERROR(CheckOptions(options));
+  TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
+  TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
+  auto engine = std::make_unique<EngineImpl>();
+  EngineImpl& e = *engine;
+  e.options_ = options;
+  e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
+
+  TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
+  TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(*file));
+  TS_ASSIGN_OR_RETURN(e.tokenizer_, Tokenizer::Create(vocab));
+  const auto spelled = [&](int64_t id) {
+    return id >= 0 ? vocab.tokens[static_cast<size_t>(id)] : std::string();
+  };
+  const std::string source = ReadChatTemplate(*file);
+  TS_ASSIGN_OR_RETURN(e.template_,
+                      ChatTemplate::Create(source.empty() ? DefaultChatTemplate() : source,
+                                           spelled(vocab.bos), spelled(vocab.eos)));
+  TS_ASSIGN_OR_RETURN(e.model_, LoadModel(*file, {.kernels = kernels,
+                                                  .compute = compute,
+                                                  .threads = e.threads_.get(),
+                                                  .progress = options.on_load_progress}));
+  const ModelConfig& config = e.model_->config();
+  if (e.tokenizer_->size() > config.vocab) {
+    return Status(Code::kCorrupt,
+                  fmt::format("the tokenizer has {} tokens, the embedding only {} rows",
+                              e.tokenizer_->size(), config.vocab));
+  }
+  const std::vector<LayerGroup> groups = {
+      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
+  const uint64_t bytes_per_token =
+      KvCache::BytesPerToken(groups, *codec, options.page_tokens, kernels);
+  TS_ASSIGN_OR_RETURN(const KvSizes sizes,
+                      ChooseKvSizes(options, config, bytes_per_token, e.model_->packed_bytes()));
+  TS_ASSIGN_OR_RETURN(e.executor_,
+                      Executor::Create(e.model_.get(), kernels, compute, e.threads_.get(),
+                                       {.kv = options.kv,
+                                        .kv_memory_bytes = sizes.pool_bytes,
+                                        .page_tokens = options.page_tokens,
+                                        .block_tokens = options.block_tokens,
+                                        .sequences_max = options.sequences_max,
+                                        .sequence_tokens_max = sizes.context_tokens,
+                                        .step_tokens_max = options.step_tokens_max}));
+  const KvCache& cache = *e.executor_->cache();
+  e.scheduler_ =
+      std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = options.step_tokens_max,
+                                                  .sequences_max = options.sequences_max,
+                                                  .blocks = cache.pool(0).total(),
+                                                  .block_tokens = options.block_tokens});
+  uint64_t parameters = 0;
+  for (const StoredTensor& tensor : file->tensors()) parameters += tensor.rows * tensor.cols;
+  e.info_ = {.name = config.name,
+             .architecture = config.architecture,
+             .target = kernels->name,
+             .kv = codec->name,
+             .parameters = parameters,
+             .tensor_bytes = file->tensor_bytes(),
+             .packed_bytes = e.model_->packed_bytes(),
+             .step_weight_bytes = e.model_->CostOf(1, 1).weight_bytes,
+             .layers = config.layers,
+             .vocab = config.vocab,
+             .threads = e.threads_->threads(),
+             .context_trained = config.context,
+             .context_tokens = sizes.context_tokens,
+             .kv_bytes_per_token = bytes_per_token,
+             .kv_pool_bytes = cache.pool_bytes(),
+             .has_chat_template = !source.empty()};
+  e.stats_.blocks_total = cache.pool(0).total();
+  e.thread_ = std::thread([&e] { e.Loop(); });
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+EngineImpl::~EngineImpl() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+// ---- callers' side
+// ------------------------------------------------------------------------------------------------
+
+Status EngineImpl::Check(const Request& r) const {
+  const auto bad = [](std::string message) {
+    return Status(Code::kInvalidArgument, std::move(message));
+  };
+  if (r.prompt.empty()) return bad("prompt is empty: at least one token is needed");
+  for (int32_t token : r.prompt) {
+    if (token < 0 || static_cast<uint32_t>(token) >= info_.vocab) {
+      return bad(fmt::format("prompt holds token {}: allowed are 0 to {}", token, info_.vocab - 1));
+    }
+  }
+  const uint64_t total = uint64_t{r.prompt.size()} + r.max_tokens;
+  if (total > info_.context_tokens) {
+    return bad(fmt::format("prompt ({} tokens) and max_tokens ({}) make {}: the context holds {}",
+                           r.prompt.size(), r.max_tokens, total, info_.context_tokens));
+  }
+  TS_RETURN_IF_ERROR(CheckSampling(r.sampling, info_.vocab));
+  if (r.top_logprobs < -1 || r.top_logprobs > static_cast<int32_t>(kTopLogprobsMax)) {
+    return bad(
+        fmt::format("top_logprobs is {}: allowed are -1 to {}", r.top_logprobs, kTopLogprobsMax));
+  }
+  if (r.min_tokens > r.max_tokens) {
+    return bad(fmt::format("min_tokens is {}: it must not exceed max_tokens, {}", r.min_tokens,
+                           r.max_tokens));
+  }
+  if (r.stop.size() > kStopStringsMax) {
+    return bad(fmt::format("stop holds {} strings: at most {} are allowed", r.stop.size(),
+                           kStopStringsMax));
+  }
+  for (const std::string& stop : r.stop) {
+    if (stop.empty() || stop.size() > kStopBytesMax) {
+      return bad(fmt::format("a stop string has {} bytes: allowed are 1 to {}", stop.size(),
+                             kStopBytesMax));
+    }
+  }
+  for (int32_t token : r.stop_tokens) {
+    if (token < 0 || static_cast<uint32_t>(token) >= info_.vocab) {
+      return bad(fmt::format("stop_tokens holds {}: allowed are 0 to {}", token, info_.vocab - 1));
+    }
+  }
+  if (!r.selector.empty() && r.selector != "full") {
+    return bad(fmt::format("selector is '{}': only full is available", r.selector));
+  }
+  const uint32_t blocks =
+      scheduler_->BlocksFor({.id = 0,
+                             .prompt_tokens = static_cast<uint32_t>(r.prompt.size()),
+                             .max_tokens = r.max_tokens,
+                             .priority = r.priority});
+  if (blocks > stats_.blocks_total) {
+    return Status(
+        Code::kResourceExhausted,
+        fmt::format("the request needs {} KV blocks ({} bytes): the pool holds {}", blocks,
+                    uint64_t{blocks} * options_.block_tokens * info_.kv_bytes_per_token,
+                    stats_.blocks_total));
+  }
+  return Status();
+}
+
+Result<RequestId> EngineImpl::Submit(const Request& request, EventSink sink) {
+  TS_RETURN_IF_ERROR(Check(request));
+  auto job = std::make_unique<Job>();
+  job->request = request;
+  job->sink = std::move(sink);
+  job->submitted = NowSeconds();
+  RequestId id;
+  {
+    std::lock_guard lock(mutex_);
+    if (stats_.waiting + inbox_.size() >= options_.queue_max) {
+      return Status(Code::kResourceExhausted,
+                    fmt::format("{} requests wait already: try again later", options_.queue_max));
+    }
+    id = next_id_++;
+    job->id = id;
+    live_.emplace(id, false);
+    inbox_.push_back(std::move(job));
+    ++stats_.requests;
+  }
+  wake_.notify_one();
+  return id;
+}
+
+bool EngineImpl::Cancel(RequestId id) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto at = live_.find(id);
+    if (at == live_.end()) return false;
+    at->second = true;
+  }
+  wake_.notify_one();
+  return true;
+}
+
+void EngineImpl::Wait(RequestId id) {
+  TS_CHECK(std::this_thread::get_id() != thread_.get_id());
+  std::unique_lock lock(mutex_);
+  finished_.wait(lock, [&] { return live_.find(id) == live_.end(); });
+}
+
+Result<std::string> EngineImpl::RenderChat(const std::vector<Message>& messages,
+                                           bool add_generation_prompt) const {
+  std::vector<ChatMessage> chat;
+  for (const Message& m : messages) chat.push_back({.role = m.role, .content = m.content});
+  return template_->Render(chat, add_generation_prompt, "");
+}
+
+EngineStats EngineImpl::stats() const {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+// ---- the engine thread
+// --------------------------------------------------------------------------------------------
+
+void EngineImpl::Loop() {
+  while (TakeInbox()) {
+    EndCancelledAndLate();
+    StartAdmitted();
+    RunStep();
+  }
+  while (!jobs_.empty()) Finish(jobs_.begin()->second.get(), FinishReason::kCancelled, "");
+}
+
+bool EngineImpl::TakeInbox() {
+  std::vector<std::unique_ptr<Job>> taken;
+  {
+    std::unique_lock lock(mutex_);
+    if (jobs_.empty()) wake_.wait(lock, [&] { return stopping_ || !inbox_.empty(); });
+    taken.swap(inbox_);
+    const BlockPool& pool = executor_->cache()->pool(0);
+    stats_.running = scheduler_->running();
+    stats_.waiting = scheduler_->waiting() + static_cast<uint32_t>(taken.size());
+    stats_.blocks_used = pool.used();
+    stats_.blocks_used_max = pool.used_max();
+    stats_.steps = executor_->steps();
+    if (stopping_) {
+      for (std::unique_ptr<Job>& job : taken) jobs_.emplace(job->id, std::move(job));
+      return false;
+    }
+  }
+  for (std::unique_ptr<Job>& job : taken) {
+    const RequestId id = job->id;
+    scheduler_->Submit({.id = id,
+                        .prompt_tokens = static_cast<uint32_t>(job->request.prompt.size()),
+                        .max_tokens = job->request.max_tokens,
+                        .priority = job->request.priority});
+    jobs_.emplace(id, std::move(job));
+  }
+  return true;
+}
+
+void EngineImpl::EndCancelledAndLate() {
+  std::vector<std::pair<Job*, FinishReason>> ended;
+  const double now = NowSeconds();
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [id, job] : jobs_) {
+      const double deadline = static_cast<double>(job->request.deadline_ms) / 1e3;
+      if (live_.at(id)) {
+        ended.emplace_back(job.get(), FinishReason::kCancelled);
+      } else if (job->request.deadline_ms != 0 && now - job->submitted > deadline) {
+        ended.emplace_back(job.get(), FinishReason::kDeadline);
+      }
+    }
+  }
+  for (const auto& [job, reason] : ended)
+    Finish(job, reason, job->answer ? job->answer->Finish() : "");
+}
+
+void EngineImpl::StartAdmitted() {
+  for (RequestId id : scheduler_->Admit()) {
+    Job& job = *jobs_.at(id);
+    KvCache* cache = executor_->cache();
+    Result<SequenceSlot> slot = cache->AddSequence();
+    TS_CHECK(slot.ok());  // the scheduler admits at most sequences_max
+    job.slot = *slot;
+    job.running = true;
+    job.started = NowSeconds();
+    job.sampler = std::make_unique<Sampler>(job.request.sampling, info_.vocab, job.request.prompt);
+    job.answer = std::make_unique<AnswerText>(job.request.stop);
+  }
+}
+
+void EngineImpl::RunStep() {
+  scheduler_->Plan(&rows_);
+  if (rows_.empty()) return;
+  batch_.Clear();
+  for (const ScheduledRow& row : rows_) {
+    Job& job = *jobs_.at(row.id);
+    const bool sampled = !row.prompt || (row.last_prompt && job.request.max_tokens > 0);
+    const bool scored = row.prompt && job.request.prompt_logprobs;
+    batch_.rows.push_back({.slot = job.slot,
+                           .first_position = row.first_position,
+                           .length = row.length,
+                           .first_input = static_cast<uint32_t>(batch_.inputs.size()),
+                           .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
+                           .want = scored    ? Want::kLogProbs
+                                   : sampled ? Want::kLogits
+                                             : Want::kNothing});
+    if (row.prompt) {
+      const auto first = job.request.prompt.begin() + row.first_position;
+      batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
+    } else {
+      batch_.inputs.push_back(job.generated.back());
+    }
+    // Admission has promised these blocks.
+    const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
+    TS_CHECK(room.ok());
+  }
+  executor_->Run(batch_);
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    executor_->cache()->Commit(batch_.rows[i].slot, rows_[i].first_position + rows_[i].length);
+  }
+  for (size_t i = 0; i < rows_.size(); ++i) FinishRow(rows_[i], i);
+}
+
+void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
+  Job* job = jobs_.at(row.id).get();
+  {
+    std::lock_guard lock(mutex_);
+    (row.prompt ? stats_.prompt_tokens : stats_.generated_tokens) += row.length;
+  }
+  if (row.prompt) {
+    if (job->request.prompt_logprobs) TakePromptLogprobs(job, row, index);
+    TokenEvent event;
+    event.kind = TokenEvent::Kind::kPrefill;
+    event.request = job->id;
+    event.done = row.first_position + row.length;
+    event.total = static_cast<uint32_t>(job->request.prompt.size());
+    job->sink(event);
+    if (!row.last_prompt) return;
+    if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
+  }
+  EmitToken(job, row, index);
+}
+
+void EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index) {
+  const std::span<const float> inside = executor_->logprobs(index);
+  job->prompt_logprobs.insert(job->prompt_logprobs.end(), inside.begin(), inside.end());
+  if (row.last_prompt) return;
+  // The next chunk's first token follows from this chunk's last.
+  const std::span<const float> logits = executor_->logits(index);
+  const int32_t next = job->request.prompt[row.first_position + row.length];
+  job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - LogSumExp(logits));
+}
+
+void EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
+  const std::span<float> logits = executor_->logits(index);
+  TokenEvent event;
+  float log_sum = 0;
+  std::vector<float> raw;  // sampling changes the logits; log-probabilities are the model's own
+  if (job->request.top_logprobs >= 0) {
+    log_sum = LogSumExp(logits);
+    raw.assign(logits.begin(), logits.end());
+  }
+  const bool early = job->generated.size() < job->request.min_tokens;
+  const std::span<const int32_t> banned =
+      early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
+  const int32_t token = job->sampler->Sample(logits, row.first_position + row.length, banned);
+  job->sampler->Observe(token);
+  executor_->SetSampled(index, token);
+  job->generated.push_back(token);
+  job->last_token = NowSeconds();
+  if (job->first_token == 0) job->first_token = job->last_token;
+  event.kind = TokenEvent::Kind::kToken;
+  event.request = job->id;
+  event.token = token;
+  if (!raw.empty()) {
+    event.logprob = raw[static_cast<size_t>(token)] - log_sum;
+    std::vector<int32_t> order(raw.size());
+    for (size_t t = 0; t < order.size(); ++t) order[t] = static_cast<int32_t>(t);
+    const size_t n = std::min<size_t>(static_cast<size_t>(job->request.top_logprobs), order.size());
+    std::partial_sort(order.begin(), order.begin() + static_cast<long>(n), order.end(),
+                      [&](int32_t a, int32_t b) {
+                        const float x = raw[static_cast<size_t>(a)],
+                                    y = raw[static_cast<size_t>(b)];
+                        return x != y ? x > y : a < b;
+                      });
+    for (size_t i = 0; i < n; ++i)
+      event.top.push_back({order[i], raw[static_cast<size_t>(order[i])] - log_sum});
+  }
+  const FinishReason reason = AfterToken(job, token);
+  const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
+  if (!end_token) {
+    const Result<std::string> bytes = tokenizer_->TokenBytes(token, /*spell_special=*/false);
+    if (bytes.ok()) event.text = job->answer->Push(*bytes);
+  }
+  job->sink(event);
+  if (reason != FinishReason::kNone || job->answer->stopped()) {
+    Finish(job, job->answer->stopped() ? FinishReason::kStop : reason, job->answer->Finish());
+  }
+}
+
+FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {
+  const Request& r = job->request;
+  const std::vector<int32_t>& ends = tokenizer_->end_tokens();
+  const bool end = !r.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
+  const bool stop =
+      std::find(r.stop_tokens.begin(), r.stop_tokens.end(), token) != r.stop_tokens.end();
+  if ((end || stop) && job->generated.size() > r.min_tokens) return FinishReason::kStop;
+  return job->generated.size() >= r.max_tokens ? FinishReason::kLength : FinishReason::kNone;
+}
+
+void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status status) {
+  const RequestId id = job->id;
+  scheduler_->Remove(id);
+  if (job->running) executor_->cache()->RemoveSequence(job->slot);
+  TokenEvent event;
+  event.kind = TokenEvent::Kind::kFinished;
+  event.request = id;
+  event.text = std::move(text);
+  event.finish = reason;
+  event.status = std::move(status);
+  event.prompt_logprobs = std::move(job->prompt_logprobs);
+  Usage& usage = event.usage;
+  usage.prompt_tokens = static_cast<uint32_t>(job->request.prompt.size());
+  usage.completion_tokens = static_cast<uint32_t>(job->generated.size());
+  const double now = NowSeconds();
+  usage.queue_seconds = (job->started != 0 ? job->started : now) - job->submitted;
+  if (job->started != 0)
+    usage.prefill_seconds = (job->first_token != 0 ? job->first_token : now) - job->started;
+  if (job->first_token != 0) {
+    usage.decode_seconds = job->last_token - job->first_token;
+    usage.first_token_seconds = job->first_token - job->submitted;
+  }
+  job->sink(event);
+  jobs_.erase(id);
+  {
+    std::lock_guard lock(mutex_);
+    live_.erase(id);
+  }
+  finished_.notify_all();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
+  return EngineImpl::Open(options);
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,163 @@
+#include "engine/sampler.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace tinyserve {
+namespace {
+
+// A candidate this many temperatures below the best has a probability under 1e-13 of the best's:
+// beyond what f32 sums keep.
+constexpr float kNegligible = 30.0f;
+
+Status Range(const char* name, double value, double low, double high, bool low_open) {
+  const bool inside = (low_open ? value > low : value >= low) && value <= high;  // false for NaN
+  if (inside) return Status();
+  return Status(Code::kInvalidArgument, fmt::format("{} is {}: allowed is {}{}, {}]", name, value,
+                                                    low_open ? "(" : "[", low, high));
+}
+
+// SplitMix64 (Steele, Lea, Flood 2014) over seed and position: a uniform number in [0, 1) without
+// any state.
+double UniformAt(uint64_t seed, uint64_t position) {
+  uint64_t z = seed + 0x9e3779b97f4a7c15ull * (position + 1);
+  for (int round = 0; round < 2; ++round) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    z ^= z >> 31;
+  }
+  return static_cast<double>(z >> 11) * 0x1.0p-53;
+}
+
+}  // namespace
+
+Status CheckSampling(const SamplingOptions& o, uint32_t vocab) {
+  TS_RETURN_IF_ERROR(Range("temperature", o.temperature, 0, 100, false));
+  TS_RETURN_IF_ERROR(Range("top_p", o.top_p, 0, 1, true));
+  TS_RETURN_IF_ERROR(Range("min_p", o.min_p, 0, 1, false));
+  TS_RETURN_IF_ERROR(Range("repetition_penalty", o.repetition_penalty, 0, 100, true));
+  TS_RETURN_IF_ERROR(Range("presence_penalty", o.presence_penalty, -2, 2, false));
+  TS_RETURN_IF_ERROR(Range("frequency_penalty", o.frequency_penalty, -2, 2, false));
+  for (const auto& [token, bias] : o.logit_bias) {
+    if (token < 0 || static_cast<uint32_t>(token) >= vocab) {
+      return Status(
+          Code::kInvalidArgument,
+          fmt::format("logit_bias names token {}: allowed are 0 to {}", token, vocab - 1));
+    }
+    TS_RETURN_IF_ERROR(Range("logit_bias", bias, -100, 100, false));
+  }
+  return Status();
+}
+
+int32_t Argmax(std::span<const float> logits) {
+  // Sixteen running maxima: the compiler keeps them in vectors.
+  std::array<float, 16> best;
+  best.fill(-INFINITY);
+  size_t i = 0;
+  for (; i + 16 <= logits.size(); i += 16) {
+    for (size_t j = 0; j < 16; ++j) best[j] = logits[i + j] > best[j] ? logits[i + j] : best[j];
+  }
+  float top = -INFINITY;
+  for (float b : best) top = std::max(top, b);
+  for (; i < logits.size(); ++i) top = logits[i] > top ? logits[i] : top;
+  const auto at = std::find(logits.begin(), logits.end(), top);
+  return at == logits.end() ? 0 : static_cast<int32_t>(at - logits.begin());
+}
+
+Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const int32_t> prompt)
+    : options_(options),
+      penalties_(options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||
+                 options.frequency_penalty != 0.0f) {
+  if (penalties_) {
+    generated_.assign(vocab, 0);
+    seen_.assign(vocab, false);
+    for (int32_t token : prompt) seen_[static_cast<size_t>(token)] = true;
+  }
+  if (options.temperature > 0) candidates_.reserve(vocab);
+}
+
+void Sampler::Observe(int32_t token) {
+  if (!penalties_) return;
+  ++generated_[static_cast<size_t>(token)];
+  seen_[static_cast<size_t>(token)] = true;
+}
+
+void Sampler::AdjustLogits(std::span<float> logits) const {
+  for (const auto& [token, bias] : options_.logit_bias) logits[static_cast<size_t>(token)] += bias;
+  if (!penalties_) return;
+  for (size_t t = 0; t < logits.size(); ++t) {
+    if (!seen_[t]) continue;
+    // Repetition: CTRL (arXiv 1909.05858) 4.1; presence and frequency count generated tokens only.
+    logits[t] = logits[t] > 0 ? logits[t] / options_.repetition_penalty
+                              : logits[t] * options_.repetition_penalty;
+    if (generated_[t] > 0) {
+      logits[t] -= options_.presence_penalty +
+                   options_.frequency_penalty * static_cast<float>(generated_[t]);
+    }
+  }
+}
+
+int32_t Sampler::Sample(std::span<float> logits, uint64_t position,
+                        std::span<const int32_t> banned) {
+  AdjustLogits(logits);
+  for (int32_t token : banned) logits[static_cast<size_t>(token)] = -INFINITY;
+  if (options_.temperature == 0) return Argmax(logits);
+  return Draw(logits, position);
+}
+
+int32_t Sampler::Draw(std::span<const float> logits, uint64_t position) {
+  const int32_t best = Argmax(logits);
+  const float top = logits[static_cast<size_t>(best)];
+  const float floor = top - kNegligible * options_.temperature;
+  candidates_.clear();
+  for (size_t t = 0; t < logits.size(); ++t) {
+    if (logits[t] >= floor) candidates_.push_back({logits[t], static_cast<int32_t>(t)});
+  }
+  if (!std::isfinite(top) || candidates_.empty()) return best;
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+  };
+  if (options_.top_k > 0 && options_.top_k < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(),
+                     better);
+    candidates_.resize(options_.top_k);
+  }
+  const auto weight = [&](const Candidate& c) {
+    return std::exp(static_cast<double>(c.logit - top) / options_.temperature);
+  };
+  if (options_.top_p < 1.0f) {
+    std::sort(candidates_.begin(), candidates_.end(), better);
+    double total = 0;
+    for (const Candidate& c : candidates_) total += weight(c);
+    // The smallest set of best tokens whose mass reaches top_p (arXiv 1904.09751, 3.1).
+    double mass = 0;
+    size_t keep = 0;
+    while (keep < candidates_.size() && mass < options_.top_p * total)
+      mass += weight(candidates_[keep++]);
+    candidates_.resize(std::max<size_t>(1, keep));
+  }
+  double total = 0;
+  size_t kept = 0;
+  for (const Candidate& c : candidates_) {
+    if (weight(c) < options_.min_p) continue;  // the best has weight 1
+    candidates_[kept++] = c;
+    total += weight(c);
+  }
+  candidates_.resize(kept);
+  // Position order makes the draw independent of how candidates were found.
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+  double left = UniformAt(options_.seed, position) * total;
+  for (const Candidate& c : candidates_) {
+    left -= weight(c);
+    if (left < 0) return c.token;
+  }
+  return best;
+}
+
+}  // namespace tinyserve

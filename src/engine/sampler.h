@@ -1,0 +1,51 @@
+// From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, and a random number
+// that depends on the seed and the position alone.
+#ifndef TINYSERVE_ENGINE_SAMPLER_H_
+#define TINYSERVE_ENGINE_SAMPLER_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "tinyserve/engine.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// Ranges of every sampling option. Errors: kInvalidArgument, naming the option and what is allowed.
+Status CheckSampling(const SamplingOptions& options, uint32_t vocab);
+
+// Index of the largest logit, the lowest index among equals; NaN never wins. REQUIRES: not empty.
+int32_t Argmax(std::span<const float> logits);
+
+// One request's sampling state. The order is: logit bias, penalties, temperature, top-k, top-p,
+// min-p.
+class Sampler {
+ public:
+  // REQUIRES: CheckSampling(options, vocab) is ok, prompt tokens are inside the vocabulary.
+  Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const int32_t> prompt);
+
+  // The token that follows; `logits` [vocab] are changed. `position`: absolute position of the
+  // sampled token. `banned`: tokens that must not be chosen (end tokens before min_tokens).
+  int32_t Sample(std::span<float> logits, uint64_t position, std::span<const int32_t> banned);
+  // Counts a sampled token for the penalties.
+  void Observe(int32_t token);
+
+ private:
+  struct Candidate {
+    float logit;
+    int32_t token;
+  };
+  void AdjustLogits(std::span<float> logits) const;
+  int32_t Draw(std::span<const float> logits, uint64_t position);
+
+  SamplingOptions options_;
+  bool penalties_;
+  std::vector<uint32_t> generated_;  // [vocab] times generated, empty without penalties
+  std::vector<bool> seen_;           // [vocab] in the prompt or generated, likewise
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_SAMPLER_H_
