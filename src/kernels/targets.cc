@@ -48,9 +48,8 @@ constexpr FeatureName kFeatureNames[] = {
     {kOsZmm, "512-bit registers enabled by the operating system"},
 };
 
-[[maybe_unused]] constexpr uint32_t kNeedAvx2 = kAvx2 | kFma | kF16c | kBmi2 | kOsYmm;
-[[maybe_unused]] constexpr uint32_t kNeedAvx512 =
-    kNeedAvx2 | kAvx512F | kAvx512Bw | kAvx512Dq | kAvx512Vl | kOsZmm;
+constexpr uint32_t kNeedAvx2 = kAvx2 | kFma | kF16c | kBmi2 | kOsYmm;
+constexpr uint32_t kNeedAvx512 = kNeedAvx2 | kAvx512F | kAvx512Bw | kAvx512Dq | kAvx512Vl | kOsZmm;
 
 struct Target {
   const Kernels* (*table)();
@@ -58,6 +57,11 @@ struct Target {
 };
 // Best first. AVX-VNNI stands behind AVX-512 VNNI: the same dot instruction at half the width.
 constexpr Target kTargets[] = {
+    {Avx512Bf16Kernels, kNeedAvx512 | kAvx512Vnni | kAvx512Bf16},
+    {Avx512VnniKernels, kNeedAvx512 | kAvx512Vnni},
+    {AvxVnniKernels, kNeedAvx2 | kAvxVnni},
+    {Avx512Kernels, kNeedAvx512},
+    {Avx2Kernels, kNeedAvx2},
     {RefKernels, 0},
 };
 

@@ -1,17 +1,26 @@
-// Vector primitives over 256 bits: AVX2, FMA, F16C, and AVX-VNNI where the unit is compiled with it.
+// Vector primitives over 256 bits: AVX2, FMA, F16C, and AVX-VNNI where the unit is compiled with
+// it.
 //
-// A target unit includes exactly one of simd_*.inl, then kernels written over these names alone, so that one source
-// serves every width. Everything is in an anonymous namespace: no unit shares code with another.
+// A target unit includes exactly one of simd_*.inl, then kernels written over these names alone, so
+// that one source serves every width. Everything is in an anonymous namespace: no unit shares code
+// with another.
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define TS_INLINE inline __attribute__((always_inline))
+// Before a loop of constant, small count: unrolls it whole.
+#if defined(__clang__)
+#define TS_UNROLL _Pragma("unroll")
+#else
+#define TS_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace tinyserve {
 namespace {
 
 constexpr uint32_t kLanes = 8;  // 32-bit lanes of a vector
+constexpr uint32_t kVectorBytes = 4 * kLanes;
 
 using VF = __m256;   // kLanes f32
 using VI = __m256i;  // kLanes int32, or the same bytes as int16 or int8
@@ -48,6 +57,20 @@ TS_INLINE VF SelectFirst(uint32_t n, VF a, VF b) {
 // a where x < y (false for NaN), else b.
 TS_INLINE VF SelectLess(VF x, VF y, VF a, VF b) {
   return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
+}
+
+// a and b hold pairs: their first, and their second members.
+TS_INLINE void Deinterleave(VF a, VF b, VF* first, VF* second) {
+  const __m256d x = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+  const __m256d y = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+  *first = _mm256_castpd_ps(_mm256_permute4x64_pd(x, 0xd8));
+  *second = _mm256_castpd_ps(_mm256_permute4x64_pd(y, 0xd8));
+}
+// Lanes are pairs (x, y) and (cos, sin): rotates each, (x cos - y sin, y cos + x sin).
+TS_INLINE VF RotatePairs(VF xy, VF cos_sin) {
+  const VF swapped = _mm256_permute_ps(xy, 0xb1);
+  const VF cross = _mm256_mul_ps(swapped, _mm256_movehdup_ps(cos_sin));
+  return _mm256_fmaddsub_ps(xy, _mm256_moveldup_ps(cos_sin), cross);
 }
 
 // Sum and maximum over lanes: halves are folded onto each other, always in the same order.
@@ -107,12 +130,23 @@ TS_INLINE VI LoadBytesSigned(const int8_t* p) {
 }
 TS_INLINE VI AddInt(VI a, VI b) { return _mm256_add_epi32(a, b); }
 TS_INLINE VI SubInt(VI a, VI b) { return _mm256_sub_epi32(a, b); }
+// Sums of each eight bytes, unsigned, as int64 lanes.
+TS_INLINE VI SumBytes(VI a) { return _mm256_sad_epu8(a, ZeroInt()); }
+TS_INLINE VI AddInt64(VI a, VI b) { return _mm256_add_epi64(a, b); }
 TS_INLINE VI MulInt(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
 TS_INLINE VI And(VI a, VI b) { return _mm256_and_si256(a, b); }
 TS_INLINE VI Or(VI a, VI b) { return _mm256_or_si256(a, b); }
 TS_INLINE VI ShiftLeft(VI a, int n) { return _mm256_slli_epi32(a, n); }
-TS_INLINE VI ShiftRight(VI a, int n) { return _mm256_srli_epi32(a, n); }          // logical
+TS_INLINE VI ShiftRight(VI a, int n) { return _mm256_srli_epi32(a, n); }  // logical
 TS_INLINE VI ShiftRightSigned(VI a, int n) { return _mm256_srai_epi32(a, n); }
+// Two of each lane's bytes, sign-extended to its int16 halves.
+template <int kLow, int kHigh>
+TS_INLINE VI SignedBytes(VI a) {
+  const VI lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
+                                    0x08080808, 0x0c0c0c0c);
+  const VI order = AddInt(lane, SetInt(kLow * 0x0101 + kHigh * 0x01010000));
+  return _mm256_srai_epi16(_mm256_shuffle_epi8(a, order), 8);
+}
 TS_INLINE VF ToFloat(VI a) { return _mm256_cvtepi32_ps(a); }
 TS_INLINE VI ToInt(VF a) { return _mm256_cvtps_epi32(a); }  // nearest even
 // Lanes that hold -128..127 to kLanes bytes.

@@ -1,15 +1,28 @@
-// Vector primitives over 512 bits: AVX-512 F, BW, DQ, VL, with VNNI and BF16 where the unit is compiled with them.
-// The names and their meanings are those of simd_avx2.inl.
+// Vector primitives over 512 bits: AVX-512 F, BW, DQ, VL, with VNNI and BF16 where the unit is
+// compiled with them. The names and their meanings are those of simd_avx2.inl.
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 
+// GCC 12 takes the deliberately undefined operands of its own AVX-512 header for mistakes.
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
 #define TS_INLINE inline __attribute__((always_inline))
+// Before a loop of constant, small count: unrolls it whole.
+#if defined(__clang__)
+#define TS_UNROLL _Pragma("unroll")
+#else
+#define TS_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace tinyserve {
 namespace {
 
 constexpr uint32_t kLanes = 16;  // 32-bit lanes of a vector
+constexpr uint32_t kVectorBytes = 4 * kLanes;
 
 using VF = __m512;   // kLanes f32
 using VI = __m512i;  // kLanes int32, or the same bytes as int16 or int8
@@ -47,6 +60,19 @@ TS_INLINE VF SelectFirst(uint32_t n, VF a, VF b) {
 // a where x < y (false for NaN), else b.
 TS_INLINE VF SelectLess(VF x, VF y, VF a, VF b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
+}
+
+// a and b hold pairs: their first, and their second members.
+TS_INLINE void Deinterleave(VF a, VF b, VF* first, VF* second) {
+  const VI even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  *first = _mm512_permutex2var_ps(a, even, b);
+  *second = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
+// Lanes are pairs (x, y) and (cos, sin): rotates each, (x cos - y sin, y cos + x sin).
+TS_INLINE VF RotatePairs(VF xy, VF cos_sin) {
+  const VF swapped = _mm512_permute_ps(xy, 0xb1);
+  const VF cross = _mm512_mul_ps(swapped, _mm512_movehdup_ps(cos_sin));
+  return _mm512_fmaddsub_ps(xy, _mm512_moveldup_ps(cos_sin), cross);
 }
 
 // Sum and maximum over lanes: halves are folded onto each other, always in the same order.
@@ -106,12 +132,22 @@ TS_INLINE VI LoadBytesSigned(const int8_t* p) {
 }
 TS_INLINE VI AddInt(VI a, VI b) { return _mm512_add_epi32(a, b); }
 TS_INLINE VI SubInt(VI a, VI b) { return _mm512_sub_epi32(a, b); }
+// Sums of each eight bytes, unsigned, as int64 lanes.
+TS_INLINE VI SumBytes(VI a) { return _mm512_sad_epu8(a, ZeroInt()); }
+TS_INLINE VI AddInt64(VI a, VI b) { return _mm512_add_epi64(a, b); }
 TS_INLINE VI MulInt(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
 TS_INLINE VI And(VI a, VI b) { return _mm512_and_si512(a, b); }
 TS_INLINE VI Or(VI a, VI b) { return _mm512_or_si512(a, b); }
 TS_INLINE VI ShiftLeft(VI a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 TS_INLINE VI ShiftRight(VI a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }  // logical
 TS_INLINE VI ShiftRightSigned(VI a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+// Two of each lane's bytes, sign-extended to its int16 halves.
+template <int kLow, int kHigh>
+TS_INLINE VI SignedBytes(VI a) {
+  const VI lane = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
+  const VI order = AddInt(lane, SetInt(kLow * 0x0101 + kHigh * 0x01010000));
+  return _mm512_srai_epi16(_mm512_shuffle_epi8(a, order), 8);
+}
 TS_INLINE VF ToFloat(VI a) { return _mm512_cvtepi32_ps(a); }
 TS_INLINE VI ToInt(VF a) { return _mm512_cvtps_epi32(a); }  // nearest even
 // Lanes that hold -128..127 to kLanes bytes.
@@ -141,9 +177,7 @@ TS_INLINE VI AddInt16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 #if defined(__AVX512BF16__)
 constexpr bool kHasBF16Dot = true;
 // c + a0*b0 + a1*b1 over bfloat16 pairs; denormals count as 0.
-TS_INLINE VF DotBF16(VF c, VI a, VI b) {
-  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
-}
+TS_INLINE VF DotBF16(VF c, VI a, VI b) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 #else
 constexpr bool kHasBF16Dot = false;
 #endif

@@ -1,0 +1,48 @@
+// The table of a target. The including unit names it (TS_TARGET_NAME, TS_TARGET_TABLE) and has
+// included its primitives.
+#if __has_include("kernels/cpu/attention.inl")
+#include "kernels/cpu/attention.inl"
+#else
+#include "kernels/ref/attention.h"
+namespace tinyserve {
+namespace {
+using namespace ref;  // until this target has attention kernels of its own
+}
+}  // namespace tinyserve
+#endif
+#include "kernels/cpu/peaks.inl"
+#include "kernels/cpu/products.inl"
+#include "kernels/cpu/rows.inl"
+#include "kernels/tables.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr Kernels kTable = {
+    .name = TS_TARGET_NAME,
+    .plan_matrix = PlanMatrix,
+    .pack_panel = PackPanel,
+    .unpack_row = UnpackRow,
+    .act_row_bytes = ActRowBytes,
+    .make_acts = MakeActs,
+    .matmul = MatMul,
+    .rms_norm = RmsNorm,
+    .layer_norm = LayerNorm,
+    .rope = Rope,
+    .page_bytes = PageBytes,
+    .append = Append,
+    .read_token = ReadToken,
+    .decode_scratch_bytes = DecodeScratchBytes,
+    .attend_decode = AttendDecode,
+    .merge_partials = MergePartials,
+    .prompt_scratch_bytes = PromptScratchBytes,
+    .attend_prompt = AttendPrompt,
+    .read_bytes = ReadBytes,
+    .run_dots = RunDots,
+};
+
+}  // namespace
+
+const Kernels* TS_TARGET_TABLE() { return &kTable; }
+
+}  // namespace tinyserve
