@@ -31,7 +31,8 @@ build: packages
 test: packages-test model
 	@scripts/test.sh
 
-fuzz: packages-test
+fuzz: packages
+	@scripts/install-packages.sh fuzz
 	@scripts/fuzz.sh
 
 format: packages-test

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the groups of packages.txt that are named as arguments: install-packages.sh build [rust] [test].
+# Installs the groups of packages.txt that are named as arguments: install-packages.sh build [rust] [test] [fuzz].
 # Group `rust` is skipped where a recent cargo exists. Nothing missing: nothing is run, in a few milliseconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
