@@ -1,8 +1,9 @@
 #include "text/chat_template.h"
 
+#include <fmt/format.h>
+
 #include <ctime>
 
-#include "fmt/format.h"
 #include "text/rust_text.h"
 #include "text/utf8.h"
 

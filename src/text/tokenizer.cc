@@ -1,12 +1,13 @@
 #include "text/tokenizer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 
 #include "base/check.h"
-#include "fmt/format.h"
 #include "text/rust_text.h"
 #include "text/utf8.h"
 

@@ -235,7 +235,8 @@ BANNED = [
     (r"\bnew\s+[A-Za-z_]", ANYWHERE, "naked new: std::make_unique, or std::unique_ptr<T>(new T(...)) on one line"),
 ]
 # What makes an otherwise banned line fine.
-FINE = re.compile(r"\b(unique|shared)_ptr<.*\bnew\b|\.reset\(new\b|AddGlobalTestEnvironment\(new\b|\boperator\s+(new|delete)\b|=\s*delete\b")
+FINE = re.compile(r"\b(unique|shared)_ptr<.*\bnew\b|\.reset\(new\b|AddGlobalTestEnvironment\(new\b"
+                  r"|\boperator\s+(new|delete)\b|=\s*delete\b")
 
 
 def banned(tree):

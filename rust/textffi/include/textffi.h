@@ -1,9 +1,12 @@
 /* The C ABI of the Rust crate textffi: tokenizers and chat templates.
  *
- * - Panics are caught at this boundary and returned as TEXTFFI_PANIC; nothing unwinds into the caller.
- * - Slices are borrowed for the duration of a call. Buffers and handles that a call returns belong to the caller,
- *   who gives them back with the matching free function, once. A zeroed buffer may be freed too.
- * - On failure *error holds a message in UTF-8 (not terminated) and no other output is set. `error` is never NULL.
+ * - Panics are caught at this boundary and returned as TEXTFFI_PANIC; nothing unwinds into the
+ * caller.
+ * - Slices are borrowed for the duration of a call. Buffers and handles that a call returns belong
+ * to the caller, who gives them back with the matching free function, once. A zeroed buffer may be
+ * freed too.
+ * - On failure *error holds a message in UTF-8 (not terminated) and no other output is set. `error`
+ * is never NULL.
  * - Handles are immutable: one may be used from many threads at once, but not while it is freed.
  * - There is no global state. */
 #ifndef TEXTFFI_H_
@@ -60,11 +63,12 @@ typedef struct {
   const textffi_slice* merges; /* [merges_count] "left right", for byte-level BPE */
 } textffi_vocab;
 
-int32_t textffi_tokenizer_new(const textffi_vocab* vocab, textffi_tokenizer** out, textffi_buffer* error);
+int32_t textffi_tokenizer_new(const textffi_vocab* vocab, textffi_tokenizer** out,
+                              textffi_buffer* error);
 void textffi_tokenizer_free(textffi_tokenizer* tokenizer);
 /* parse_special: control tokens spelled in the text become those tokens. */
-int32_t textffi_tokenizer_encode(const textffi_tokenizer* tokenizer, textffi_slice text, uint8_t parse_special,
-                                 textffi_ids* out, textffi_buffer* error);
+int32_t textffi_tokenizer_encode(const textffi_tokenizer* tokenizer, textffi_slice text,
+                                 uint8_t parse_special, textffi_ids* out, textffi_buffer* error);
 
 /* ---- chat templates ---- */
 
@@ -89,11 +93,13 @@ typedef struct {
   int32_t day_of_year; /* 1 to 366 */
 } textffi_time;
 
-int32_t textffi_template_new(const textffi_template_spec* spec, textffi_template** out, textffi_buffer* error);
+int32_t textffi_template_new(const textffi_template_spec* spec, textffi_template** out,
+                             textffi_buffer* error);
 void textffi_template_free(textffi_template* tmpl);
 /* messages: a JSON array. extra: a JSON object of further variables, or empty. */
-int32_t textffi_template_render(const textffi_template* tmpl, textffi_slice messages, textffi_slice extra,
-                                uint8_t add_generation_prompt, const textffi_time* now, textffi_buffer* out,
+int32_t textffi_template_render(const textffi_template* tmpl, textffi_slice messages,
+                                textffi_slice extra, uint8_t add_generation_prompt,
+                                const textffi_time* now, textffi_buffer* out,
                                 textffi_buffer* error);
 
 #ifdef __cplusplus
