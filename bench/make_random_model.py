@@ -182,7 +182,8 @@ def tensor_list(shape, quant):
     """(name, rows, cols, type) of every tensor in file order; rows 0 for a vector."""
     _, most, outer = QUANTS[quant]
     q_cols, kv_cols = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    tensors = [("token_embd.weight", shape.vocab, shape.hidden, outer), ("output_norm.weight", 0, shape.hidden, Type.F32)]
+    tensors = [("token_embd.weight", shape.vocab, shape.hidden, outer)]
+    tensors.append(("output_norm.weight", 0, shape.hidden, Type.F32))
     if not shape.tied:
         tensors.append(("output.weight", shape.vocab, shape.hidden, outer))
     if shape.scaling is not None:
