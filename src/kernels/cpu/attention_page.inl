@@ -1,0 +1,145 @@
+// The inner layout of a page, and how tokens enter and leave it.
+//
+//   K part: [head_dim][page_tokens]      a vector's lanes are tokens, so a logit needs no sum over
+//   lanes V part: [page_tokens][padded dim]    a vector's lanes are channels; rows are padded with
+//   zeros to
+//                                        whole vectors, so no kernel has a tail of channels
+//
+// Slots that hold no token hold anything, NaN included: kernels mask lanes of K and skip rows of V.
+#ifndef TINYSERVE_KERNELS_CPU_ATTENTION_PAGE_INL_
+#define TINYSERVE_KERNELS_CPU_ATTENTION_PAGE_INL_
+
+#include "kernels/kernels.h"
+
+namespace tinyserve {
+namespace {
+
+// Pages are walked in units of 16 tokens, the smallest page; a unit never crosses a page.
+constexpr uint32_t kUnitTokens = 16;
+static_assert(kUnitTokens % kLanes == 0);
+
+constexpr uint32_t kLineBytes = 64;
+
+TS_INLINE constexpr uint32_t RoundUp(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+TS_INLINE constexpr uint32_t Smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+TS_INLINE uint32_t PaddedDim(const KvShape& shape) { return RoundUp(shape.head_dim, kLanes); }
+
+TS_INLINE void PrefetchLine(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+// The element types of pages.
+struct PageF32 {
+  using Elem = float;
+  static TS_INLINE VF LoadLanes(const Elem* p) { return Load(p); }
+  static TS_INLINE void StoreLanes(Elem* p, VF a) { Store(p, a); }
+};
+struct PageF16 {
+  using Elem = uint16_t;
+  static TS_INLINE VF LoadLanes(const Elem* p) { return LoadF16(p); }
+  static TS_INLINE void StoreLanes(Elem* p, VF a) { StoreF16(p, a); }
+};
+struct PageBF16 {
+  using Elem = uint16_t;
+  static TS_INLINE VF LoadLanes(const Elem* p) { return LoadBF16(p); }
+  static TS_INLINE void StoreLanes(Elem* p, VF a) { StoreBF16(p, a); }
+};
+
+TS_INLINE uint32_t ElemBytes(KvType type) { return type == KvType::kF32 ? 4 : 2; }
+
+// Tokens of a view.
+TS_INLINE uint32_t TokensOf(const KvShape& shape, const PageView& view) {
+  return view.count == 0 ? 0 : (view.count - 1) * shape.page_tokens + view.last_tokens;
+}
+
+// Where a unit's tokens lie.
+template <class Page>
+struct Unit {
+  using Elem = typename Page::Elem;
+  const Elem* k;        // channel c of the unit's token t at k[c * page_tokens + t]
+  const Elem* v;        // token t's row at v[t * padded dim]
+  const Elem* k_lines;  // this unit's share of the page's K part as consecutive memory, to prefetch
+};
+
+template <class Page>
+TS_INLINE Unit<Page> UnitAt(const KvShape& shape, const KvSlab& slab, const PageView& view,
+                            uint32_t unit) {
+  using Elem = typename Page::Elem;
+  const uint32_t token = unit * kUnitTokens;
+  const uint32_t slot = token % shape.page_tokens;
+  const uint8_t* page = PageAt(slab, view.pages[token / shape.page_tokens]);
+  const Elem* k = (const Elem*)page;
+  const Elem* v = (const Elem*)(page + slab.v_offset);
+  return {k + slot, v + (uint64_t)slot * PaddedDim(shape), k + (uint64_t)slot * shape.head_dim};
+}
+
+template <class Page>
+void AppendToPages(const AppendArgs& args) {
+  using Elem = typename Page::Elem;
+  const KvShape& shape = args.shape;
+  const uint32_t dim = shape.head_dim, v_stride = PaddedDim(shape);
+  for (uint32_t i = 0; i < args.tokens; ++i) {
+    const uint64_t token = (uint64_t)args.first_slot + i;
+    const uint32_t slot = (uint32_t)(token % shape.page_tokens);
+    uint8_t* page = PageAt(args.slab, args.pages[token / shape.page_tokens]);
+    Elem* k = (Elem*)page + slot;
+    Elem* v = (Elem*)(page + args.slab.v_offset) + (uint64_t)slot * v_stride;
+    for (uint32_t c = 0; c < dim; c += kLanes) {
+      const uint32_t n = Smaller(kLanes, dim - c);
+      Page::StoreLanes(v + c, LoadFirst(args.v + i * args.stride + c, n));
+      Elem column[kLanes];
+      Page::StoreLanes(column, LoadFirst(args.k + i * args.stride + c, n));
+      for (uint32_t j = 0; j < n; ++j) k[(uint64_t)(c + j) * shape.page_tokens] = column[j];
+    }
+  }
+}
+
+template <class Page>
+void ReadFromPage(const KvShape& shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
+                  float* k, float* v) {
+  using Elem = typename Page::Elem;
+  const Elem* from_k = (const Elem*)page + slot;
+  const Elem* from_v = (const Elem*)(page + v_offset) + (uint64_t)slot * PaddedDim(shape);
+  for (uint32_t c = 0; c < shape.head_dim; c += kLanes) {
+    const uint32_t n = Smaller(kLanes, shape.head_dim - c);
+    Elem column[kLanes] = {};
+    for (uint32_t j = 0; j < n; ++j) column[j] = from_k[(uint64_t)(c + j) * shape.page_tokens];
+    StoreFirst(k + c, n, Page::LoadLanes(column));
+    StoreFirst(v + c, n, Page::LoadLanes(from_v + c));
+  }
+}
+
+// ---- entries of the table ----
+
+void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
+  const uint32_t elem = ElemBytes(shape->type) * shape->page_tokens;
+  *k_bytes = RoundUp(shape->head_dim * elem, kLineBytes);
+  *v_bytes = RoundUp(PaddedDim(*shape) * elem, kLineBytes);
+}
+
+void Append(const AppendArgs* args) {
+  switch (args->shape.type) {
+    case KvType::kF32:
+      return AppendToPages<PageF32>(*args);
+    case KvType::kF16:
+      return AppendToPages<PageF16>(*args);
+    case KvType::kBF16:
+      return AppendToPages<PageBF16>(*args);
+  }
+}
+
+void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
+               float* k, float* v) {
+  switch (shape->type) {
+    case KvType::kF32:
+      return ReadFromPage<PageF32>(*shape, page, v_offset, slot, k, v);
+    case KvType::kF16:
+      return ReadFromPage<PageF16>(*shape, page, v_offset, slot, k, v);
+    case KvType::kBF16:
+      return ReadFromPage<PageBF16>(*shape, page, v_offset, slot, k, v);
+  }
+}
+
+}  // namespace
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_KERNELS_CPU_ATTENTION_PAGE_INL_

@@ -1,0 +1,370 @@
+// Prompt attention: blocks of query rows against tiles of 64 keys at absolute positions from 0,
+// with a running maximum in base-2 units (flash style).
+//
+// Keys that a row may not see are left out of its maximum, sum and weights: a row's result is the
+// same bits whatever rows share the call, and whether or not a tile is filled.
+#include "kernels/cpu/attention_forms.inl"
+
+namespace tinyserve {
+namespace {
+
+// Query rows (positions times heads) that share a conversion of the tiles. More would not pay: at
+// this many the outputs still fit the second-level cache, and conversion is a few percent.
+constexpr uint32_t kBlockRowsMax = 192;
+constexpr uint32_t kRegisterRowsMax = 6;
+
+struct PromptScratch {
+  char* q;         // [block rows][padded dim / kPer] lanes
+  float* q_scale;  // [block rows]
+  float* o;        // [block rows][padded dim], relative to m
+  float* m;        // [block rows] largest logit so far, base 2
+  float* d;        // [block rows]
+  KeyTile keys;
+  ValueTile values;
+  float* x;       // [kRegisterRowsMax][kTileKeys] logits, then weights
+  char* weights;  // [kRegisterRowsMax][kTileKeys / kPer] lanes
+};
+
+TS_INLINE uint32_t BlockPositions(uint32_t group) {
+  return group >= kBlockRowsMax ? 1 : kBlockRowsMax / group;
+}
+
+// Lays the scratch out from `at`, large enough for every form; returns its bytes. Null `at`: only
+// the bytes.
+TS_INLINE uint64_t LayPromptScratch(const KvShape& shape, uint32_t group, uint32_t rows, void* at,
+                                    PromptScratch* out) {
+  const uint64_t block_rows = (uint64_t)Smaller(rows, BlockPositions(group)) * group;
+  const uint64_t dim = PaddedDim(shape);
+  uint64_t bytes = 0;
+  const auto take = [&](auto** field, uint64_t lanes) {
+    *field = (__decltype(*field + 0))((uintptr_t)at + bytes);
+    bytes += (lanes * 4 + kLineBytes - 1) / kLineBytes * kLineBytes;
+  };
+  take(&out->q, block_rows * dim);
+  take(&out->q_scale, block_rows);
+  take(&out->o, block_rows * dim);
+  take(&out->m, block_rows);
+  take(&out->d, block_rows);
+  take(&out->keys.lanes, kTileKeys * dim);
+  take(&out->keys.scale, kTileKeys);
+  take(&out->keys.offset, kTileKeys);
+  take(&out->values.lanes, kTileKeys * dim);
+  take(&out->values.scale, kTileKeys);
+  take(&out->x, kRegisterRowsMax * kTileKeys);
+  take(&out->weights, kRegisterRowsMax * kTileKeys);
+  return bytes;
+}
+
+// The rows of one block: row r is head r % group of position first_position + r / group.
+struct RowBlock {
+  uint32_t first_position;
+  uint32_t rows;
+  uint32_t group;
+  const float* q;
+  uint64_t q_stride;
+
+  TS_INLINE const float* Query(uint32_t r, uint32_t dim) const {
+    return q + r / group * q_stride + (uint64_t)(r % group) * dim;
+  }
+  // Keys of the tile from `key` that row r sees.
+  TS_INLINE uint32_t Visible(uint32_t r, uint32_t key) const {
+    const uint32_t end = first_position + r / group + 1;
+    return end <= key ? 0 : Smaller(kTileKeys, end - key);
+  }
+};
+
+// Packs the block's queries, times the scale of logits in base 2.
+template <class Form>
+void PackQueries(const RowBlock& block, uint32_t dim, uint32_t v_stride, float scale,
+                 const PromptScratch& s) {
+  const VF base2 = Set(scale * 1.44269504f);
+  for (uint32_t r = 0; r < block.rows; ++r) {
+    const float* q = block.Query(r, dim);
+    char* out = s.q + (uint64_t)r * v_stride * 4 / Form::kPer;
+    VF inverse = Zero();
+    if constexpr (Form::kScaled) {
+      VF top = Zero();
+      for (uint32_t c = 0; c < dim; c += kLanes) {
+        top = Max(top, Abs(Mul(LoadFirst(q + c, Smaller(kLanes, dim - c)), base2)));
+      }
+      VF q_scale;
+      ScalesOf(Set(MaxLanes(top)), Form::QueryMax(dim), &inverse, &q_scale);
+      StoreFirst(s.q_scale + r, 1, q_scale);
+    }
+    for (uint32_t c = 0; c < dim; c += kLanes, out += kVectorBytes / Form::kPer) {
+      const VF x = Mul(LoadFirst(q + c, Smaller(kLanes, dim - c)), base2);
+      if constexpr (Form::kScaled) {
+        Form::StoreQuery(out, ToInt(Mul(x, inverse)));
+      } else {
+        Store((float*)out, x);
+      }
+    }
+    s.m[r] = -__builtin_inff();
+    s.d[r] = 0;
+  }
+  for (uint64_t i = 0; i < (uint64_t)block.rows * v_stride; i += kLanes) Store(s.o + i, Zero());
+}
+
+// Logits of kRows rows for the first `keys` keys of the tile, without the rows' own scales.
+template <class Form, uint32_t kRows, uint32_t kVectors>
+TS_INLINE void LogitColumns(const char* q, uint64_t q_stride, uint32_t steps, uint32_t key,
+                            const PromptScratch& s) {
+  typename Form::Acc acc[kRows][kVectors];
+  MultiplyRows<Form, kRows, kVectors>(q, q_stride, s.keys.lanes + key * 4, kTileKeys * 4, steps,
+                                      acc);
+  TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
+    const uint32_t at = key + i * kLanes;
+    TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+      float* x = s.x + r * kTileKeys + at;
+      if constexpr (!Form::kScaled) {
+        Store(x, Form::ToF32(acc[r][i]));
+      } else {
+        VI sum = acc[r][i];
+        if (Form::kOffset) sum = AddInt(sum, LoadInt(s.keys.offset + at));
+        Store(x, Mul(Form::ToF32(sum), Load(s.keys.scale + at)));
+      }
+    }
+  }
+}
+
+// Vectors of a tile that a register block takes at a time.
+constexpr uint32_t kColumnVectors = kLanes == 16 ? 4 : 2;
+
+template <class Form, uint32_t kRows>
+TS_INLINE void Logits(const char* q, uint64_t q_stride, uint32_t steps, uint32_t keys,
+                      const PromptScratch& s) {
+  uint32_t key = 0;
+  for (; key + (kColumnVectors - 1) * kLanes < keys; key += kColumnVectors * kLanes) {
+    LogitColumns<Form, kRows, kColumnVectors>(q, q_stride, steps, key, s);
+  }
+  for (; key < keys; key += kLanes) LogitColumns<Form, kRows, 1>(q, q_stride, steps, key, s);
+}
+
+// Moves the running maxima of rows r0 .. r0 + kRows - 1; rescale[r]: what that makes of their sums.
+template <class Form, uint32_t kRows>
+TS_INLINE void MoveMaxima(const uint32_t* visible, uint32_t r0, const PromptScratch& s,
+                          float* rescale) {
+  const VF lowest = Set(-__builtin_inff());
+  float change[kLanes] = {};
+  for (uint32_t r = 0; r < kRows; ++r) {
+    if (visible[r] == 0) continue;
+    float* x = s.x + r * kTileKeys;
+    const uint32_t tail = visible[r] % kLanes, full = visible[r] - tail;
+    VF top = lowest;
+    for (uint32_t t = 0; t < full; t += kLanes) top = Max(top, Load(x + t));
+    if (tail != 0) {
+      const VF last = SelectFirst(tail, Load(x + full), lowest);
+      Store(x + full, last);
+      top = Max(top, last);
+    }
+    const float tile_m = Form::kScaled ? MaxLanes(top) * s.q_scale[r0 + r] : MaxLanes(top);
+    const float m = s.m[r0 + r];
+    s.m[r0 + r] = tile_m > m ? tile_m : m;
+    change[r] = m - s.m[r0 + r];
+  }
+  Store(rescale, ExpTwo<Form::kExpDegree>(Load(change)));
+}
+
+// Weights of one row: exponentials, their sum added to d, and the weights packed up to `keys` keys,
+// zeros past the `visible` ones. Returns what the packed weights' products are multiplied by.
+template <class Form>
+TS_INLINE float WeighRow(uint32_t visible, uint32_t keys, float q_scale, float m, float rescale,
+                         const float* v_scale, float* x, float* d, char* weights) {
+  const VF minus_m = Set(-m), scale = Set(q_scale);
+  const uint32_t tail = visible % kLanes, full = visible - tail;
+  VF sum = Zero(), top = Zero();
+  const auto weigh = [&](uint32_t t, uint32_t n) __attribute__((always_inline)) {
+    const VF logit = Load(x + t);
+    VF p =
+        ExpTwo<Form::kExpDegree>(Form::kScaled ? Fma(logit, scale, minus_m) : Add(logit, minus_m));
+    if (n < kLanes) p = SelectFirst(n, p, Zero());
+    sum = Add(sum, p);
+    if constexpr (Form::kScaled) {
+      p = Mul(p, Load(v_scale + t));
+      top = Max(top, p);
+      Store(x + t, p);
+    } else {
+      Store((float*)weights + t, p);
+    }
+  };
+  for (uint32_t t = 0; t < full; t += kLanes) weigh(t, kLanes);
+  if (tail != 0) weigh(full, tail);
+  *d = *d * rescale + SumLanes(sum);
+  const uint32_t end = RoundUp(visible, kLanes);
+  for (uint32_t t = end; t < keys; t += kLanes) {
+    Form::StoreWeights(weights + t * 4 / Form::kPer, ZeroInt());
+  }
+  if constexpr (!Form::kScaled) {
+    return 1;
+  } else {
+    VF inverse, back;
+    ScalesOf(Set(MaxLanes(top)), Form::WeightMax(), &inverse, &back);
+    for (uint32_t t = 0; t < end; t += kLanes) {
+      Form::StoreWeights(weights + t * 4 / Form::kPer, ToInt(Mul(Load(x + t), inverse)));
+    }
+    float lanes[kLanes];
+    Store(lanes, back);
+    return lanes[0];
+  }
+}
+
+// o = o * rescale + weights * values for kVectors vectors of channels.
+template <class Form, uint32_t kRows, uint32_t kVectors>
+TS_INLINE void ValueColumns(const uint32_t* visible, uint32_t steps, uint32_t v_stride,
+                            uint32_t channel, const float* rescale, const float* back, float* o,
+                            const PromptScratch& s) {
+  typename Form::Acc acc[kRows][kVectors];
+  MultiplyRows<Form, kRows, kVectors>(s.weights, kTileKeys * 4 / Form::kPer,
+                                      s.values.lanes + channel * 4, (uint64_t)v_stride * 4, steps,
+                                      acc);
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+    if (visible[r] == 0) continue;
+    const VF keep = Set(rescale[r]), scale = Set(back[r]);
+    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
+      float* at = o + (uint64_t)r * v_stride + channel + i * kLanes;
+      Store(at, Fma(Form::ToF32(acc[r][i]), scale, Mul(Load(at), keep)));
+    }
+  }
+}
+
+// Rows r0 .. r0 + kRows - 1 of the block against the tile of keys from `key`.
+template <class Form, uint32_t kRows>
+void AttendRows(const RowBlock& block, uint32_t r0, uint32_t key, uint32_t dim, uint32_t v_stride,
+                const PromptScratch& s) {
+  static_assert(kRows <= kRegisterRowsMax && kRows <= kLanes);
+  // Positions rise with the rows, so the last one sees most.
+  const uint32_t keys = block.Visible(r0 + kRows - 1, key);
+  if (keys == 0) return;
+  uint32_t visible[kRows];
+  for (uint32_t r = 0; r < kRows; ++r) visible[r] = block.Visible(r0 + r, key);
+  const uint64_t q_stride = (uint64_t)v_stride * 4 / Form::kPer;
+  Logits<Form, kRows>(s.q + r0 * q_stride, q_stride, (dim + Form::kPer - 1) / Form::kPer, keys, s);
+  float rescale[kLanes], back[kRows];
+  MoveMaxima<Form, kRows>(visible, r0, s, rescale);
+  for (uint32_t r = 0; r < kRows; ++r) {
+    back[r] = WeighRow<Form>(visible[r], keys, s.q_scale[r0 + r], s.m[r0 + r], rescale[r],
+                             s.values.scale, s.x + r * kTileKeys, s.d + r0 + r,
+                             s.weights + (uint64_t)r * kTileKeys * 4 / Form::kPer);
+  }
+  const uint32_t steps = (keys + Form::kPer - 1) / Form::kPer;
+  float* o = s.o + (uint64_t)r0 * v_stride;
+  uint32_t c = 0;
+  for (; c + kColumnVectors * kLanes <= v_stride; c += kColumnVectors * kLanes) {
+    ValueColumns<Form, kRows, kColumnVectors>(visible, steps, v_stride, c, rescale, back, o, s);
+  }
+  for (; c < v_stride; c += kLanes) {
+    ValueColumns<Form, kRows, 1>(visible, steps, v_stride, c, rescale, back, o, s);
+  }
+}
+
+// Prefetches part `part` of `parts` of the next tile's pages.
+template <class Page>
+TS_INLINE void PrefetchTile(const Unit<Page>* units, uint32_t count, uint32_t dim,
+                            uint32_t v_stride, uint32_t part, uint32_t parts) {
+  const uint32_t k_bytes = dim * kUnitTokens * (uint32_t)sizeof(typename Page::Elem);
+  const uint32_t v_bytes = v_stride * kUnitTokens * (uint32_t)sizeof(typename Page::Elem);
+  const uint32_t unit_bytes = k_bytes + v_bytes;
+  const uint32_t lines = unit_bytes / kLineBytes * count;
+  for (uint32_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+    const Unit<Page>& unit = units[line * kLineBytes / unit_bytes];
+    const uint32_t at = line * kLineBytes % unit_bytes;
+    PrefetchLine(at < k_bytes ? (const char*)unit.k_lines + at
+                              : (const char*)unit.v + (at - k_bytes));
+  }
+}
+
+template <class Form, class Page>
+void AttendTile(const RowBlock& block, const Unit<Page>* next, uint32_t next_count, uint32_t key,
+                uint32_t dim, uint32_t v_stride, const PromptScratch& s) {
+  for (uint32_t r = 0; r < block.rows;) {
+    const uint32_t left = block.rows - r;
+    const uint32_t taken = left >= Form::kRows ? Form::kRows : left >= 2 ? 2 : 1;
+    PrefetchTile(next, next_count, dim, v_stride, r, block.rows);
+    if (taken == Form::kRows) {
+      AttendRows<Form, Form::kRows>(block, r, key, dim, v_stride, s);
+    } else if (taken == 2) {
+      AttendRows<Form, 2>(block, r, key, dim, v_stride, s);
+    } else {
+      AttendRows<Form, 1>(block, r, key, dim, v_stride, s);
+    }
+    r += taken;
+  }
+}
+
+template <class Form, class Page>
+void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
+                 const PromptScratch& s) {
+  const KvShape& shape = args.shape;
+  const uint32_t dim = shape.head_dim, v_stride = PaddedDim(shape);
+  const RowBlock block = {args.first_position + first_row, rows * args.group, args.group,
+                          args.q + first_row * args.q_stride, args.q_stride};
+  PackQueries<Form>(block, dim, v_stride, args.scale, s);
+  const uint32_t tokens = block.first_position + rows;
+  Unit<Page> units[kTileUnits], next[kTileUnits];
+  const auto find = [&](uint32_t key, Unit<Page>* found) {
+    const uint32_t n = key >= tokens ? 0 : Smaller(kTileKeys, tokens - key);
+    const uint32_t count = (n + kUnitTokens - 1) / kUnitTokens;
+    for (uint32_t u = 0; u < count; ++u) {
+      found[u] = UnitAt<Page>(shape, args.slab, args.view, key / kUnitTokens + u);
+    }
+    return count;
+  };
+  find(0, units);
+  for (uint32_t key = 0; key < tokens; key += kTileKeys) {
+    const uint32_t tile_tokens = Smaller(kTileKeys, tokens - key);
+    MakeKeyTile<Form, Page>(units, tile_tokens, dim, shape.page_tokens, s.keys);
+    MakeValueTile<Form, Page>(units, tile_tokens, v_stride, s.values);
+    const uint32_t next_count = find(key + kTileKeys, next);
+    AttendTile<Form, Page>(block, next, next_count, key, dim, v_stride, s);
+    for (uint32_t u = 0; u < next_count; ++u) units[u] = next[u];
+  }
+  for (uint32_t r = 0; r < block.rows; ++r) {
+    float* out = args.out + (first_row + r / args.group) * args.out_stride +
+                 (uint64_t)(r % args.group) * dim;
+    const VF d = Set(s.d[r]);
+    for (uint32_t c = 0; c < dim; c += kLanes) {
+      StoreFirst(out + c, Smaller(kLanes, dim - c), Div(Load(s.o + (uint64_t)r * v_stride + c), d));
+    }
+  }
+}
+
+template <class Form>
+void AttendAll(const PromptArgs& args) {
+  PromptScratch s;
+  LayPromptScratch(args.shape, args.group, args.rows, args.scratch, &s);
+  const uint32_t positions = BlockPositions(args.group);
+  for (uint32_t row = 0; row < args.rows; row += positions) {
+    const uint32_t rows = Smaller(positions, args.rows - row);
+    switch (args.shape.type) {
+      case KvType::kF32:
+        AttendBlock<Form, PageF32>(args, row, rows, s);
+        break;
+      case KvType::kF16:
+        AttendBlock<Form, PageF16>(args, row, rows, s);
+        break;
+      case KvType::kBF16:
+        AttendBlock<Form, PageBF16>(args, row, rows, s);
+        break;
+    }
+  }
+}
+
+// ---- entries of the table ----
+
+uint64_t PromptScratchBytes(const KvShape* shape, uint32_t group, uint32_t rows) {
+  PromptScratch unused;
+  return LayPromptScratch(*shape, group, rows, nullptr, &unused);
+}
+
+void AttendPrompt(const PromptArgs* args) {
+  if (args->compute == Compute::kF32) {
+    AttendAll<FloatForm>(*args);
+  } else if constexpr (kHasByteDot) {
+    AttendAll<ByteForm>(*args);
+  } else {
+    AttendAll<WordForm>(*args);
+  }
+}
+
+}  // namespace
+}  // namespace tinyserve
