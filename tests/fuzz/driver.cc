@@ -35,8 +35,8 @@ constexpr uint64_t kResidentBytesMax = uint64_t{3} << 30;
 
 struct Options {
   std::string corpus;
-  uint64_t seed = 1, first = 0, runs = 20000;
-  double seconds = 4;
+  uint64_t seed = 1, first = 0, runs = 100000;
+  double seconds = 3;
 };
 
 // What runs now, where a signal handler can find it.
