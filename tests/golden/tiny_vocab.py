@@ -7,8 +7,8 @@ MERGED = ["Ġ t", "Ġ a", "h e", "i n", "r e", "o n", "Ġt he", "e r", "Ġ s", "
 
 
 def _byte_characters():
-    """The printable stand-in of each byte, as byte-level BPE vocabularies spell them: visible Latin-1 characters stand for
-    themselves, the other bytes for U+0100 onward in order."""
+    """The printable stand-in of each byte, as byte-level BPE vocabularies spell them: visible Latin-1 characters stand
+    for themselves, U+0100 and on for the other bytes in order."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in visible]
     return [chr(b) for b in visible] + [chr(0x100 + i) for i in range(len(hidden))]
