@@ -1,4 +1,4 @@
-# ts_folder(NAME DEPS ...): library ts_NAME from src/NAME/**.cc, and a test program for each x_test.cc beside its source.
+# ts_folder(NAME DEPS ...): library ts_NAME from src/NAME/**.cc, a test program for each x_test.cc beside its source.
 # Sources are globbed, so that a file can never be forgotten here.
 
 # The flags of one SIMD target, chosen by a file's suffix: src/kernels/cpu/target_avx2.cc and so on. Such a file

@@ -17,8 +17,7 @@
 
 namespace tinyserve {
 
-// ---- products
-// ---------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 // How products are computed. kFast: integer dots over int8 activations for quantised weights, what
 // the target has for the others. kF32: f32 activations against dequantised weights, the accuracy
@@ -66,8 +65,7 @@ struct MatMulArgs {
   Epilogue epilogue;
 };
 
-// ---- attention
-// --------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
 // Decode: the g query heads of one KV head against one split of a view's pages.
 struct DecodeArgs {
@@ -117,8 +115,7 @@ struct AppendArgs {
   uint64_t stride;  // floats
 };
 
-// ---- machine peaks
-// ------------------------------------------------------------------------------------------------
+// ---- machine peaks ------------------------------------------------------------------------------
 
 // Kinds of multiply-add whose peak a machine has.
 enum class DotKind : uint8_t {
@@ -130,8 +127,7 @@ enum class DotKind : uint8_t {
 };
 static constexpr uint32_t kDotKinds = 4;
 
-// ---- the table
-// ----------------------------------------------------------------------------------------------------
+// ---- the table ----------------------------------------------------------------------------------
 
 struct Kernels {
   const char* name;  // "ref", "avx2", "avx-vnni", "avx512", "avx512-vnni", "avx512-bf16"
