@@ -150,11 +150,11 @@ TS_INLINE void MultiplyRows(const char* rows, uint64_t row_stride, const char* t
 }
 
 // What turns numbers with the largest magnitude `top` into codes up to code_max, and back. Numbers
-// too small for that become 0.
+// too small for that get codes 0.
 TS_INLINE void ScalesOf(VF top, float code_max, VF* inverse, VF* scale) {
   const VF tiny = Set(1e-30f);
   *inverse = SelectLess(top, tiny, Zero(), Div(Set(code_max), top));
-  *scale = SelectLess(top, tiny, Set(1.0f), Mul(top, Set(1.0f / code_max)));
+  *scale = Mul(top, Set(1.0f / code_max));
 }
 
 // Member j of a lane's kPer codes.

@@ -89,7 +89,8 @@ void PackQueries(const RowBlock& block, uint32_t dim, uint32_t v_stride, float s
       }
       VF q_scale;
       ScalesOf(Set(MaxLanes(top)), Form::QueryMax(dim), &inverse, &q_scale);
-      StoreFirst(s.q_scale + r, 1, q_scale);
+      // Never 0: a masked logit of -inf is multiplied by it.
+      StoreFirst(s.q_scale + r, 1, Max(q_scale, Set(1e-37f)));
     }
     for (uint32_t c = 0; c < dim; c += kLanes, out += kVectorBytes / Form::kPer) {
       const VF x = Mul(LoadFirst(q + c, Smaller(kLanes, dim - c)), base2);
