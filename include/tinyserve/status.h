@@ -55,10 +55,10 @@ class [[nodiscard]] Result {
   // REQUIRES: ok().
   T& value() & { return *value_; }
   const T& value() const& { return *value_; }
-  T&& value() && { return *std::move(value_); }
+  T value() && { return *std::move(value_); }  // by value: `for (x : *F())` must not dangle
   T& operator*() & { return *value_; }
   const T& operator*() const& { return *value_; }
-  T&& operator*() && { return *std::move(value_); }
+  T operator*() && { return *std::move(value_); }
   T* operator->() { return &*value_; }
   const T* operator->() const { return &*value_; }
 

@@ -73,7 +73,8 @@ class EngineImpl : public Engine {
  private:
   Status Check(const Request& request) const;
   void Loop();
-  bool TakeInbox();  // false: stop
+  bool TakeInbox();                    // false: stop
+  void PublishStats(size_t arriving);  // REQUIRES: mutex_ is held
   void EndCancelledAndLate();
   void StartAdmitted();
   void RunStep();
@@ -380,12 +381,7 @@ bool EngineImpl::TakeInbox() {
     std::unique_lock lock(mutex_);
     if (jobs_.empty()) wake_.wait(lock, [&] { return stopping_ || !inbox_.empty(); });
     taken.swap(inbox_);
-    const BlockPool& pool = executor_->cache()->pool(0);
-    stats_.running = scheduler_->running();
-    stats_.waiting = scheduler_->waiting() + static_cast<uint32_t>(taken.size());
-    stats_.blocks_used = pool.used();
-    stats_.blocks_used_max = pool.used_max();
-    stats_.steps = executor_->steps();
+    PublishStats(taken.size());
     if (stopping_) {
       for (std::unique_ptr<Job>& job : taken) jobs_.emplace(job->id, std::move(job));
       return false;
@@ -400,6 +396,15 @@ bool EngineImpl::TakeInbox() {
     jobs_.emplace(id, std::move(job));
   }
   return true;
+}
+
+void EngineImpl::PublishStats(size_t arriving) {
+  const BlockPool& pool = executor_->cache()->pool(0);
+  stats_.running = scheduler_->running();
+  stats_.waiting = scheduler_->waiting() + static_cast<uint32_t>(arriving);
+  stats_.blocks_used = pool.used();
+  stats_.blocks_used_max = pool.used_max();
+  stats_.steps = executor_->steps();
 }
 
 void EngineImpl::EndCancelledAndLate() {
@@ -581,6 +586,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   {
     std::lock_guard lock(mutex_);
     live_.erase(id);
+    PublishStats(0);
   }
   finished_.notify_all();
 }

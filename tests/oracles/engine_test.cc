@@ -1,0 +1,244 @@
+// The embedding API under load: texts that do not depend on the company they keep, refusals that
+// say why, cancels and deadlines that give everything back.
+#include "tinyserve/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+namespace tinyserve {
+namespace {
+
+std::unique_ptr<Engine> OpenTiny(void (*change)(EngineOptions*) = nullptr) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.threads = 2;
+  options.kv_memory_bytes = 8 << 20;
+  options.sequences_max = 4;
+  options.step_tokens_max = 32;
+  options.context_tokens = 256;
+  if (change != nullptr) change(&options);
+  auto engine = Engine::Open(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return engine.ok() ? *std::move(engine) : nullptr;
+}
+
+struct Answer {
+  std::string text;
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs, prompt_logprobs;
+  FinishReason finish = FinishReason::kNone;
+  Usage usage;
+  int finished_events = 0;
+};
+
+EventSink CollectInto(Answer* answer) {
+  return [answer](const TokenEvent& event) {
+    answer->text += event.text;
+    if (event.kind == TokenEvent::Kind::kToken) {
+      answer->tokens.push_back(event.token);
+      answer->logprobs.push_back(event.logprob);
+    } else if (event.kind == TokenEvent::Kind::kFinished) {
+      answer->finish = event.finish;
+      answer->usage = event.usage;
+      answer->prompt_logprobs = event.prompt_logprobs;
+      ++answer->finished_events;
+    }
+  };
+}
+
+Request MakeRequest(uint32_t i) {
+  Request request;
+  for (uint32_t t = 0; t < 5 + 23 * i; ++t)
+    request.prompt.push_back(static_cast<int32_t>((t * 7 + i * 13) % 200));
+  request.max_tokens = 20;
+  request.ignore_eos = true;
+  request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
+  request.sampling.seed = i;
+  request.top_logprobs = 0;
+  return request;
+}
+
+Answer Ask(Engine* engine, const Request& request) {
+  Answer answer;
+  const auto id = engine->Submit(request, CollectInto(&answer));
+  EXPECT_TRUE(id.ok()) << id.status().message();
+  if (id.ok()) engine->Wait(*id);
+  return answer;
+}
+
+TEST(Engine, SameAnswersAloneAndInCompany) {
+  auto engine = OpenTiny();
+  constexpr uint32_t kRequests = 9;  // more than run at once
+  std::vector<Answer> alone(kRequests), together(kRequests);
+  for (uint32_t i = 0; i < kRequests; ++i) alone[i] = Ask(engine.get(), MakeRequest(i));
+  std::vector<RequestId> ids;
+  for (uint32_t i = 0; i < kRequests; ++i)
+    ids.push_back(*engine->Submit(MakeRequest(i), CollectInto(&together[i])));
+  for (RequestId id : ids) engine->Wait(id);
+  for (uint32_t i = 0; i < kRequests; ++i) {
+    EXPECT_EQ(alone[i].tokens, together[i].tokens) << i;
+    EXPECT_EQ(alone[i].logprobs, together[i].logprobs) << i;
+    EXPECT_EQ(alone[i].text, together[i].text);
+    EXPECT_EQ(together[i].finish, FinishReason::kLength);
+    EXPECT_EQ(together[i].finished_events, 1);
+    EXPECT_EQ(together[i].usage.completion_tokens, 20u);
+  }
+  EXPECT_EQ(engine->stats().blocks_used, 0u);
+}
+
+TEST(Engine, PromptLogprobsAreWholeHoweverTheyAreChunked) {
+  auto engine = OpenTiny();
+  Request request = MakeRequest(6);  // 143 tokens, steps of 32
+  request.max_tokens = 0;
+  request.prompt_logprobs = true;
+  const Answer chunked = Ask(engine.get(), request);
+  EXPECT_EQ(chunked.finish, FinishReason::kLength);
+  ASSERT_EQ(chunked.prompt_logprobs.size(), request.prompt.size() - 1);
+  auto whole_engine = OpenTiny([](EngineOptions* o) { o->step_tokens_max = 256; });
+  EXPECT_EQ(Ask(whole_engine.get(), request).prompt_logprobs, chunked.prompt_logprobs);
+}
+
+TEST(Engine, StopsWhereItIsTold) {
+  auto engine = OpenTiny();
+  Request request = MakeRequest(2);
+  const Answer free = Ask(engine.get(), request);
+  request.stop_tokens = {free.tokens[4]};
+  const Answer stopped = Ask(engine.get(), request);
+  EXPECT_EQ(stopped.finish, FinishReason::kStop);
+  EXPECT_LE(stopped.tokens.size(), 5u);
+  EXPECT_EQ(stopped.tokens.back(), free.tokens[4]);
+  request.min_tokens = 10;
+  EXPECT_GT(Ask(engine.get(), request).tokens.size(), 10u);
+}
+
+TEST(Engine, RefusesWithTheFieldAndTheRange) {
+  auto engine = OpenTiny();
+  const auto message = [&](void (*change)(Request*)) {
+    Request request = MakeRequest(1);
+    change(&request);
+    return engine->Submit(request, [](const TokenEvent&) {}).status().message();
+  };
+  EXPECT_NE(message([](Request* r) { r->prompt.clear(); }).find("prompt is empty"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->prompt[0] = -1; }).find("prompt holds token -1"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->prompt[0] = 1 << 30; }).find("prompt holds token"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->max_tokens = 4000000000u; }).find("the context holds 256"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->sampling.top_p = 2; }).find("top_p is 2"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->top_logprobs = 21; }).find("top_logprobs is 21"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->stop = {""}; }).find("stop string"), std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->stop_tokens = {-2}; }).find("stop_tokens"),
+            std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->min_tokens = 21; }).find("min_tokens"), std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->selector = "nonsense"; }).find("selector is 'nonsense'"),
+            std::string::npos);
+}
+
+TEST(Engine, RefusesWhatThePoolCanNeverHold) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.kv_memory_bytes = 1 << 16;
+  options.context_tokens = 256;
+  const Status status = Engine::Open(options).status();
+  EXPECT_EQ(status.code(), Code::kOutOfMemory);
+  EXPECT_NE(status.message().find("bytes of KV cache"), std::string::npos) << status.message();
+}
+
+TEST(Engine, OptionsAreChecked) {
+  const auto message = [](void (*change)(EngineOptions*)) {
+    EngineOptions options;
+    options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+    change(&options);
+    return Engine::Open(options).status().message();
+  };
+  EXPECT_NE(message([](EngineOptions* o) {
+              o->model_path = "/nonexistent.gguf";
+            }).find("/nonexistent.gguf"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->kv = "int3"; }).find("f32, f16, bf16"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->compute = "magic"; }).find("fast and f32"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->target = "neon"; }).find("neon"), std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->context_tokens = 1 << 30; }).find("trained for"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->page_tokens = 24; }).find("page_tokens is 24"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->sequences_max = 0; }).find("sequences_max is 0"),
+            std::string::npos);
+}
+
+TEST(Engine, CancelAndDeadlineGiveEverythingBack) {
+  auto engine = OpenTiny();
+  Answer cancelled, late;
+  Request request = MakeRequest(0);
+  request.max_tokens = 250;
+  const RequestId a = *engine->Submit(request, CollectInto(&cancelled));
+  request.deadline_ms = 1;
+  request.prompt = MakeRequest(8).prompt;
+  request.max_tokens = 60;
+  const RequestId b = *engine->Submit(request, CollectInto(&late));
+  EXPECT_TRUE(engine->Cancel(a));
+  engine->Wait(a);
+  engine->Wait(b);
+  EXPECT_EQ(cancelled.finish, FinishReason::kCancelled);
+  EXPECT_EQ(late.finish, FinishReason::kDeadline);
+  EXPECT_FALSE(engine->Cancel(a));
+  engine->Wait(12345);  // unknown: returns at once
+  Ask(engine.get(), MakeRequest(1));
+  EXPECT_EQ(engine->stats().blocks_used, 0u);
+}
+
+TEST(Engine, ClosingEndsWhatRuns) {
+  Answer answers[6];
+  {
+    auto engine = OpenTiny();
+    Request request = MakeRequest(1);
+    request.max_tokens = 200;
+    for (Answer& answer : answers) ASSERT_TRUE(engine->Submit(request, CollectInto(&answer)).ok());
+  }
+  for (const Answer& answer : answers) EXPECT_EQ(answer.finished_events, 1);
+}
+
+TEST(Engine, TheQueueHasAnEnd) {
+  auto engine = OpenTiny([](EngineOptions* o) { o->queue_max = 3; });
+  Request request = MakeRequest(1);
+  request.max_tokens = 200;
+  std::vector<Answer> answers(100);
+  uint32_t refused = 0;
+  std::vector<RequestId> ids;
+  for (Answer& answer : answers) {
+    const auto id = engine->Submit(request, CollectInto(&answer));
+    if (id.ok()) {
+      ids.push_back(*id);
+    } else {
+      EXPECT_EQ(id.status().code(), Code::kResourceExhausted);
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 0u);
+  for (RequestId id : ids) engine->Cancel(id);
+  for (RequestId id : ids) engine->Wait(id);
+}
+
+TEST(Engine, ManyThreadsMaySubmit) {
+  auto engine = OpenTiny();
+  const Answer expected = Ask(engine.get(), MakeRequest(3));
+  std::vector<std::thread> clients;
+  std::vector<Answer> answers(8);
+  for (Answer& answer : answers) {
+    clients.emplace_back([&] { answer = Ask(engine.get(), MakeRequest(3)); });
+  }
+  for (std::thread& client : clients) client.join();
+  for (const Answer& answer : answers) EXPECT_EQ(answer.tokens, expected.tokens);
+}
+
+}  // namespace
+}  // namespace tinyserve

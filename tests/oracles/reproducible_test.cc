@@ -1,0 +1,297 @@
+// A sequence's logits are the same, bit for bit, however its prompt is chunked, whatever else is in
+// the batch, at any number of threads, and when its generated tokens are replayed
+// (docs/ARCHITECTURE.md, "Two classes of token"). Held on every target of this machine, for every
+// architecture, on the fast path and in f32.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/executor.h"
+#include "engine/sampler.h"
+#include "kernels/targets.h"
+
+namespace tinyserve {
+namespace {
+
+struct Setup {
+  const Kernels* kernels;
+  Compute compute;
+  std::string model;
+};
+
+// One model and an executor for up to eight sequences.
+struct Rig {
+  Rig(const Setup& setup, uint32_t thread_count, const std::string& kv = "f16")
+      : threads(thread_count) {
+    auto file =
+        GgufFile::Open(std::string(TS_SOURCE_DIR "/tests/golden/tiny/") + setup.model + ".gguf");
+    EXPECT_TRUE(file.ok()) << file.status().message();
+    auto loaded = LoadModel(
+        **file,
+        {.kernels = setup.kernels, .compute = setup.compute, .threads = &threads, .progress = {}});
+    EXPECT_TRUE(loaded.ok()) << loaded.status().message();
+    model = *std::move(loaded);
+    auto created = Executor::Create(model.get(), setup.kernels, setup.compute, &threads,
+                                    {.kv = kv,
+                                     .kv_memory_bytes = 64 << 20,
+                                     .sequences_max = 8,
+                                     .sequence_tokens_max = 512,
+                                     .step_tokens_max = 512});
+    EXPECT_TRUE(created.ok()) << created.status().message();
+    executor = *std::move(created);
+  }
+
+  ThreadPool threads;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Executor> executor;
+};
+
+using Logits = std::vector<float>;
+
+bool SameBits(const Logits& a, const Logits& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+std::vector<int32_t> RandomTokens(uint32_t count, uint32_t vocab, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab);
+  return tokens;
+}
+
+// A sequence in the making: what it holds, and the next piece of it as a row.
+struct Sequence {
+  SequenceSlot slot;
+  uint32_t done = 0;
+
+  explicit Sequence(Rig* rig) : slot(*rig->executor->cache()->AddSequence()) {}
+
+  void AddRow(Rig* rig, StepBatch* batch, const std::vector<int32_t>& tokens,
+              TokenClass token_class, Want want) {
+    ASSERT_TRUE(
+        rig->executor->cache()->Reserve(slot, done + static_cast<uint32_t>(tokens.size())).ok());
+    batch->rows.push_back({.slot = slot,
+                           .first_position = done,
+                           .length = static_cast<uint32_t>(tokens.size()),
+                           .first_input = static_cast<uint32_t>(batch->inputs.size()),
+                           .token_class = token_class,
+                           .want = want});
+    batch->inputs.insert(batch->inputs.end(), tokens.begin(), tokens.end());
+    done += static_cast<uint32_t>(tokens.size());
+  }
+};
+
+Logits Copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
+
+// Prompt in chunks of the given sizes (repeated), then `steps` greedy tokens. Returns the logits
+// before each.
+std::vector<Logits> Generate(Rig* rig, const std::vector<int32_t>& prompt,
+                             const std::vector<uint32_t>& chunks, uint32_t steps) {
+  Sequence sequence(rig);
+  StepBatch batch;
+  for (uint32_t i = 0; sequence.done < prompt.size(); ++i) {
+    batch.Clear();
+    const uint32_t n = std::min<uint32_t>(chunks[i % chunks.size()],
+                                          static_cast<uint32_t>(prompt.size()) - sequence.done);
+    const auto first = prompt.begin() + sequence.done;
+    sequence.AddRow(rig, &batch, {first, first + n}, TokenClass::kPrompt, Want::kLogits);
+    rig->executor->Run(batch);
+  }
+  std::vector<Logits> all = {Copy(rig->executor->logits(0))};
+  for (uint32_t s = 0; s < steps; ++s) {
+    batch.Clear();
+    sequence.AddRow(rig, &batch, {Argmax(all.back())}, TokenClass::kGenerated, Want::kLogits);
+    rig->executor->Run(batch);
+    all.push_back(Copy(rig->executor->logits(0)));
+  }
+  rig->executor->cache()->RemoveSequence(sequence.slot);
+  return all;
+}
+
+class Reproducible : public testing::TestWithParam<Setup> {};
+
+TEST_P(Reproducible, ChunkedPromptEqualsWhole) {
+  Rig rig(GetParam(), 2);
+  const auto prompt = RandomTokens(300, rig.model->config().vocab, 1);
+  const auto whole = Generate(&rig, prompt, {300}, 8);
+  for (const std::vector<uint32_t>& chunks :
+       std::vector<std::vector<uint32_t>>{{1}, {7, 64, 3}, {16}, {64}, {299, 1}, {129}}) {
+    const auto chunked = Generate(&rig, prompt, chunks, 8);
+    for (size_t i = 0; i < whole.size(); ++i) {
+      ASSERT_TRUE(SameBits(whole[i], chunked[i])) << "first chunk " << chunks[0] << ", token " << i;
+    }
+  }
+}
+
+TEST_P(Reproducible, ThreadCountChangesNothing) {
+  std::vector<Logits> reference;
+  for (uint32_t threads : {1u, 2u, 3u, 5u}) {
+    Rig rig(GetParam(), threads);
+    const auto all = Generate(&rig, RandomTokens(280, rig.model->config().vocab, 2), {100}, 6);
+    if (reference.empty()) reference = all;
+    for (size_t i = 0; i < all.size(); ++i)
+      ASSERT_TRUE(SameBits(reference[i], all[i])) << threads << " threads, token " << i;
+  }
+}
+
+// Six sequences of different lengths, started at different steps, prefill and decode mixed in one
+// batch.
+TEST_P(Reproducible, BatchedEqualsAlone) {
+  Rig rig(GetParam(), 2);
+  constexpr uint32_t kSequences = 6, kSteps = 5;
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<std::vector<Logits>> alone;
+  for (uint32_t s = 0; s < kSequences; ++s) {
+    prompts.push_back(RandomTokens(3 + 57 * s, rig.model->config().vocab, 10 + s));
+    alone.push_back(Generate(&rig, prompts[s], {64}, kSteps));
+  }
+  std::vector<Sequence> sequences;
+  for (uint32_t s = 0; s < kSequences; ++s) sequences.emplace_back(&rig);
+  std::vector<std::vector<Logits>> batched(kSequences);
+  std::mt19937 random(3);
+  StepBatch batch;
+  for (int step = 0; step < 200; ++step) {
+    batch.Clear();
+    std::vector<uint32_t> who;
+    for (uint32_t s = 0; s < kSequences; ++s) {
+      Sequence& q = sequences[s];
+      if (batched[s].size() > kSteps || random() % 4 == 0)
+        continue;  // finished, or sits this step out
+      if (q.done < prompts[s].size()) {
+        const uint32_t n = std::min<uint32_t>(1 + random() % 70,
+                                              static_cast<uint32_t>(prompts[s].size()) - q.done);
+        const auto first = prompts[s].begin() + q.done;
+        q.AddRow(&rig, &batch, {first, first + n}, TokenClass::kPrompt, Want::kLogits);
+      } else {
+        q.AddRow(&rig, &batch, {Argmax(batched[s].back())}, TokenClass::kGenerated, Want::kLogits);
+      }
+      who.push_back(s);
+    }
+    if (who.empty()) continue;
+    rig.executor->Run(batch);
+    for (size_t i = 0; i < who.size(); ++i) {
+      if (sequences[who[i]].done >= prompts[who[i]].size())
+        batched[who[i]].push_back(Copy(rig.executor->logits(i)));
+    }
+  }
+  for (uint32_t s = 0; s < kSequences; ++s) {
+    ASSERT_EQ(batched[s].size(), alone[s].size());
+    for (size_t i = 0; i < alone[s].size(); ++i)
+      ASSERT_TRUE(SameBits(alone[s][i], batched[s][i])) << "sequence " << s << ", token " << i;
+  }
+}
+
+// Preemption forgets a sequence and replays it: prompt as prompt, generated tokens as generated,
+// several in one step.
+TEST_P(Reproducible, ReplayEqualsNeverPreempted) {
+  Rig rig(GetParam(), 2);
+  const auto prompt = RandomTokens(250, rig.model->config().vocab, 4);
+  constexpr uint32_t kSteps = 12;
+  const auto through = Generate(&rig, prompt, {250}, kSteps);
+  Sequence again(&rig);
+  StepBatch batch;
+  again.AddRow(&rig, &batch, prompt, TokenClass::kPrompt, Want::kNothing);
+  rig.executor->Run(batch);
+  std::vector<int32_t> generated;
+  for (uint32_t i = 0; i < kSteps; ++i) generated.push_back(Argmax(through[i]));
+  batch.Clear();
+  again.AddRow(&rig, &batch, {generated.begin(), generated.begin() + 5}, TokenClass::kGenerated,
+               Want::kLogits);
+  rig.executor->Run(batch);
+  EXPECT_TRUE(SameBits(through[5], Copy(rig.executor->logits(0))));
+  batch.Clear();
+  again.AddRow(&rig, &batch, {generated.begin() + 5, generated.end()}, TokenClass::kGenerated,
+               Want::kLogits);
+  rig.executor->Run(batch);
+  EXPECT_TRUE(SameBits(through[kSteps], Copy(rig.executor->logits(0))));
+}
+
+// A row may name what the previous step sampled instead of a literal id.
+TEST_P(Reproducible, SampledInputEqualsLiteral) {
+  Rig rig(GetParam(), 2);
+  const auto prompt = RandomTokens(40, rig.model->config().vocab, 5);
+  const auto literal = Generate(&rig, prompt, {40}, 2);
+  Sequence sequence(&rig);
+  StepBatch batch;
+  sequence.AddRow(&rig, &batch, prompt, TokenClass::kPrompt, Want::kLogits);
+  rig.executor->Run(batch);
+  for (uint32_t i = 1; i <= 2; ++i) {
+    rig.executor->SetSampled(0, Argmax(rig.executor->logits(0)));
+    batch.Clear();
+    sequence.AddRow(&rig, &batch, {~0}, TokenClass::kGenerated, Want::kLogits);
+    rig.executor->Run(batch);
+    EXPECT_TRUE(SameBits(literal[i], Copy(rig.executor->logits(0)))) << i;
+  }
+}
+
+// Rolling back rejected tokens and going another way leaves no trace.
+TEST_P(Reproducible, TruncatedTokensLeaveNoTrace) {
+  Rig rig(GetParam(), 2);
+  const auto prompt = RandomTokens(90, rig.model->config().vocab, 6);
+  const auto straight = Generate(&rig, prompt, {90}, 1);
+  Sequence sequence(&rig);
+  StepBatch batch;
+  sequence.AddRow(&rig, &batch, prompt, TokenClass::kPrompt, Want::kLogits);
+  rig.executor->Run(batch);
+  const int32_t next = Argmax(rig.executor->logits(0));
+  rig.executor->cache()->Commit(sequence.slot, 90);
+  batch.Clear();
+  sequence.AddRow(&rig, &batch, RandomTokens(30, rig.model->config().vocab, 7),
+                  TokenClass::kGenerated, Want::kNothing);
+  rig.executor->Run(batch);
+  rig.executor->cache()->Truncate(sequence.slot, 90);
+  sequence.done = 90;
+  batch.Clear();
+  sequence.AddRow(&rig, &batch, {next}, TokenClass::kGenerated, Want::kLogits);
+  rig.executor->Run(batch);
+  EXPECT_TRUE(SameBits(straight[1], Copy(rig.executor->logits(0))));
+  EXPECT_EQ(rig.executor->cache()->CheckIntegrity(), "");
+}
+
+// Teacher-forced log-probabilities equal those of the logits at each position.
+TEST_P(Reproducible, LogProbsEqualLogits) {
+  Rig rig(GetParam(), 2);
+  const auto prompt = RandomTokens(80, rig.model->config().vocab, 8);
+  Sequence scored(&rig);
+  StepBatch batch;
+  scored.AddRow(&rig, &batch, prompt, TokenClass::kPrompt, Want::kLogProbs);
+  rig.executor->Run(batch);
+  const Logits logprobs = Copy(rig.executor->logprobs(0));
+  ASSERT_EQ(logprobs.size(), 79u);
+  Sequence stepped(&rig);
+  for (uint32_t i = 0; i + 1 < prompt.size(); ++i) {
+    batch.Clear();
+    stepped.AddRow(&rig, &batch, {prompt[i]}, TokenClass::kPrompt, Want::kLogits);
+    rig.executor->Run(batch);
+    const auto logits = rig.executor->logits(0);
+    ASSERT_EQ(logprobs[i], logits[static_cast<size_t>(prompt[i + 1])] - LogSumExp(logits)) << i;
+  }
+}
+
+std::vector<Setup> Setups() {
+  std::vector<Setup> setups;
+  for (const Kernels* kernels : AvailableTargets()) {
+    for (const char* model : {"llama", "llama-q4_1", "llama-q6_k", "qwen2", "gpt2"}) {
+      setups.push_back({kernels, Compute::kFast, model});
+    }
+    setups.push_back({kernels, Compute::kF32, "llama-q4_1"});
+  }
+  return setups;
+}
+
+std::string NameOf(const testing::TestParamInfo<Setup>& test) {
+  std::string name = std::string(test.param.kernels->name) + "_" + test.param.model +
+                     (test.param.compute == Compute::kFast ? "_fast" : "_f32");
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Reproducible, testing::ValuesIn(Setups()), NameOf);
+
+}  // namespace
+}  // namespace tinyserve
