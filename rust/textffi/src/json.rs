@@ -74,6 +74,27 @@ pub fn tojson(
     Ok(Value::from(writer.out))
 }
 
+/// A float as Python writes it: the fewest digits that read back the same, with an exponent below 1e-4 and from 1e16.
+pub fn float(number: f64) -> String {
+    if !number.is_finite() {
+        return if number.is_nan() {
+            "NaN".to_owned()
+        } else {
+            format!("{}Infinity", if number < 0.0 { "-" } else { "" })
+        };
+    }
+    let scientific = format!("{number:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>().unwrap_or(0) {
+        -4..=15 => format!("{number:?}"),
+        exponent => format!(
+            "{digits}e{}{:02}",
+            if exponent < 0 { '-' } else { '+' },
+            exponent.abs()
+        ),
+    }
+}
+
 impl Writer<'_, '_, '_> {
     /// Every value costs a step, and so do every 64 bytes, before the next is written: values that share parts
     /// can be far larger written out than in memory.
@@ -96,7 +117,10 @@ impl Writer<'_, '_, '_> {
             ValueKind::Bool => self
                 .out
                 .push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Number => match f64::try_from(value.clone()) {
+                Ok(number) if !value.is_integer() => self.out.push_str(&float(number)),
+                _ => self.out.push_str(&value.to_string()),
+            },
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let mut first = true;
