@@ -1,12 +1,14 @@
-// Packed layouts of quantised weights: how the blocks of kLanes interleaved rows lie in a panel.
+// Packed layouts of quantised weights: how the blocks of interleaved rows lie in a panel.
 //
-// Lane r of a vector is row r of the panel, so a product needs no horizontal sums and its results
-// are stored as they stand. A panel is a run of units; a unit holds 32 columns (or, of the K types,
-// 256) of every row: scales first, [r], then codes. A code vector holds four consecutive columns of
-// each row, [r][4], the form in which dot instructions want them:
+// Lane r of a vector is row r of a strip, so a product needs no horizontal sums and its results are
+// stored as they stand. A panel is kStrips strips of kLanes rows, interleaved unit by unit: a
+// product walks both at once and still reads one stream of bytes. A unit holds 32 columns (or, of
+// the K types, 256) of a strip's rows: scales first, [r], then codes. A code vector holds four
+// consecutive columns of each row, [r][4], the form in which dot instructions want them:
 //
 //   nibbles   4 vectors a block; the low halves of vector v are columns 4v..4v+3, the high halves
-//   16+4v..16+4v+3 bytes     8 vectors a block; vector v is columns 4v..4v+3
+//             16+4v..16+4v+3
+//   bytes     8 vectors a block; vector v is columns 4v..4v+3
 //
 // Codes are unsigned; what a type subtracts from them (kOffset) is taken off through the sums of
 // the activations. All types keep the size they have in the file, but for the Q5 kinds, which are
@@ -18,6 +20,8 @@ namespace tinyserve {
 namespace {
 
 constexpr uint32_t kBlockCols = kActBlockCols;
+constexpr uint32_t kStrips = 2;  // of a panel
+constexpr uint32_t kPanelRows = kStrips * kLanes;
 
 enum class CodeKind {
   kNibbles,  // 0..15, two a byte

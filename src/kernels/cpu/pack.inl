@@ -77,7 +77,7 @@ TS_INLINE void PackBlock(const BlockQ4_K& b, uint32_t r, uint8_t* unit) {
 // the formula.
 TS_INLINE void PackBlock(const BlockQ5_K& b, uint32_t r, uint8_t* unit) {
   const float d = _cvtsh_ss(b.d), dmin = _cvtsh_ss(b.dmin);
-  for (uint32_t s = 0; s < 8; ++s, unit += FormatQ5_K::kUnitBytes) {
+  for (uint32_t s = 0; s < 8; ++s, unit += kStrips * FormatQ5_K::kUnitBytes) {
     const uint8_t* packed = b.scales;
     const int sc = s < 4 ? packed[s] & 63 : (packed[s + 4] & 15) | packed[s - 4] >> 6 << 4;
     const int mn = s < 4 ? packed[s + 4] & 63 : packed[s + 4] >> 4 | packed[s] >> 6 << 4;
@@ -119,28 +119,33 @@ TS_INLINE void PackBlock(const BlockQ6_K& b, uint32_t r, uint8_t* unit) {
   }
 }
 
-// Every block of every row; `bytes` of a panel for each block of the source.
-template <class Block>
-void PackBlocks(const uint8_t* const* rows, uint32_t blocks, uint32_t bytes, uint8_t* panel) {
-  for (uint32_t r = 0; r < kLanes; ++r) {
-    if (rows[r] == nullptr) continue;
+// Every block of every row. A source block becomes kUnits units of format F.
+template <class Block, class F, uint32_t kUnits = 1>
+void PackBlocks(const uint8_t* const* rows, uint32_t blocks, uint8_t* panel) {
+  for (uint32_t row = 0; row < kPanelRows; ++row) {
+    if (rows[row] == nullptr) continue;
+    uint8_t* strip = panel + row / kLanes * F::kUnitBytes;
     for (uint32_t i = 0; i < blocks; ++i) {
       Block block;
-      __builtin_memcpy(&block, rows[r] + (uint64_t)i * sizeof block, sizeof block);
-      PackBlock(block, r, panel + (uint64_t)i * bytes);
+      __builtin_memcpy(&block, rows[row] + (uint64_t)i * sizeof block, sizeof block);
+      PackBlock(block, row % kLanes, strip + (uint64_t)i * kUnits * kStrips * F::kUnitBytes);
     }
   }
 }
 
-// Elements as they are: [cols / group][kLanes][group], the last group padded with zeros.
+// Where element (row, col) of a panel of elements lies: [cols / group][row][group].
+TS_INLINE uint64_t ElementAt(uint32_t row, uint32_t col, uint32_t group) {
+  return ((uint64_t)(col / group) * kPanelRows + row) * group + col % group;
+}
+
+// Elements as they are; the last group is padded with zeros.
 template <class Element>
 void PackElements(const uint8_t* const* rows, uint32_t cols, uint32_t group, uint8_t* panel) {
-  for (uint32_t r = 0; r < kLanes; ++r) {
-    if (rows[r] == nullptr) continue;
+  for (uint32_t row = 0; row < kPanelRows; ++row) {
+    if (rows[row] == nullptr) continue;
     for (uint32_t c = 0; c < cols; ++c) {
-      const uint64_t at = ((uint64_t)(c / group) * kLanes + r) * group + c % group;
-      __builtin_memcpy(panel + at * sizeof(Element), rows[r] + (uint64_t)c * sizeof(Element),
-                       sizeof(Element));
+      __builtin_memcpy(panel + ElementAt(row, c, group) * sizeof(Element),
+                       rows[row] + (uint64_t)c * sizeof(Element), sizeof(Element));
     }
   }
 }

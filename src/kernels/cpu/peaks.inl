@@ -11,6 +11,7 @@ uint64_t ReadBytes(const uint8_t* data, uint64_t bytes) {
   static_assert(4096 % kStep == 0);
   VI sums[kStreams] = {ZeroInt(), ZeroInt(), ZeroInt(), ZeroInt()};
   for (uint64_t i = 0; i < bytes; i += kStep) {
+    PrefetchRange<kStep>(data + i + kPrefetchBytes);
     for (uint32_t s = 0; s < kStreams; ++s) {
       sums[s] = AddInt64(sums[s], SumBytes(LoadInt(data + i + s * kVectorBytes)));
     }
@@ -27,7 +28,7 @@ uint64_t ReadBytes(const uint8_t* data, uint64_t bytes) {
 // Keeps the compiler from knowing, merging or moving what a register holds.
 #define TS_OPAQUE(vector) __asm__ volatile("" : "+x"(vector))
 
-constexpr uint32_t kChains = 12;    // enough to cover the latency of every dot instruction
+constexpr uint32_t kChains = 10;    // enough to cover the latency of every dot instruction
 constexpr uint64_t kRoundDots = 8;  // steps of a round: nibble sums are widened after eight
 
 // Runs rounds of kRoundDots steps over kChains sums; `per_step` multiply-adds each.
@@ -110,9 +111,10 @@ uint64_t RunNibbleDots(uint64_t multiply_adds) {
       for (uint32_t i = 0; i < kChains; ++i) {
         TS_OPAQUE(a);
         sums[i] = AddInt16(sums[i], PairDot(a, b));
+        TS_OPAQUE(sums[i]);
       }
     }
-    for (VI& sum : sums) total = DotInt16(total, sum, SetInt16(1));
+    for (const VI& sum : sums) total = DotInt16(total, sum, SetInt16(1));
   });
   TS_OPAQUE(total);
   return done;

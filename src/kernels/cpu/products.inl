@@ -64,23 +64,23 @@ void PlanMatrix(DType type, Compute compute, uint32_t rows, uint32_t cols, Packe
   out->layout = kLayoutOfType;
   out->rows = rows;
   out->cols = cols;
-  out->panel_rows = kLanes;
-  out->panels = (rows + kLanes - 1) / kLanes;
+  out->panel_rows = kPanelRows;
+  out->panels = (rows + kPanelRows - 1) / kPanelRows;
   uint64_t bytes = 0;
   const bool quantised = WithFormat(type, [&](auto format) {
     using F = decltype(format);
-    bytes = (uint64_t)(cols / UnitCols<F>()) * F::kUnitBytes;
+    bytes = (uint64_t)(cols / UnitCols<F>()) * kStrips * F::kUnitBytes;
   });
   if (quantised) {
     if (compute == Compute::kFast) out->acts = ActKind::kQ8;
   } else if (type == DType::kF32) {
-    bytes = (uint64_t)cols * 4 * kLanes;
+    bytes = (uint64_t)cols * 4 * kPanelRows;
   } else if (kHasBF16Dot && type == DType::kBF16 && compute == Compute::kFast) {
     out->acts = ActKind::kBF16;
     out->layout = kLayoutPairs;
-    bytes = (uint64_t)((cols + 1) / 2) * 4 * kLanes;
+    bytes = (uint64_t)((cols + 1) / 2) * 4 * kPanelRows;
   } else {
-    bytes = (uint64_t)cols * 2 * kLanes;
+    bytes = (uint64_t)cols * 2 * kPanelRows;
   }
   out->panel_bytes = RoundUp64(bytes);
 }
@@ -90,21 +90,21 @@ void PackPanel(const PackedMatrix* w, const uint8_t* const* rows, uint8_t* panel
   const uint32_t blocks = w->cols / kBlockCols, k_blocks = w->cols / 256;
   switch (w->type) {
     case DType::kQ4_0:
-      return PackBlocks<BlockQ4_0>(rows, blocks, FormatQ4_0::kUnitBytes, panel);
+      return PackBlocks<BlockQ4_0, FormatQ4_0>(rows, blocks, panel);
     case DType::kQ4_1:
-      return PackBlocks<BlockQ4_1>(rows, blocks, FormatQ4_1::kUnitBytes, panel);
+      return PackBlocks<BlockQ4_1, FormatQ4_1>(rows, blocks, panel);
     case DType::kQ5_0:
-      return PackBlocks<BlockQ5_0>(rows, blocks, FormatQ5_0::kUnitBytes, panel);
+      return PackBlocks<BlockQ5_0, FormatQ5_0>(rows, blocks, panel);
     case DType::kQ5_1:
-      return PackBlocks<BlockQ5_1>(rows, blocks, FormatQ5_1::kUnitBytes, panel);
+      return PackBlocks<BlockQ5_1, FormatQ5_1>(rows, blocks, panel);
     case DType::kQ8_0:
-      return PackBlocks<BlockQ8_0>(rows, blocks, FormatQ8_0::kUnitBytes, panel);
+      return PackBlocks<BlockQ8_0, FormatQ8_0>(rows, blocks, panel);
     case DType::kQ4_K:
-      return PackBlocks<BlockQ4_K>(rows, k_blocks, FormatQ4_K::kUnitBytes, panel);
+      return PackBlocks<BlockQ4_K, FormatQ4_K>(rows, k_blocks, panel);
     case DType::kQ5_K:
-      return PackBlocks<BlockQ5_K>(rows, k_blocks, 8 * FormatQ5_K::kUnitBytes, panel);
+      return PackBlocks<BlockQ5_K, FormatQ5_K, 8>(rows, k_blocks, panel);
     case DType::kQ6_K:
-      return PackBlocks<BlockQ6_K>(rows, k_blocks, FormatQ6_K::kUnitBytes, panel);
+      return PackBlocks<BlockQ6_K, FormatQ6_K>(rows, k_blocks, panel);
     case DType::kF32:
       return PackElements<uint32_t>(rows, w->cols, 1, panel);
     case DType::kF16:
@@ -114,10 +114,9 @@ void PackPanel(const PackedMatrix* w, const uint8_t* const* rows, uint8_t* panel
   }
 }
 
-// Element `lane` of column c of a panel of an element type.
-float UnpackElement(const PackedMatrix* w, const uint8_t* panel, uint32_t lane, uint32_t c) {
-  const uint32_t group = w->layout == kLayoutPairs ? 2 : 1;
-  const uint64_t at = ((uint64_t)(c / group) * kLanes + lane) * group + c % group;
+// Element (row, c) of a panel of an element type.
+float UnpackElement(const PackedMatrix* w, const uint8_t* panel, uint32_t row, uint32_t c) {
+  const uint64_t at = ElementAt(row, c, w->layout == kLayoutPairs ? 2 : 1);
   uint32_t bits = 0;
   if (w->type == DType::kF32) {
     bits = LoadWord(panel + 4 * at);
@@ -132,144 +131,144 @@ float UnpackElement(const PackedMatrix* w, const uint8_t* panel, uint32_t lane, 
 }
 
 void UnpackRow(const PackedMatrix* w, uint32_t row, float* out) {
-  const uint8_t* panel = w->data + (uint64_t)(row / kLanes) * w->panel_bytes;
-  const uint32_t lane = row % kLanes;
+  const uint8_t* panel = w->data + (uint64_t)(row / kPanelRows) * w->panel_bytes;
+  const uint32_t strip = row % kPanelRows / kLanes, lane = row % kLanes;
   const bool quantised = WithFormat(w->type, [&](auto format) {
     using F = decltype(format);
     alignas(64) float decoded[UnitCols<F>() * kLanes];
-    for (uint32_t c = 0; c < w->cols; c += UnitCols<F>(), panel += F::kUnitBytes) {
-      F::Decode(panel, decoded);
+    const uint8_t* unit = panel + strip * F::kUnitBytes;
+    for (uint32_t c = 0; c < w->cols; c += UnitCols<F>(), unit += kStrips * F::kUnitBytes) {
+      F::Decode(unit, decoded);
       for (uint32_t i = 0; i < UnitCols<F>(); ++i) out[c + i] = decoded[i * kLanes + lane];
     }
   });
   if (quantised) return;
-  for (uint32_t c = 0; c < w->cols; ++c) out[c] = UnpackElement(w, panel, lane, c);
+  for (uint32_t c = 0; c < w->cols; ++c) out[c] = UnpackElement(w, panel, row % kPanelRows, c);
 }
 
 // ---- what becomes of a tile ----
 
-TS_INLINE VF BiasOf(const MatMulArgs& a, uint32_t panel) {
-  if (a.bias == nullptr) return Zero();
-  const uint32_t first = panel * kLanes;
+// Bias of the lanes from row `first` of w.
+TS_INLINE VF BiasOf(const MatMulArgs& a, uint32_t first) {
+  if (a.bias == nullptr || first >= a.w->rows) return Zero();
   return LoadFirst(a.bias + first, MinOf(kLanes, a.w->rows - first));
 }
 
-TS_INLINE void StoreLanes(float* out, uint32_t n, VF y) {
-  if (n == kLanes) return Store(out, y);
+// Stores one strip of one row: what w's rows from `first` give, to columns `first` and on.
+__attribute__((noinline)) void EmitStrip(const MatMulArgs& a, uint32_t row, uint32_t first, VF y) {
+  if (first >= a.w->rows) return;  // padding
+  float* out = a.out + (uint64_t)row * a.out_stride + first;
+  const uint32_t n = MinOf(kLanes, a.w->rows - first);
+  y = Add(y, BiasOf(a, first));
+  if (a.epilogue == Epilogue::kAdd) y = Add(LoadFirst(out, n), y);
+  if (a.epilogue == Epilogue::kGelu) y = GeluTanh(y);
   StoreFirst(out, n, y);
 }
 
-__attribute__((noinline)) void EmitGelu(float* out, uint32_t n, VF y) {
-  StoreLanes(out, n, GeluTanh(y));
-}
-__attribute__((noinline)) void EmitSwiGlu(float* out, uint32_t n, VF gate, VF up) {
-  StoreLanes(out, n, Mul(Silu(gate), up));
-}
-
-// Stores M rows from `row` by P panels from `panel`.
-template <int M, int P>
-TS_INLINE void Emit(const MatMulArgs& a, uint32_t row, uint32_t panel, const VF (&y)[M][P]) {
-  float* out = a.out + (uint64_t)row * a.out_stride;
-  if (a.epilogue == Epilogue::kSwiGlu) {
-    for (int p = 0; p + 1 < P; p += 2) {
-      const uint32_t first = (panel + (uint32_t)p) / 2 * kLanes;
-      if (first >= a.w->rows / 2) return;  // a pair of padding
-      const uint32_t n = MinOf(kLanes, a.w->rows / 2 - first);
-      const VF gate = BiasOf(a, panel + (uint32_t)p), up = BiasOf(a, panel + (uint32_t)p + 1);
-      for (int m = 0; m < M; ++m) {
-        EmitSwiGlu(out + (uint64_t)m * a.out_stride + first, n, Add(y[m][p], gate),
-                   Add(y[m][p + 1], up));
-      }
+// Stores M rows of a panel.
+template <int M>
+TS_INLINE void Emit(const MatMulArgs& a, uint32_t row, uint32_t panel, const VF (&y)[M][kStrips]) {
+  const uint32_t first = panel * kPanelRows;
+  const bool plain = a.bias == nullptr && a.epilogue == Epilogue::kStore;
+  if (plain && first + kPanelRows <= a.w->rows) {
+    float* out = a.out + (uint64_t)row * a.out_stride + first;
+    for (int m = 0; m < M; ++m, out += a.out_stride) {
+      for (uint32_t s = 0; s < kStrips; ++s) Store(out + s * kLanes, y[m][s]);
     }
     return;
   }
-  TS_UNROLL
-  for (int p = 0; p < P; ++p) {
-    const uint32_t first = (panel + (uint32_t)p) * kLanes;
-    const uint32_t n = MinOf(kLanes, a.w->rows - first);
-    const VF bias = BiasOf(a, panel + (uint32_t)p);
-    TS_UNROLL
-    for (int m = 0; m < M; ++m) {
-      float* to = out + (uint64_t)m * a.out_stride + first;
-      const VF biased = Add(y[m][p], bias);
-      if (a.epilogue == Epilogue::kGelu) {
-        EmitGelu(to, n, biased);
-      } else if (a.epilogue == Epilogue::kAdd) {
-        StoreLanes(to, n, Add(n == kLanes ? Load(to) : LoadFirst(to, n), biased));
-      } else {
-        StoreLanes(to, n, biased);
-      }
+  for (int m = 0; m < M; ++m) {
+    for (uint32_t s = 0; s < kStrips; ++s) {
+      EmitStrip(a, row + (uint32_t)m, first + s * kLanes, y[m][s]);
     }
   }
+}
+
+// Stores one strip of silu(gate) * up, panels `panel` and `panel` + 1.
+__attribute__((noinline)) void EmitGated(const MatMulArgs& a, uint32_t row, uint32_t panel,
+                                         uint32_t strip, VF gate, VF up) {
+  const uint32_t first = panel / 2 * kPanelRows + strip * kLanes, outputs = a.w->rows / 2;
+  if (first >= outputs) return;  // padding
+  gate = Add(gate, BiasOf(a, panel * kPanelRows + strip * kLanes));
+  up = Add(up, BiasOf(a, (panel + 1) * kPanelRows + strip * kLanes));
+  StoreFirst(a.out + (uint64_t)row * a.out_stride + first, MinOf(kLanes, outputs - first),
+             Mul(Silu(gate), up));
 }
 
 // ---- the walk: blocks of rows, then panels, then tiles ----
 
-// A product's inner tile: y += of M rows by P panels, over all columns.
+// Activation rows of a tile: as many as leave their sums in registers.
+constexpr uint32_t kTileRows = kLanes == 16 ? 6 : 4;
+
+// A product's inner tile: y += of M rows by one panel, over all columns.
 template <class F>
 struct CodeProduct {
-  static constexpr uint32_t kRows = 4;
-  // Formats that need two sums, or a scale for each half of a block, have no registers left for a
-  // second panel.
-  static constexpr bool kOnePanel = F::kSixBits || (F::kOffset == 128 && !kHasByteDot);
-
-  template <int M, int P>
-  static TS_INLINE void Tile(const MatMulArgs& a, const uint8_t* panel, const uint8_t* acts,
-                             VF (&y)[M][P]) {
-    const uint32_t units = a.w->cols / UnitCols<F>();
-    if constexpr (!kOnePanel) {
-      CodeTile<F>(panel, a.w->panel_bytes, acts, a.act_row_bytes, units, y);
-    } else {
-      for (int p = 0; p < P; ++p, panel += a.w->panel_bytes) {
-        VF one[M][1];
-        for (int m = 0; m < M; ++m) one[m][0] = y[m][p];
-        CodeTile<F>(panel, a.w->panel_bytes, acts, a.act_row_bytes, units, one);
-        for (int m = 0; m < M; ++m) y[m][p] = one[m][0];
-      }
-    }
+  template <int M>
+  static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
+                             uint64_t act_row_bytes, VF (&y)[M][kStrips]) {
+    CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
   }
 };
 template <class C>
 struct ColumnProduct {
-  static constexpr uint32_t kRows = 4;
-
-  template <int M, int P>
-  static TS_INLINE void Tile(const MatMulArgs& a, const uint8_t* panel, const uint8_t* acts,
-                             VF (&y)[M][P]) {
-    const uint32_t steps = (a.w->cols + C::kCols - 1) / C::kCols;
-    ColumnTile<C>(panel, a.w->panel_bytes, acts, a.act_row_bytes, steps, y);
+  template <int M>
+  static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
+                             uint64_t act_row_bytes, VF (&y)[M][kStrips]) {
+    ColumnTile<C>(panel, acts, act_row_bytes, (w.cols + C::kCols - 1) / C::kCols, y);
   }
 };
 
-template <class Product, int M, int P>
-__attribute__((noinline)) void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel) {
-  VF y[M][P];
+template <int M>
+TS_INLINE void Clear(VF (&y)[M][kStrips]) {
   for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) y[m][p] = Zero();
+    for (uint32_t s = 0; s < kStrips; ++s) y[m][s] = Zero();
   }
-  Product::template Tile<M, P>(a, a.w->data + (uint64_t)panel * a.w->panel_bytes,
-                               a.acts + (uint64_t)row * a.act_row_bytes, y);
-  Emit(a, row, panel, y);
 }
 
-template <class Product, int P>
-TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint32_t panel) {
-  constexpr uint32_t kRows = Product::kRows;
-  for (; row + kRows <= row_end; row += kRows) RunTile<Product, kRows, P>(a, row, panel);
-  if (row + 2 <= row_end) {
-    RunTile<Product, 2, P>(a, row, panel);
-    row += 2;
+template <class Product, int M>
+__attribute__((noinline)) void ComputeTile(const MatMulArgs& a, uint32_t row, uint32_t panel,
+                                           VF (*out)[kStrips]) {
+  const PackedMatrix& w = *a.w;
+  VF y[M][kStrips];
+  Clear(y);
+  Product::Tile(w, w.data + (uint64_t)panel * w.panel_bytes,
+                a.acts + (uint64_t)row * a.act_row_bytes, a.act_row_bytes, y);
+  __builtin_memcpy(out, y, sizeof y);
+}
+
+template <class Product, int M>
+void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel) {
+  VF y[M][kStrips];
+  ComputeTile<Product, M>(a, row, panel, y);
+  if (a.epilogue != Epilogue::kSwiGlu) return Emit(a, row, panel, y);
+  VF up[M][kStrips];
+  ComputeTile<Product, M>(a, row, panel + 1, up);
+  for (int m = 0; m < M; ++m) {
+    for (uint32_t s = 0; s < kStrips; ++s) {
+      EmitGated(a, row + (uint32_t)m, panel, s, y[m][s], up[m][s]);
+    }
   }
-  if (row < row_end) RunTile<Product, 1, P>(a, row, panel);
+}
+
+// Tiles of one panel (or pair) over rows row .. row_end - 1.
+template <class Product>
+TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint32_t panel) {
+  for (; row + kTileRows <= row_end; row += kTileRows) RunTile<Product, kTileRows>(a, row, panel);
+  if constexpr (kTileRows > 4) {
+    for (; row + 4 <= row_end; row += 4) RunTile<Product, 4>(a, row, panel);
+  }
+  for (; row + 2 <= row_end; row += 2) RunTile<Product, 2>(a, row, panel);
+  if (row < row_end) RunTile<Product, 1>(a, row, panel);
 }
 
 template <class Product>
 void RunProduct(const MatMulArgs& a) {
+  const uint32_t step = a.epilogue == Epilogue::kSwiGlu ? 2 : 1;
   for (uint32_t row = a.row_begin; row < a.row_end; row += kRowsAtOnce) {
     const uint32_t row_end = MinOf(row + kRowsAtOnce, a.row_end);
-    uint32_t panel = a.panel_begin;
-    for (; panel + 2 <= a.panel_end; panel += 2) RunRows<Product, 2>(a, row, row_end, panel);
-    if (panel < a.panel_end) RunRows<Product, 1>(a, row, row_end, panel);
+    for (uint32_t panel = a.panel_begin; panel < a.panel_end; panel += step) {
+      RunRows<Product>(a, row, row_end, panel);
+    }
   }
 }
 
@@ -278,61 +277,69 @@ void RunProduct(const MatMulArgs& a) {
 
 constexpr uint32_t kPieceCols = 256;  // a multiple of every unit
 
-template <int M, int P>
-TS_INLINE void DecodedTile(const float* weights, const uint8_t* acts, uint64_t act_row_bytes,
-                           uint32_t cols, VF (*y)[P]) {
-  VF sums[M][P];
-  for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) sums[m][p] = y[m][p];
-  }
-  ColumnTile<ColumnsF32>((const uint8_t*)weights, kPieceCols * kLanes * sizeof(float), acts,
-                         act_row_bytes, cols, sums);
-  for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) y[m][p] = sums[m][p];
+// Columns c .. c + cols - 1 of a panel as f32, [cols][kPanelRows].
+template <class F>
+void DecodePiece(const uint8_t* panel, uint32_t c, uint32_t cols, float* out) {
+  alignas(64) float strip[UnitCols<F>() * kLanes];
+  const uint8_t* unit = panel + (uint64_t)(c / UnitCols<F>()) * kStrips * F::kUnitBytes;
+  for (uint32_t i = 0; i < cols; i += UnitCols<F>()) {
+    for (uint32_t s = 0; s < kStrips; ++s, unit += F::kUnitBytes) {
+      F::Decode(unit, strip);
+      for (uint32_t j = 0; j < UnitCols<F>(); ++j) {
+        Store(out + (i + j) * kPanelRows + s * kLanes, Load(strip + j * kLanes));
+      }
+    }
   }
 }
 
-// Rows row..row_end - 1, at most kRowsDecoded, by P panels.
-template <class F, int P>
-__attribute__((noinline)) void RunDecodedRows(const MatMulArgs& a, uint32_t row, uint32_t row_end,
-                                              uint32_t panel) {
-  alignas(64) float weights[P][kPieceCols * kLanes];
-  VF y[kRowsDecoded][P];
-  for (uint32_t r = 0; r < row_end - row; ++r) {
-    for (int p = 0; p < P; ++p) y[r][p] = Zero();
+template <int M>
+TS_INLINE void DecodedTile(const float* weights, const uint8_t* acts, uint64_t act_row_bytes,
+                           uint32_t cols, VF (*y)[kStrips]) {
+  VF sums[M][kStrips];
+  __builtin_memcpy(sums, y, sizeof sums);
+  ColumnTile<ColumnsF32>((const uint8_t*)weights, acts, act_row_bytes, cols, sums);
+  __builtin_memcpy(y, sums, sizeof sums);
+}
+
+// Products of rows row .. row + rows - 1, at most kRowsDecoded, and one panel.
+template <class F>
+__attribute__((noinline)) void DecodedRows(const MatMulArgs& a, uint32_t row, uint32_t rows,
+                                           uint32_t panel, VF (*y)[kStrips]) {
+  alignas(64) float weights[kPieceCols * kPanelRows];
+  const uint8_t* data = a.w->data + (uint64_t)panel * a.w->panel_bytes;
+  for (uint32_t r = 0; r < rows; ++r) {
+    for (uint32_t s = 0; s < kStrips; ++s) y[r][s] = Zero();
   }
   for (uint32_t c = 0; c < a.w->cols; c += kPieceCols) {
     const uint32_t cols = MinOf(kPieceCols, a.w->cols - c);
-    for (uint32_t p = 0; p < P; ++p) {
-      const uint8_t* unit = a.w->data + (uint64_t)(panel + p) * a.w->panel_bytes +
-                            (uint64_t)(c / UnitCols<F>()) * F::kUnitBytes;
-      for (uint32_t i = 0; i < cols; i += UnitCols<F>(), unit += F::kUnitBytes) {
-        F::Decode(unit, weights[p] + i * kLanes);
-      }
-    }
+    DecodePiece<F>(data, c, cols, weights);
     const uint8_t* acts = a.acts + (uint64_t)row * a.act_row_bytes + (uint64_t)c * sizeof(float);
     uint32_t r = 0;
-    for (; r + 4 <= row_end - row; r += 4) {
-      DecodedTile<4, P>(weights[0], acts + r * a.act_row_bytes, a.act_row_bytes, cols, y + r);
+    for (; r + 4 <= rows; r += 4, acts += 4 * a.act_row_bytes) {
+      DecodedTile<4>(weights, acts, a.act_row_bytes, cols, y + r);
     }
-    for (; r < row_end - row; ++r) {
-      DecodedTile<1, P>(weights[0], acts + r * a.act_row_bytes, a.act_row_bytes, cols, y + r);
+    for (; r < rows; ++r, acts += a.act_row_bytes) {
+      DecodedTile<1>(weights, acts, a.act_row_bytes, cols, y + r);
     }
-  }
-  for (uint32_t r = 0; r < row_end - row; ++r) {
-    VF one[1][P];
-    for (int p = 0; p < P; ++p) one[0][p] = y[r][p];
-    Emit(a, row + r, panel, one);
   }
 }
 
 template <class F>
 void RunDecoded(const MatMulArgs& a) {
+  const bool gated = a.epilogue == Epilogue::kSwiGlu;
+  VF y[kRowsDecoded][kStrips], up[kRowsDecoded][kStrips];
   for (uint32_t row = a.row_begin; row < a.row_end; row += kRowsDecoded) {
-    const uint32_t row_end = MinOf(row + kRowsDecoded, a.row_end);
-    uint32_t panel = a.panel_begin;
-    for (; panel + 2 <= a.panel_end; panel += 2) RunDecodedRows<F, 2>(a, row, row_end, panel);
-    if (panel < a.panel_end) RunDecodedRows<F, 1>(a, row, row_end, panel);
+    const uint32_t rows = MinOf(kRowsDecoded, a.row_end - row);
+    for (uint32_t panel = a.panel_begin; panel < a.panel_end; panel += gated ? 2 : 1) {
+      DecodedRows<F>(a, row, rows, panel, y);
+      if (gated) DecodedRows<F>(a, row, rows, panel + 1, up);
+      for (uint32_t r = 0; r < rows; ++r) {
+        if (!gated) Emit(a, row + r, panel, (const VF(&)[1][kStrips])y[r]);
+        for (uint32_t s = 0; gated && s < kStrips; ++s) {
+          EmitGated(a, row + r, panel, s, y[r][s], up[r][s]);
+        }
+      }
+    }
   }
 }
 

@@ -31,19 +31,21 @@ struct ColumnPairsBF16 {
 };
 #endif
 
-// y += w * x over `steps` columns (or pairs), of M rows by P panels.
-template <class C, int M, int P>
-TS_INLINE void ColumnTile(const uint8_t* panel, uint64_t panel_bytes, const uint8_t* acts,
-                          uint64_t act_row_bytes, uint32_t steps, VF (&y)[M][P]) {
-  for (uint32_t s = 0; s < steps; ++s, panel += C::kBytes, acts += 4) {
-    decltype(C::LoadColumn(panel)) w[P];
+// y += w * x over `steps` columns (or pairs), of M rows by the strips of a panel.
+template <class C, int M>
+TS_INLINE void ColumnTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
+                          uint32_t steps, VF (&y)[M][kStrips]) {
+  for (uint32_t s = 0; s < steps; ++s, panel += kStrips * C::kBytes, acts += 4) {
+    Prefetch(panel + kPrefetchBytes);
+    decltype(C::LoadColumn(panel)) w[kStrips];
     TS_UNROLL
-    for (int p = 0; p < P; ++p) w[p] = C::LoadColumn(panel + (uint64_t)p * panel_bytes);
+    for (uint32_t p = 0; p < kStrips; ++p) w[p] = C::LoadColumn(panel + p * C::kBytes);
     TS_UNROLL
     for (int m = 0; m < M; ++m) {
       TS_UNROLL
-      for (int p = 0; p < P; ++p)
+      for (uint32_t p = 0; p < kStrips; ++p) {
         y[m][p] = C::Step(y[m][p], w[p], acts + (uint64_t)m * act_row_bytes);
+      }
     }
   }
 }

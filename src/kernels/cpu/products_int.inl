@@ -15,7 +15,11 @@ constexpr int kSteps6Bits =
 
 TS_INLINE VI StepDot(VI sum, VI codes, VI x) {
   if constexpr (kHasByteDot) return DotBytes(sum, codes, x);
-  return AddInt16(sum, PairDot(codes, x));
+  sum = AddInt16(sum, PairDot(codes, x));
+  // Added now: a compiler that rearranges integer sums into trees keeps every product alive and
+  // spills them all.
+  __asm__("" : "+x"(sum));
+  return sum;
 }
 
 // int32 sums of step sums.
@@ -140,37 +144,58 @@ TS_INLINE void BlockSums(const uint8_t* const (&codes)[P], const ActBlock* const
   }
 }
 
-// y of M rows by P panels over all columns.
+// Adds a block's sums[..][p] to y[..][strip], scaled.
 template <class F, int M, int P>
+TS_INLINE void ScaleSums(typename F::Scales& scales, const ActBlock* const (&x)[M],
+                         const VI (&sums)[M][P], uint32_t p, VF (&y)[M][kStrips], uint32_t strip) {
+  const VF scale = scales.NextScale();
+  [[maybe_unused]] VF min;
+  if constexpr (F::kHasMin) min = scales.NextMin();
+  TS_UNROLL
+  for (int m = 0; m < M; ++m) {
+    VI sum = sums[m][p];
+    if constexpr (F::kOffset != 0) {
+      sum = DotInt16(sum, BroadcastInt(x[m]->half_sums), SetInt16(-F::kOffset));
+    }
+    VF& to = y[m][strip];
+    to = Fma(ToFloat(sum), Mul(scale, Broadcast(&x[m]->scale)), to);
+    if constexpr (F::kHasMin) to = Fma(min, Broadcast(&x[m]->scaled_sum), to);
+  }
+}
+
+// Formats that need two sums for each output, or have two scales a block, have no registers left to
+// sum two strips at once: the strips of a block follow each other.
+template <class F>
+constexpr uint32_t StripsAtOnce() {
+  return F::kSixBits || (F::kOffset == 128 && !kHasByteDot) ? 1 : kStrips;
+}
+
+// y of M rows by the strips of a panel over all columns.
+template <class F, int M>
 requires(!F::kSixBits) TS_INLINE
-    void CodeTile(const uint8_t* panel, uint64_t panel_bytes, const uint8_t* acts,
-                  uint64_t act_row_bytes, uint32_t units, VF (&y)[M][P]) {
+    void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes, uint32_t units,
+                  VF (&y)[M][kStrips]) {
+  constexpr uint32_t P = StripsAtOnce<F>();
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
-  for (uint32_t u = 0; u < units; ++u, panel += F::kUnitBytes) {
-    typename F::Scales scales[P];
+  for (uint32_t u = 0; u < units; ++u, panel += kStrips * F::kUnitBytes) {
+    typename F::Scales scales[kStrips];
     TS_UNROLL
-    for (int p = 0; p < P; ++p) scales[p].Open(panel + (uint64_t)p * panel_bytes);
+    for (uint32_t s = 0; s < kStrips; ++s) scales[s].Open(panel + s * F::kUnitBytes);
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      const uint8_t* codes[P];
-      TS_UNROLL
-      for (int p = 0; p < P; ++p) codes[p] = F::Codes(panel + (uint64_t)p * panel_bytes, b);
-      VI sums[M][P];
-      BlockSums<F::kKind>(codes, x, sums);
-      TS_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const VF scale = scales[p].NextScale();
-        [[maybe_unused]] VF min;
-        if constexpr (F::kHasMin) min = scales[p].NextMin();
+      // Not unrolled: a compiler would keep one strip's broadcasts for the next, on the stack.
+      TS_NO_UNROLL
+      for (uint32_t first = 0; first < kStrips; first += P) {
+        const uint8_t* codes[P];
         TS_UNROLL
-        for (int m = 0; m < M; ++m) {
-          VI sum = sums[m][p];
-          if constexpr (F::kOffset != 0) {
-            sum = DotInt16(sum, BroadcastInt(x[m]->half_sums), SetInt16(-F::kOffset));
-          }
-          y[m][p] = Fma(ToFloat(sum), Mul(scale, Broadcast(&x[m]->scale)), y[m][p]);
-          if constexpr (F::kHasMin) y[m][p] = Fma(min, Broadcast(&x[m]->scaled_sum), y[m][p]);
+        for (uint32_t p = 0; p < P; ++p) {
+          codes[p] = F::Codes(panel + (first + p) * F::kUnitBytes, b);
+          PrefetchRange<CodeBytes(F::kKind)>(codes[p] + kPrefetchBytes);
         }
+        VI sums[M][P];
+        BlockSums<F::kKind>(codes, x, sums);
+        TS_UNROLL
+        for (uint32_t p = 0; p < P; ++p) ScaleSums<F>(scales[first + p], x, sums, p, y, first + p);
       }
       TS_UNROLL
       for (int m = 0; m < M; ++m) ++x[m];
@@ -234,26 +259,30 @@ TS_INLINE void SixBitSums(const uint8_t* codes, const Scales6& scales,
 }
 static_assert(FormatQ6_K::kOffset == 1 << 5);
 
-// y of M rows by one panel over all columns.
 template <class F, int M>
 requires(F::kSixBits) TS_INLINE
-    void CodeTile(const uint8_t* panel, uint64_t, const uint8_t* acts, uint64_t act_row_bytes,
-                  uint32_t units, VF (&y)[M][1]) {
+    void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes, uint32_t units,
+                  VF (&y)[M][kStrips]) {
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
-  for (uint32_t u = 0; u < units; ++u, panel += F::kUnitBytes) {
-    const VF d = LoadF16((const uint16_t*)panel);
-    VI pair = ZeroInt();
+  for (uint32_t u = 0; u < units; ++u, panel += kStrips * F::kUnitBytes) {
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      pair = ShiftRight(pair, 16);
-      if (b % 2 == 0) pair = LoadInt(panel + F::kScalesAt + b / 2 * kVectorBytes);
-      VI sums[M][1];
-      SixBitSums(F::Codes(panel, b), LoadScales6(pair), x, sums);
-      TS_UNROLL
-      for (int m = 0; m < M; ++m) {
-        y[m][0] = Fma(ToFloat(sums[m][0]), Mul(d, Broadcast(&x[m]->scale)), y[m][0]);
-        ++x[m];
+      TS_NO_UNROLL
+      for (uint32_t s = 0; s < kStrips; ++s) {
+        const uint8_t* unit = panel + s * F::kUnitBytes;
+        PrefetchRange<F::kBlockBytes>(F::Codes(unit, b) + kPrefetchBytes);
+        VI pair = LoadInt(unit + F::kScalesAt + b / 2 * kVectorBytes);
+        if (b % 2 == 1) pair = ShiftRight(pair, 16);
+        VI sums[M][1];
+        SixBitSums(F::Codes(unit, b), LoadScales6(pair), x, sums);
+        const VF d = LoadF16((const uint16_t*)unit);
+        TS_UNROLL
+        for (int m = 0; m < M; ++m) {
+          y[m][s] = Fma(ToFloat(sums[m][0]), Mul(d, Broadcast(&x[m]->scale)), y[m][s]);
+        }
       }
+      TS_UNROLL
+      for (int m = 0; m < M; ++m) ++x[m];
     }
   }
 }

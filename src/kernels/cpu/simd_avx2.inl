@@ -9,11 +9,13 @@
 #include <stdint.h>
 
 #define TS_INLINE inline __attribute__((always_inline))
-// Before a loop of constant, small count: unrolls it whole.
+// Before a loop of constant, small count: unrolls it whole, or keeps it a loop.
 #if defined(__clang__)
 #define TS_UNROLL _Pragma("unroll")
+#define TS_NO_UNROLL _Pragma("nounroll")
 #else
 #define TS_UNROLL _Pragma("GCC unroll 16")
+#define TS_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 namespace tinyserve {
@@ -183,6 +185,18 @@ TS_INLINE VI PairDot(VI u8, VI s8) { return _mm256_maddubs_epi16(u8, s8); }
 TS_INLINE VI AddInt16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 
 constexpr bool kHasBF16Dot = false;
+
+// ---- memory ----
+
+// How far ahead of its loads a walk over weights asks for memory: over the page borders at which
+// hardware prefetchers stop, and about a panel's tail.
+constexpr uint32_t kPrefetchBytes = 2560;
+
+TS_INLINE void Prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+template <uint32_t kBytes>
+TS_INLINE void PrefetchRange(const uint8_t* p) {
+  for (uint32_t i = 0; i < kBytes; i += 64) Prefetch(p + i);
+}
 
 // ---- scalar square root, correctly rounded ----
 
