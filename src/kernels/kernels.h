@@ -78,6 +78,10 @@ struct DecodeArgs {
   Partial out;
   void* scratch;  // decode_scratch_bytes(shape, group), 64-byte aligned, private to the calling
                   // thread
+  // What the calling thread is likely to attend to next, with the same shape: its first pages are
+  // prefetched. A hint: it may be wrong, and a count of 0 says that nothing is known.
+  KvSlab next_slab;
+  PageView next_view;
 };
 
 // Prefill: consecutive prompt rows of one sequence, the g query heads of one KV head. Row i

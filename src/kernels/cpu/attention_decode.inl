@@ -1,9 +1,9 @@
 // Decode attention: the g query heads of one KV head over one split, memory once through.
 //
 // Blocks of 64 tokens with a running maximum. Logits of a block go to scratch, then its values are
-// weighed. While K of a block is read, its V is prefetched line by line, and while V is read, K of
-// the next block: a page is shorter than what the hardware prefetcher needs to start. Heads are
-// taken up to four at a time, each number of them a kernel of its own.
+// weighed; meanwhile the next block's pages are prefetched. Heads are taken up to four at a time,
+// each number of them a kernel of its own.
+#include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
 
 namespace tinyserve {
@@ -18,7 +18,7 @@ struct DecodeScratch {
   float* q;        // per pass [head_dim][heads of the pass], scaled; pass of head h at h * head_dim
   float* logits;   // [g][kBlockTokens], then the weights
   float* o;        // [g][padded dim]
-  float* m;        // [g]
+  float* m;        // [g], base 2
   float* d;        // [g]
   float* rescale;  // [g] what the block's new maximum makes of o and d
 };
@@ -42,16 +42,62 @@ TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint
   return block;
 }
 
+// Walks the lines of the pages that come next, one or two a step of the kernels below, in the order
+// of memory: that is what hardware prefetchers can follow, and go ahead of. Starts over at the end,
+// which costs nothing, as the lines are then cached.
+struct LinesAhead {
+  const char* line;
+  const char* page_end;
+  const char* pages[kBlockUnits];
+  uint32_t count, page;
+  uint32_t page_bytes;
+};
+
+template <uint32_t kLines>
+TS_INLINE void PrefetchAhead(LinesAhead& ahead) {
+  TS_UNROLL for (uint32_t i = 0; i < kLines; ++i) PrefetchLine(ahead.line + i * kLineBytes);
+  ahead.line += kLines * kLineBytes;
+  if (ahead.line >= ahead.page_end) {
+    ahead.page = ahead.page + 1 < ahead.count ? ahead.page + 1 : 0;
+    ahead.line = ahead.pages[ahead.page];
+    ahead.page_end = ahead.line + ahead.page_bytes;
+  }
+}
+
+// Lines to prefetch for each step that reads kVectors vectors: as many as the step consumes.
+template <class Page, uint32_t kVectors>
+constexpr uint32_t kLinesPerStep = kVectors* kLanes * sizeof(typename Page::Elem) <= kLineBytes
+                                       ? 1
+                                       : kVectors* kLanes *
+                                             sizeof(typename Page::Elem) / kLineBytes;
+
+// The pages of the view's tokens from first_token on, one block of them.
+TS_INLINE LinesAhead PagesAhead(const KvShape& shape, const KvSlab& slab, const PageView& view,
+                                uint32_t first_token) {
+  const uint32_t block_pages = kBlockTokens / shape.page_tokens;
+  const uint32_t first = first_token / shape.page_tokens;
+  LinesAhead ahead;
+  ahead.count = Smaller(block_pages, view.count - first);
+  for (uint32_t i = 0; i < ahead.count; ++i) {
+    ahead.pages[i] = (const char*)PageAt(slab, view.pages[first + i]);
+  }
+  ahead.page = 0;
+  ahead.page_bytes = slab.page_bytes;
+  ahead.line = ahead.pages[0];
+  ahead.page_end = ahead.line + ahead.page_bytes;
+  return ahead;
+}
+
 // Vectors of tokens that a pass over kHeads heads takes at a time: what the registers hold.
 template <uint32_t kHeads>
 constexpr uint32_t kStripVectors = kLanes == 16  ? 4
                                    : kHeads <= 3 ? 4
                                                  : 2;
 
-// Logits of kHeads heads for one strip of tokens; prefetches the strip's values as it goes.
+// Logits of kHeads heads for one strip of tokens.
 template <class Page, uint32_t kHeads>
 TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t stride, const float* q,
-                           float* logits) {
+                           LinesAhead& ahead, float* logits) {
   using Elem = typename Page::Elem;
   constexpr uint32_t kVectors = kStripVectors<kHeads>;
   constexpr uint32_t kUnits = kVectors * kLanes / kUnitTokens;
@@ -62,34 +108,17 @@ TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t strid
     for (uint32_t i = 0; i < kVectors; ++i) acc[h][i] = Zero();
   }
   for (uint32_t u = 0; u < kUnits; ++u) k[u] = units[u].k;
-  // Half of the channels prefetch the values of half of the units: two channels of a unit's tokens
-  // are a line of f16 or two of f32, and so are two of its values' channels.
-  constexpr uint32_t kAhead = kUnits > 1 ? kUnits / 2 : 1;
-  constexpr uint32_t kAheadBytes = (kUnits > 1 ? 2 : 1) * kUnitTokens * sizeof(Elem);
-  for (uint32_t half = 0; half < 2; ++half) {
-    const char* v[kAhead];
-    for (uint32_t u = 0; u < kAhead; ++u) v[u] = (const char*)units[half * (kUnits / 2) + u].v;
-    if (kUnits == 1) v[0] += half * (dim / 2) * kAheadBytes;
-    const uint32_t channels = half == 0 ? dim / 2 : dim - dim / 2;
-#pragma GCC unroll 1
-    for (uint32_t c = 0; c < channels; ++c) {
-#pragma GCC unroll 4
-      for (uint32_t u = 0; u < kAhead; ++u) {
-        for (uint32_t b = 0; b < kAheadBytes; b += kLineBytes) PrefetchLine(v[u] + b);
-        v[u] += kAheadBytes;
-      }
-      VF qc[kHeads];
-#pragma GCC unroll 4
-      for (uint32_t h = 0; h < kHeads; ++h) qc[h] = Broadcast(q + h);
-#pragma GCC unroll 8
-      for (uint32_t i = 0; i < kVectors; ++i) {
-        const VF x = Page::LoadLanes(k[i / kPerUnit] + i % kPerUnit * kLanes);
-#pragma GCC unroll 4
-        for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, qc[h], acc[h][i]);
-      }
-      for (uint32_t u = 0; u < kUnits; ++u) k[u] += stride;
-      q += kHeads;
+  for (uint32_t c = 0; c < dim; ++c) {
+    PrefetchAhead<kLinesPerStep<Page, kVectors>>(ahead);
+    // Broadcasts first, then one vector of keys at a time: with 12 sums all registers are taken.
+    VF qc[kHeads];
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) qc[h] = Broadcast(q + h);
+    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
+      const VF x = Page::LoadLanes(k[i / kPerUnit] + i % kPerUnit * kLanes);
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, qc[h], acc[h][i]);
     }
+    for (uint32_t u = 0; u < kUnits; ++u) k[u] += stride;
+    q += kHeads;
   }
   for (uint32_t h = 0; h < kHeads; ++h) {
     for (uint32_t i = 0; i < kVectors; ++i) {
@@ -100,44 +129,56 @@ TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t strid
 
 template <class Page, uint32_t kHeads>
 void BlockLogits(const Block<Page>& block, uint32_t dim, uint32_t stride, const float* q,
-                 float* logits) {
+                 LinesAhead* ahead, float* logits) {
   constexpr uint32_t kTokens = kStripVectors<kHeads> * kLanes;
+  LinesAhead lines = *ahead;
   for (uint32_t t = 0; t < block.tokens; t += kTokens) {
-    StripLogits<Page, kHeads>(block.units + t / kUnitTokens, dim, stride, q, logits + t);
+    StripLogits<Page, kHeads>(block.units + t / kUnitTokens, dim, stride, q, lines, logits + t);
+  }
+  *ahead = lines;
+}
+
+// Moves the running maxima of all heads, and says what that makes of their sums. Lanes past the
+// block's tokens become -inf.
+TS_INLINE void MoveBlockMaxima(const DecodeScratch& s, uint32_t group, uint32_t tokens) {
+  const VF lowest = Set(-__builtin_inff());
+  for (uint32_t h = 0; h < group; ++h) {
+    float* logits = s.logits + (uint64_t)h * kBlockTokens;
+    if (tokens < kBlockTokens) {
+      for (uint32_t t = tokens / kLanes * kLanes; t < kBlockTokens; t += kLanes) {
+        const uint32_t n = tokens > t ? tokens - t : 0;
+        Store(logits + t, SelectFirst(n, Load(logits + t), lowest));
+      }
+    }
+    VF top = lowest;
+    TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) top = Max(top, Load(logits + t));
+    const float block_m = MaxLanes(top), m = s.m[h];
+    s.m[h] = block_m > m ? block_m : m;
+    s.rescale[h] = m - s.m[h];
+  }
+  for (uint32_t h = 0; h < group; h += kLanes) {
+    Store(s.rescale + h, ExpTwo<6>(Load(s.rescale + h)));
   }
 }
 
-// Turns the logits of head h into weights, and moves its running maximum and sum.
-TS_INLINE void BlockSoftmax(const DecodeScratch& s, uint32_t h, uint32_t tokens) {
+// Turns the logits of head h into weights, and adds them to its sum.
+TS_INLINE void WeighBlock(const DecodeScratch& s, uint32_t h) {
   float* logits = s.logits + (uint64_t)h * kBlockTokens;
-  const VF lowest = Set(-__builtin_inff());
-  VF top = lowest;
-  for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
-    const uint32_t n = tokens > t ? Smaller(tokens - t, kLanes) : 0;
-    const VF x = SelectFirst(n, Load(logits + t), lowest);
-    Store(logits + t, x);
-    top = Max(top, x);
-  }
-  const float block_m = MaxLanes(top);
-  const float m = s.m[h] > block_m ? s.m[h] : block_m;
+  const VF m = Set(s.m[h]);
   VF sum = Zero();
-  for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
-    const VF p = Exp(Sub(Load(logits + t), Set(m)));
+  TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
+    const VF p = ExpTwo<6>(Sub(Load(logits + t), m));
     Store(logits + t, p);
     sum = Add(sum, p);
   }
-  float rescale[kLanes];
-  Store(rescale, Exp(Set(s.m[h] - m)));
-  s.rescale[h] = rescale[0];
-  s.d[h] = s.d[h] * rescale[0] + SumLanes(sum);
-  s.m[h] = m;
+  s.d[h] = s.d[h] * s.rescale[h] + SumLanes(sum);
 }
 
 // o = o * rescale + weights * V for kVectors vectors of channels of kHeads heads.
 template <class Page, uint32_t kHeads, uint32_t kVectors>
-TS_INLINE void ColumnValues(const Block<Page>& block, const Block<Page>& next, uint32_t v_stride,
-                            uint32_t channel, uint32_t prefetch_first, uint32_t prefetch_step,
-                            const float* weights, const float* rescale, float* o) {
+TS_INLINE void ColumnValues(const Block<Page>& block, uint32_t v_stride, uint32_t channel,
+                            const float* weights, const float* rescale, LinesAhead& ahead,
+                            float* o) {
   VF acc[kHeads][kVectors];
   for (uint32_t h = 0; h < kHeads; ++h) {
     for (uint32_t i = 0; i < kVectors; ++i) {
@@ -146,20 +187,15 @@ TS_INLINE void ColumnValues(const Block<Page>& block, const Block<Page>& next, u
   }
   for (uint32_t u = 0; u < block.count; ++u) {
     const typename Page::Elem* v = block.units[u].v + channel;
-    const uint8_t* ahead = (const uint8_t*)next.units[u].k_lines + prefetch_first;
     const float* w = weights + u * kUnitTokens;
     const uint32_t rows = Smaller(kUnitTokens, block.tokens - u * kUnitTokens);
     for (uint32_t t = 0; t < rows; ++t) {
-      PrefetchLine(ahead);
-      ahead += prefetch_step;
+      PrefetchAhead<kLinesPerStep<Page, kVectors>>(ahead);
       VF p[kHeads];
-#pragma GCC unroll 4
-      for (uint32_t h = 0; h < kHeads; ++h) p[h] = Broadcast(w + h * kBlockTokens + t);
-#pragma GCC unroll 8
-      for (uint32_t i = 0; i < kVectors; ++i) {
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) p[h] = Broadcast(w + h * kBlockTokens + t);
+      TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
         const VF x = Page::LoadLanes(v + i * kLanes);
-#pragma GCC unroll 4
-        for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, p[h], acc[h][i]);
+        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, p[h], acc[h][i]);
       }
       v += v_stride;
     }
@@ -172,20 +208,18 @@ TS_INLINE void ColumnValues(const Block<Page>& block, const Block<Page>& next, u
 }
 
 template <class Page, uint32_t kHeads>
-void BlockValues(const Block<Page>& block, const Block<Page>& next, uint32_t v_stride,
-                 const float* weights, const float* rescale, float* o) {
+void BlockValues(const Block<Page>& block, uint32_t v_stride, const float* weights,
+                 const float* rescale, LinesAhead* ahead, float* o) {
   constexpr uint32_t kVectors = kStripVectors<kHeads>;
-  // A pass over some columns of a unit's rows prefetches the same share of the next unit's K.
-  const uint32_t bytes = sizeof(typename Page::Elem);
+  LinesAhead lines = *ahead;
   uint32_t c = 0;
   for (; c + kVectors * kLanes <= v_stride; c += kVectors * kLanes) {
-    ColumnValues<Page, kHeads, kVectors>(block, next, v_stride, c, c * bytes * kUnitTokens,
-                                         kVectors * kLanes * bytes, weights, rescale, o);
+    ColumnValues<Page, kHeads, kVectors>(block, v_stride, c, weights, rescale, lines, o);
   }
   for (; c < v_stride; c += kLanes) {
-    ColumnValues<Page, kHeads, 1>(block, next, v_stride, c, c * bytes * kUnitTokens, kLanes * bytes,
-                                  weights, rescale, o);
+    ColumnValues<Page, kHeads, 1>(block, v_stride, c, weights, rescale, lines, o);
   }
+  *ahead = lines;
 }
 
 // Calls f with the number of heads of the pass that begins at `head`, as a constant, and returns
@@ -211,15 +245,15 @@ TS_INLINE uint32_t WithHeads(uint32_t left, F f) {
   return heads;
 }
 
-// q [g][head_dim] to [head_dim][heads] of each pass, times the scale of logits.
+// q [g][head_dim] to [head_dim][heads] of each pass, times the scale of logits in base 2.
 TS_INLINE void TransposeQueries(const DecodeArgs& args, float* q) {
   const uint32_t dim = args.shape.head_dim;
+  const float scale = args.scale * kLog2E;
   for (uint32_t head = 0; head < args.group;) {
     head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
       for (uint32_t c = 0; c < dim; ++c) {
         for (uint32_t h = 0; h < kHeads; ++h) {
-          q[(uint64_t)head * dim + c * kHeads + h] =
-              args.q[(uint64_t)(head + h) * dim + c] * args.scale;
+          q[(uint64_t)head * dim + c * kHeads + h] = args.q[(uint64_t)(head + h) * dim + c] * scale;
         }
       }
     });
@@ -236,25 +270,27 @@ void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
     s.d[h] = 0;
   }
   for (uint64_t i = 0; i < (uint64_t)args.group * v_stride; i += kLanes) Store(s.o + i, Zero());
-  if (tokens == 0) return;
-  Block<Page> block = BlockAt<Page>(args, 0, tokens);
   for (uint32_t first = 0; first < tokens; first += kBlockTokens) {
+    const Block<Page> block = BlockAt<Page>(args, first, tokens);
+    const uint32_t next = first + kBlockTokens;
+    LinesAhead ahead = next < tokens ? PagesAhead(args.shape, args.slab, args.view, next)
+                       : args.next_view.count != 0
+                           ? PagesAhead(args.shape, args.next_slab, args.next_view, 0)
+                           : PagesAhead(args.shape, args.slab, args.view, first);
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
         BlockLogits<Page, kHeads>(block, dim, args.shape.page_tokens, s.q + (uint64_t)head * dim,
-                                  s.logits + (uint64_t)head * kBlockTokens);
+                                  &ahead, s.logits + (uint64_t)head * kBlockTokens);
       });
     }
-    for (uint32_t h = 0; h < args.group; ++h) BlockSoftmax(s, h, block.tokens);
-    const bool last = first + kBlockTokens >= tokens;
-    const Block<Page> next = last ? block : BlockAt<Page>(args, first + kBlockTokens, tokens);
+    MoveBlockMaxima(s, args.group, block.tokens);
+    for (uint32_t h = 0; h < args.group; ++h) WeighBlock(s, h);
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
-        BlockValues<Page, kHeads>(block, next, v_stride, s.logits + (uint64_t)head * kBlockTokens,
-                                  s.rescale + head, s.o + (uint64_t)head * v_stride);
+        BlockValues<Page, kHeads>(block, v_stride, s.logits + (uint64_t)head * kBlockTokens,
+                                  s.rescale + head, &ahead, s.o + (uint64_t)head * v_stride);
       });
     }
-    block = next;
   }
 }
 
@@ -299,7 +335,7 @@ void AttendDecode(const DecodeArgs* args) {
   }
   const uint32_t dim = args->shape.head_dim, v_stride = PaddedDim(args->shape);
   for (uint32_t h = 0; h < args->group; ++h) {
-    args->out.m[h] = s.m[h];
+    args->out.m[h] = s.m[h] * kLn2;
     args->out.d[h] = s.d[h];
     for (uint32_t c = 0; c < dim; c += kLanes) {
       StoreFirst(args->out.o + (uint64_t)h * dim + c, Smaller(kLanes, dim - c),

@@ -11,6 +11,7 @@
 // several queries or several keys, so that a row's result depends on its own keys alone. The scale
 // of a value row is folded into the weights, which are then coded with a scale of their row and
 // tile.
+#include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
 
 namespace tinyserve {
@@ -38,30 +39,6 @@ TS_INLINE void StoreBytesUnsigned(void* p, VI a) {
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(low, low));
 }
 #endif
-
-// 2^y for y <= 0 (a rounding above is fine), 2^-126 below that. Degree 4: 4e-6 relative, 6: 1e-7.
-template <int kDegree>
-TS_INLINE VF ExpTwo(VF y) {
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-  const VF magic = Set(12582912.0f);
-  const VF clamped = Max(y, Set(-126.0f));
-  const VF shifted = Add(clamped, magic);
-  const VF r = Sub(clamped, Sub(shifted, magic));
-  VF p;
-  if (kDegree == 4) {
-    p = Fma(Set(0.00958285294f), r, Set(0.0559064262f));
-    p = Fma(p, r, Set(0.240240991f));
-    p = Fma(p, r, Set(0.693124175f));
-  } else {
-    p = Fma(Set(0.00015353362f), r, Set(0.0013398875f));
-    p = Fma(p, r, Set(0.00961843692f));
-    p = Fma(p, r, Set(0.0555033237f));
-    p = Fma(p, r, Set(0.240226477f));
-    p = Fma(p, r, Set(0.693147182f));
-  }
-  p = Fma(p, r, Set(1.0f));
-  return (VF)AddInt((VI)p, ShiftLeft((VI)shifted, 23));
-}
 
 // f32 multiply-adds, unscaled.
 struct FloatForm {

@@ -77,7 +77,7 @@ struct RowBlock {
 template <class Form>
 void PackQueries(const RowBlock& block, uint32_t dim, uint32_t v_stride, float scale,
                  const PromptScratch& s) {
-  const VF base2 = Set(scale * 1.44269504f);
+  const VF base2 = Set(scale * kLog2E);
   for (uint32_t r = 0; r < block.rows; ++r) {
     const float* q = block.Query(r, dim);
     char* out = s.q + (uint64_t)r * v_stride * 4 / Form::kPer;
