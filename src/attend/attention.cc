@@ -60,7 +60,7 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
 void Attention::Plan(std::span<const SequenceRun> runs) {
   runs_.assign(runs.begin(), runs.end());
   planned_kv_bytes_ = 0;
-  planned_multiply_adds_ = 0;
+  planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
   for (uint32_t g = 0; g < groups_.size(); ++g) {
     PlanGroup(g);
     CountWork(g);
@@ -130,7 +130,8 @@ void Attention::CountWork(uint32_t group) {
                          ((end + shape.page_tokens - 1) / shape.page_tokens);
     // Row i sees first_position + i + 1 keys.
     const uint64_t keys = run.rows * (run.first_position + 1ull) + run.rows * (run.rows - 1ull) / 2;
-    planned_multiply_adds_ += layers * options_.heads * shape.head_dim * 2 * keys;
+    planned_multiply_adds_[static_cast<uint32_t>(run.token_class)] +=
+        layers * options_.heads * shape.head_dim * 2 * keys;
   }
 }
 

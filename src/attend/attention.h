@@ -57,8 +57,10 @@ class Attention {
   // KV bytes that attention of the planned step must read, all layers (every page of every sequence
   // once).
   uint64_t planned_kv_bytes() const { return planned_kv_bytes_; }
-  // Multiply-adds of the planned step's attention (q.k and p.v), all layers.
-  uint64_t planned_multiply_adds() const { return planned_multiply_adds_; }
+  // Multiply-adds of the planned step's attention (q.k and p.v) for tokens of a class, all layers.
+  uint64_t planned_multiply_adds(TokenClass token_class) const {
+    return planned_multiply_adds_[static_cast<uint32_t>(token_class)];
+  }
 
  private:
   // One independent piece of a layer's attention.
@@ -104,7 +106,7 @@ class Attention {
   Buffer scratch_;        // [thread][scratch_stride_]
   uint64_t scratch_stride_ = 0;
   uint64_t planned_kv_bytes_ = 0;
-  uint64_t planned_multiply_adds_ = 0;
+  uint64_t planned_multiply_adds_[2] = {};  // by TokenClass
 };
 
 }  // namespace tinyserve

@@ -161,8 +161,12 @@ StepCost Executor::cost() const {
   cost.kv_bytes = attention_->planned_kv_bytes();
   std::copy(std::begin(products.multiply_adds), std::end(products.multiply_adds),
             std::begin(cost.multiply_adds));
-  const DotKind attention_dot = DotKind::kF32;
-  cost.multiply_adds[static_cast<uint32_t>(attention_dot)] += attention_->planned_multiply_adds();
+  const auto add = [&](DotKind kind, TokenClass token_class) {
+    cost.multiply_adds[static_cast<uint32_t>(kind)] +=
+        attention_->planned_multiply_adds(token_class);
+  };
+  add(compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32, TokenClass::kPrompt);
+  add(DotKind::kF32, TokenClass::kGenerated);
   return cost;
 }
 

@@ -138,6 +138,7 @@ struct Kernels {
 
   // Geometry of `type` packed for this table; data and cols*rows are the caller's. Sets everything
   // but `data`.
+  DotKind prompt_dot;  // what attend_prompt multiplies with under Compute::kFast; f32 under kF32
   void (*plan_matrix)(DType type, Compute compute, uint32_t rows, uint32_t cols, PackedMatrix* out);
   // Packs one panel from panel_rows source rows in the type's own format (null: a zero row) to
   // `panel`, panel_bytes.

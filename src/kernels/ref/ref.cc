@@ -31,6 +31,7 @@ uint64_t RunDots(DotKind kind, uint64_t multiply_adds) {
 
 constexpr Kernels kTable = {
     .name = "ref",
+    .prompt_dot = DotKind::kF32,
     .plan_matrix = ref::PlanMatrix,
     .pack_panel = ref::PackPanel,
     .unpack_row = ref::UnpackRow,
