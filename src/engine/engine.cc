@@ -110,8 +110,7 @@ class EngineImpl : public Engine {
   std::thread thread_;
 };
 
-// ---- opening
-// ------------------------------------------------------------------------------------------------------
+// ---- opening ------------------------------------------------------------------------------------
 
 // Sizes of context and pool. Where the caller leaves them open, the pool holds up to
 // kContextsWanted full contexts within half of what memory is left beside the weights: untouched
@@ -168,6 +167,17 @@ Status CheckOptions(const EngineOptions& o) {
   return range("queue_max", o.queue_max, 1, 1 << 20);
 }
 
+// The text of token `id`, or nothing for -1 (a vocabulary without that token).
+std::string Spelled(const VocabSpec& vocab, int64_t id) {
+  return id >= 0 ? vocab.tokens[static_cast<size_t>(id)] : std::string();
+}
+
+uint64_t ParametersOf(const GgufFile& file) {
+  uint64_t parameters = 0;
+  for (const StoredTensor& tensor : file.tensors()) parameters += tensor.rows * tensor.cols;
+  return parameters;
+}
+
 Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_RETURN_IF_ERROR(CheckOptions(options));
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
@@ -181,13 +191,10 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(*file));
   TS_ASSIGN_OR_RETURN(e.tokenizer_, Tokenizer::Create(vocab));
-  const auto spelled = [&](int64_t id) {
-    return id >= 0 ? vocab.tokens[static_cast<size_t>(id)] : std::string();
-  };
   const std::string source = ReadChatTemplate(*file);
   TS_ASSIGN_OR_RETURN(e.template_,
                       ChatTemplate::Create(source.empty() ? DefaultChatTemplate() : source,
-                                           spelled(vocab.bos), spelled(vocab.eos)));
+                                           Spelled(vocab, vocab.bos), Spelled(vocab, vocab.eos)));
   TS_ASSIGN_OR_RETURN(e.model_, LoadModel(*file, {.kernels = kernels,
                                                   .compute = compute,
                                                   .threads = e.threads_.get(),
@@ -219,13 +226,11 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
                                                   .sequences_max = options.sequences_max,
                                                   .blocks = cache.pool(0).total(),
                                                   .block_tokens = options.block_tokens});
-  uint64_t parameters = 0;
-  for (const StoredTensor& tensor : file->tensors()) parameters += tensor.rows * tensor.cols;
   e.info_ = {.name = config.name,
              .architecture = config.architecture,
              .target = kernels->name,
              .kv = codec->name,
-             .parameters = parameters,
+             .parameters = ParametersOf(*file),
              .tensor_bytes = file->tensor_bytes(),
              .packed_bytes = e.model_->packed_bytes(),
              .step_weight_bytes = e.model_->CostOf(1, 1).weight_bytes,
@@ -251,8 +256,7 @@ EngineImpl::~EngineImpl() {
   if (thread_.joinable()) thread_.join();
 }
 
-// ---- callers' side
-// ------------------------------------------------------------------------------------------------
+// ---- callers' side ------------------------------------------------------------------------------
 
 Status EngineImpl::Check(const Request& r) const {
   const auto bad = [](std::string message) {
@@ -363,8 +367,7 @@ EngineStats EngineImpl::stats() const {
   return stats_;
 }
 
-// ---- the engine thread
-// --------------------------------------------------------------------------------------------
+// ---- the engine thread --------------------------------------------------------------------------
 
 void EngineImpl::Loop() {
   while (TakeInbox()) {
