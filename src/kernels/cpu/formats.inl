@@ -86,6 +86,10 @@ struct BlockFormat {
     TS_INLINE VF NextMin() { return LoadScales(unit + kScaleBytes); }
   };
 
+  // Asks for a block of every strip, as far ahead as kPrefetchBytes says.
+  static TS_INLINE void PrefetchBlock(const uint8_t* panel, uint32_t) {
+    PrefetchRange<kStrips * kUnitBytes>(panel + kPrefetchBytes);
+  }
   static TS_INLINE VF LoadScales(const uint8_t* p) {
     if constexpr (kF32Scales) return Load((const float*)p);
     return LoadF16((const uint16_t*)p);
@@ -152,6 +156,11 @@ struct FormatQ4_K {
     }
   };
 
+  static TS_INLINE void PrefetchBlock(const uint8_t* panel, uint32_t block) {
+    for (uint32_t s = 0; s < kStrips; ++s) {
+      PrefetchRange<CodeBytes(kKind)>(Codes(panel + s * kUnitBytes, block) + kPrefetchBytes);
+    }
+  }
   static TS_INLINE const uint8_t* Codes(const uint8_t* unit, uint32_t block) {
     return unit + kHeaderBytes + block * CodeBytes(kKind);
   }
@@ -184,17 +193,28 @@ struct FormatQ6_K {
   static TS_INLINE const uint8_t* Codes(const uint8_t* unit, uint32_t block) {
     return unit + kHeaderBytes + block * kBlockBytes;
   }
+  // Of the low nibbles, and of the upper bits. Opaque: a compiler short of registers makes such
+  // constants anew at each use, in three instructions, where a load from the stack is free.
+  struct Masks {
+    VI low = SetByte(15), top = SetByte(48);
+    TS_INLINE Masks() {
+      TS_OPAQUE(low);
+      TS_OPAQUE(top);
+    }
+  };
   // Codes of vector v, 0..63: of its low nibbles, and of its high ones.
-  static TS_INLINE void LoadCodes(const uint8_t* codes, uint32_t v, VI* low, VI* high) {
+  static TS_INLINE void LoadCodes(const uint8_t* codes, uint32_t v, const Masks& masks, VI* low,
+                                  VI* high) {
     const VI raw = LoadInt(codes + v * kVectorBytes);
     const VI top = LoadInt(codes + (4 + v / 2) * kVectorBytes);
     const VI top_low = v % 2 == 0 ? ShiftLeft(top, 4) : top;
     const VI top_high = v % 2 == 0 ? ShiftLeft(top, 2) : ShiftRight(top, 2);
-    *low = Or(And(raw, SetByte(15)), And(top_low, SetByte(48)));
-    *high = Or(And(ShiftRight(raw, 4), SetByte(15)), And(top_high, SetByte(48)));
+    *low = Or(And(raw, masks.low), And(top_low, masks.top));
+    *high = Or(And(ShiftRight(raw, 4), masks.low), And(top_high, masks.top));
   }
 
   static void Decode(const uint8_t* unit, float* out) {
+    const Masks masks;
     const VF d = LoadF16((const uint16_t*)unit);
     for (uint32_t b = 0; b < kUnitBlocks; ++b, out += kBlockCols * kLanes) {
       VI pair = LoadInt(unit + kScalesAt + b / 2 * kVectorBytes);
@@ -203,7 +223,7 @@ struct FormatQ6_K {
       const VI high_scale = ShiftRightSigned(ShiftLeft(pair, 16), 24);
       for (uint32_t v = 0; v < 4; ++v) {
         VI low, high;
-        LoadCodes(Codes(unit, b), v, &low, &high);
+        LoadCodes(Codes(unit, b), v, masks, &low, &high);
         for (int j = 0; j < 4; ++j) {
           const uint32_t col = 4 * v + (uint32_t)j;
           const VI q_low = SubInt(CodeColumn(low, j), SetInt(kOffset));

@@ -25,9 +25,6 @@ uint64_t ReadBytes(const uint8_t* data, uint64_t bytes) {
   return total;
 }
 
-// Keeps the compiler from knowing, merging or moving what a register holds.
-#define TS_OPAQUE(vector) __asm__ volatile("" : "+x"(vector))
-
 constexpr uint32_t kChains = 10;    // enough to cover the latency of every dot instruction
 constexpr uint64_t kRoundDots = 8;  // steps of a round: nibble sums are widened after eight
 

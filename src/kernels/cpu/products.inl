@@ -206,7 +206,11 @@ struct CodeProduct {
   template <int M>
   static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
                              uint64_t act_row_bytes, VF (&y)[M][kStrips]) {
-    CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
+    if constexpr (F::kSixBits) {
+      SixBitTile(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
+    } else {
+      CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
+    }
   }
 };
 template <class C>

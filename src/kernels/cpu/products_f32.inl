@@ -31,22 +31,37 @@ struct ColumnPairsBF16 {
 };
 #endif
 
-// y += w * x over `steps` columns (or pairs), of M rows by the strips of a panel.
+// y += w * x over one column (or pair), of M rows by the strips of a panel.
+template <class C, int M>
+TS_INLINE void ColumnStep(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
+                          VF (&y)[M][kStrips]) {
+  decltype(C::LoadColumn(panel)) w[kStrips];
+  TS_UNROLL
+  for (uint32_t s = 0; s < kStrips; ++s) w[s] = C::LoadColumn(panel + s * C::kBytes);
+  TS_UNROLL
+  for (int m = 0; m < M; ++m) {
+    TS_UNROLL
+    for (uint32_t s = 0; s < kStrips; ++s) {
+      y[m][s] = C::Step(y[m][s], w[s], acts + (uint64_t)m * act_row_bytes);
+    }
+  }
+}
+
+// The same over `steps` columns (or pairs).
 template <class C, int M>
 TS_INLINE void ColumnTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
                           uint32_t steps, VF (&y)[M][kStrips]) {
-  for (uint32_t s = 0; s < steps; ++s, panel += kStrips * C::kBytes, acts += 4) {
-    Prefetch(panel + kPrefetchBytes);
-    decltype(C::LoadColumn(panel)) w[kStrips];
+  constexpr uint32_t kStepBytes = kStrips * C::kBytes, kAtOnce = 4;
+  uint32_t step = 0;
+  for (; step + kAtOnce <= steps; step += kAtOnce) {
+    PrefetchRange<kAtOnce * kStepBytes>(panel + kPrefetchBytes);
     TS_UNROLL
-    for (uint32_t p = 0; p < kStrips; ++p) w[p] = C::LoadColumn(panel + p * C::kBytes);
-    TS_UNROLL
-    for (int m = 0; m < M; ++m) {
-      TS_UNROLL
-      for (uint32_t p = 0; p < kStrips; ++p) {
-        y[m][p] = C::Step(y[m][p], w[p], acts + (uint64_t)m * act_row_bytes);
-      }
+    for (uint32_t i = 0; i < kAtOnce; ++i, panel += kStepBytes, acts += 4) {
+      ColumnStep<C>(panel, acts, act_row_bytes, y);
     }
+  }
+  for (; step < steps; ++step, panel += kStepBytes, acts += 4) {
+    ColumnStep<C>(panel, acts, act_row_bytes, y);
   }
 }
 

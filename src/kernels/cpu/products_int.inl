@@ -18,7 +18,7 @@ TS_INLINE VI StepDot(VI sum, VI codes, VI x) {
   sum = AddInt16(sum, PairDot(codes, x));
   // Added now: a compiler that rearranges integer sums into trees keeps every product alive and
   // spills them all.
-  __asm__("" : "+x"(sum));
+  TS_OPAQUE(sum);
   return sum;
 }
 
@@ -163,18 +163,17 @@ TS_INLINE void ScaleSums(typename F::Scales& scales, const ActBlock* const (&x)[
   }
 }
 
-// Formats that need two sums for each output, or have two scales a block, have no registers left to
-// sum two strips at once: the strips of a block follow each other.
+// Formats that need two sums for each output have no registers left for two strips at once: the
+// strips of a block follow each other.
 template <class F>
 constexpr uint32_t StripsAtOnce() {
-  return F::kSixBits || (F::kOffset == 128 && !kHasByteDot) ? 1 : kStrips;
+  return F::kKind == CodeKind::kBytes8 && !kHasByteDot ? 1 : kStrips;
 }
 
 // y of M rows by the strips of a panel over all columns.
 template <class F, int M>
-requires(!F::kSixBits) TS_INLINE
-    void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes, uint32_t units,
-                  VF (&y)[M][kStrips]) {
+TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
+                        uint32_t units, VF (&y)[M][kStrips]) {
   constexpr uint32_t P = StripsAtOnce<F>();
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
@@ -183,14 +182,15 @@ requires(!F::kSixBits) TS_INLINE
     TS_UNROLL
     for (uint32_t s = 0; s < kStrips; ++s) scales[s].Open(panel + s * F::kUnitBytes);
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      // Not unrolled: a compiler would keep one strip's broadcasts for the next, on the stack.
-      TS_NO_UNROLL
+      F::PrefetchBlock(panel, b);
+      TS_UNROLL
       for (uint32_t first = 0; first < kStrips; first += P) {
+        // Broadcasts of one pass must not be kept, on the stack, for the next.
+        if (first != 0) __asm__ volatile("" ::: "memory");
         const uint8_t* codes[P];
         TS_UNROLL
         for (uint32_t p = 0; p < P; ++p) {
           codes[p] = F::Codes(panel + (first + p) * F::kUnitBytes, b);
-          PrefetchRange<CodeBytes(F::kKind)>(codes[p] + kPrefetchBytes);
         }
         VI sums[M][P];
         BlockSums<F::kKind>(codes, x, sums);
@@ -228,7 +228,8 @@ TS_INLINE Scales6 LoadScales6(VI pair) {
 // Scaled sums of a block's 32 columns, offset taken off.
 template <int M>
 TS_INLINE void SixBitSums(const uint8_t* codes, const Scales6& scales,
-                          const ActBlock* const (&x)[M], VI (&sums)[M][1]) {
+                          const FormatQ6_K::Masks& masks, const ActBlock* const (&x)[M],
+                          VI (&sums)[M][1]) {
   VI low_sums[M][1], high_sums[M][1];
   ClearSums(sums);
   TS_UNROLL
@@ -238,7 +239,7 @@ TS_INLINE void SixBitSums(const uint8_t* codes, const Scales6& scales,
       ClearSums(high_sums);
     }
     VI low[1], high[1];
-    FormatQ6_K::LoadCodes(codes, v, &low[0], &high[0]);
+    FormatQ6_K::LoadCodes(codes, v, masks, &low[0], &high[0]);
     StepRows(low_sums, low, x, 4 * v);
     StepRows(high_sums, high, x, 16 + 4 * v);
     if (kHasByteDot || v % kSteps6Bits != kSteps6Bits - 1) continue;
@@ -259,22 +260,25 @@ TS_INLINE void SixBitSums(const uint8_t* codes, const Scales6& scales,
 }
 static_assert(FormatQ6_K::kOffset == 1 << 5);
 
-template <class F, int M>
-requires(F::kSixBits) TS_INLINE
-    void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes, uint32_t units,
-                  VF (&y)[M][kStrips]) {
+// y of M rows by the strips of a panel over all columns.
+template <int M>
+TS_INLINE void SixBitTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
+                          uint32_t units, VF (&y)[M][kStrips]) {
+  using F = FormatQ6_K;
+  const F::Masks masks;
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
   for (uint32_t u = 0; u < units; ++u, panel += kStrips * F::kUnitBytes) {
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      TS_NO_UNROLL
+      TS_UNROLL
       for (uint32_t s = 0; s < kStrips; ++s) {
+        if (s != 0) __asm__ volatile("" ::: "memory");  // as above
         const uint8_t* unit = panel + s * F::kUnitBytes;
         PrefetchRange<F::kBlockBytes>(F::Codes(unit, b) + kPrefetchBytes);
         VI pair = LoadInt(unit + F::kScalesAt + b / 2 * kVectorBytes);
         if (b % 2 == 1) pair = ShiftRight(pair, 16);
         VI sums[M][1];
-        SixBitSums(F::Codes(unit, b), LoadScales6(pair), x, sums);
+        SixBitSums(F::Codes(unit, b), LoadScales6(pair), masks, x, sums);
         const VF d = LoadF16((const uint16_t*)unit);
         TS_UNROLL
         for (int m = 0; m < M; ++m) {

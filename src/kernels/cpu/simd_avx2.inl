@@ -9,14 +9,15 @@
 #include <stdint.h>
 
 #define TS_INLINE inline __attribute__((always_inline))
-// Before a loop of constant, small count: unrolls it whole, or keeps it a loop.
+// Before a loop of constant, small count: unrolls it whole.
 #if defined(__clang__)
 #define TS_UNROLL _Pragma("unroll")
-#define TS_NO_UNROLL _Pragma("nounroll")
 #else
 #define TS_UNROLL _Pragma("GCC unroll 16")
-#define TS_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
+
+// Keeps the compiler from knowing, merging or rearranging what a vector holds.
+#define TS_OPAQUE(vector) __asm__ volatile("" : "+x"(vector))
 
 namespace tinyserve {
 namespace {
