@@ -20,7 +20,8 @@ namespace {
 
 constexpr Kernels kTable = {
     .name = TS_TARGET_NAME,
-    .prompt_dot = DotKind::kU8S8,  // 16-bit pair products count as such where there are no byte dots
+    .prompt_dot =
+        DotKind::kU8S8,  // 16-bit pair products count as such where there are no byte dots
     .plan_matrix = PlanMatrix,
     .pack_panel = PackPanel,
     .unpack_row = UnpackRow,
