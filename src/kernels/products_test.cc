@@ -286,47 +286,52 @@ TEST_P(Products, EpiloguesAddBiasAndActivate) {
   }
 }
 
-// Panels alternate gate and up; ffn is a multiple of the panel, as the caller pads it.
+// Panels alternate gate and up; a gate's rows are a multiple of every target's panel_rows.
 TEST_P(Products, SwiGluPairsPanels) {
-  const uint32_t cols = 64, rows = 7, ffn = 48;
-  const Source gate = MakeSource(DType::kQ8_0, ffn, cols, 1);
-  const Source up = MakeSource(DType::kQ8_0, ffn, cols, 2);
-  const std::vector<float> x = RandomRows(rows, cols, 3);
-  PackedMatrix plan = {};
-  GetParam()->plan_matrix(DType::kQ8_0, Compute::kFast, 2 * ffn, cols, &plan);
-  Source both = gate;
-  both.rows = 2 * ffn;
-  both.data.clear();
-  for (uint32_t panel = 0; panel < plan.panels; ++panel) {
-    const Source& part = panel % 2 == 0 ? gate : up;
-    const uint8_t* first = part.Row(panel / 2 * plan.panel_rows);
-    both.data.insert(both.data.end(), first, first + plan.panel_rows * part.row_bytes);
+  const uint32_t cols = 64, rows = 7, ffn = 96;
+  for (const DType type : {DType::kQ8_0, DType::kQ4_1, DType::kF16, DType::kBF16}) {
+    for (const Compute compute : {Compute::kFast, Compute::kF32}) {
+      const Source gate = MakeSource(type, ffn, cols, 1), up = MakeSource(type, ffn, cols, 2);
+      SCOPED_TRACE(Describe(*GetParam(), gate, compute));
+      const std::vector<float> x = RandomRows(rows, cols, 3);
+      PackedMatrix plan = {};
+      GetParam()->plan_matrix(type, compute, 2 * ffn, cols, &plan);
+      ASSERT_EQ(ffn % plan.panel_rows, 0u);
+      Source both = gate;
+      both.rows = 2 * ffn;
+      both.data.clear();
+      for (uint32_t panel = 0; panel < plan.panels; ++panel) {
+        const Source& part = panel % 2 == 0 ? gate : up;
+        const uint8_t* first = part.Row(panel / 2 * plan.panel_rows);
+        both.data.insert(both.data.end(), first, first + plan.panel_rows * part.row_bytes);
+      }
+      const Product product(*GetParam(), compute, both, x);
+      std::vector<float> out(size_t{rows} * ffn, 1e30f);
+      MatMulArgs args = product.Args(out);
+      args.out_stride = ffn;
+      args.epilogue = Epilogue::kSwiGlu;
+      GetParam()->matmul(&args);
+      const std::vector<float> g = Product(*GetParam(), compute, gate, x).Run();
+      const std::vector<float> u = Product(*GetParam(), compute, up, x).Run();
+      std::vector<float> want(out.size());
+      std::vector<double> tolerance(out.size());
+      for (size_t i = 0; i < out.size(); ++i) {
+        const double silu = g[i] / (1 + std::exp(-double{g[i]}));
+        want[i] = static_cast<float>(silu * u[i]);
+        tolerance[i] = 1e-6 * std::fabs(silu * u[i]) + 1e-12;
+      }
+      ASSERT_EQ(Mismatch(out, want, tolerance), "");
+      // The same in two calls, cut at an even panel.
+      std::vector<float> cut(out.size(), 1e30f);
+      args.out = cut.data();
+      args.panel_end = 2;
+      GetParam()->matmul(&args);
+      args.panel_begin = 2;
+      args.panel_end = plan.panels;
+      GetParam()->matmul(&args);
+      ASSERT_TRUE(SameBits(cut, out));
+    }
   }
-  const Product product(*GetParam(), Compute::kFast, both, x);
-  std::vector<float> out(size_t{rows} * ffn, 1e30f);
-  MatMulArgs args = product.Args(out);
-  args.out_stride = ffn;
-  args.epilogue = Epilogue::kSwiGlu;
-  GetParam()->matmul(&args);
-  const std::vector<float> g = Product(*GetParam(), Compute::kFast, gate, x).Run();
-  const std::vector<float> u = Product(*GetParam(), Compute::kFast, up, x).Run();
-  std::vector<float> want(out.size());
-  std::vector<double> tolerance(out.size());
-  for (size_t i = 0; i < out.size(); ++i) {
-    const double silu = g[i] / (1 + std::exp(-double{g[i]}));
-    want[i] = static_cast<float>(silu * u[i]);
-    tolerance[i] = 1e-6 * std::fabs(silu * u[i]) + 1e-12;
-  }
-  EXPECT_EQ(Mismatch(out, want, tolerance), "");
-  // The same in two calls, cut at an even panel.
-  std::vector<float> cut(out.size(), 1e30f);
-  args.out = cut.data();
-  args.panel_end = 2;
-  GetParam()->matmul(&args);
-  args.panel_begin = 2;
-  args.panel_end = plan.panels;
-  GetParam()->matmul(&args);
-  EXPECT_TRUE(SameBits(cut, out));
 }
 
 std::string TargetName(const ::testing::TestParamInfo<const Kernels*>& info) {

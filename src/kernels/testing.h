@@ -116,12 +116,13 @@ inline Source MakeSource(DType type, uint32_t rows, uint32_t cols, uint64_t seed
       const uint16_t half = F32ToF16(random.Signed() * 0.02f);
       std::memcpy(&source.data[at + offset], &half, 2);
     }
-    // 0xff bytes are the largest code of every type but Q8_0 and Q6_K's scales, where the smallest
-    // is the widest.
-    if (extreme && type == DType::kQ8_0) std::memset(&source.data[at + 2], 0x80, 32);
-    if (extreme && type == DType::kQ6_K) {
-      std::memset(&source.data[at], at / 210 % 2 == 0 ? 0xff : 0, 192);
-      std::memset(&source.data[at + 192], 0x80, 16);
+    if (!extreme) continue;
+    // 0xff bytes are the largest code of most types; these two go to both ends, block by block.
+    const uint64_t block = at / InfoOf(type).block_bytes;
+    if (type == DType::kQ8_0) std::memset(&source.data[at + 2], block % 2 == 0 ? 0x80 : 0x7f, 32);
+    if (type == DType::kQ6_K) {
+      std::memset(&source.data[at], block % 2 == 0 ? 0xff : 0, 192);
+      std::memset(&source.data[at + 192], block / 2 % 2 == 0 ? 0x80 : 0x7f, 16);
     }
   }
   return source;

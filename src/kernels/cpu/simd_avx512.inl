@@ -19,7 +19,7 @@
 #endif
 
 // Keeps the compiler from knowing, merging or rearranging what a vector holds.
-#define TS_OPAQUE(vector) __asm__ volatile("" : "+x"(vector))
+#define TS_OPAQUE(vector) __asm__ volatile("" : "+v"(vector))
 
 namespace tinyserve {
 namespace {
