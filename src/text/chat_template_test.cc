@@ -146,5 +146,114 @@ TEST(ChatTemplate, StepsAreBounded) {
               Code::kResourceExhausted, "1000 steps");
 }
 
+// Values that are cheap to build and endless to walk: each is refused within a bounded time.
+TEST(ChatTemplate, WalksAreBounded) {
+  const std::string twins =
+      "{% set a = namespace(x=['a']) %}{% set b = namespace(x=['a']) %}"
+      "{% for i in range(60) %}{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}";
+  const std::string maps =
+      "{% set a = namespace(x={'k': 'a'}) %}"
+      "{% for i in range(60) %}{% set a.x = {'l': a.x, 'r': a.x} %}{% endfor %}";
+  const std::string deep =
+      "{% set a = namespace(x=[]) %}{% for i in range(90000) %}{% set a.x = [a.x] %}{% endfor %}";
+  const std::string sums =
+      "{% set a = namespace(x=[1]) %}{% for i in range(60) %}{% set a.x = a.x + a.x %}{% endfor %}";
+  const std::string text = "{% set x = 'a' * 10000000 %}{% for i in range(100000) %}";
+  const std::string hostile[] = {
+      twins + "{{ a.x }}",
+      twins + "{{ a.x ~ '' }}",
+      twins + "{{ a.x == b.x }}",
+      twins + "{{ a.x in [b.x] }}",
+      twins + "{{ [a.x, b.x] | sort }}",
+      twins + "{{ a.x | tojson }}",
+      twins + "{{ ''.join(a.x) }}",
+      twins + "{{ {a.x: 1} }}",
+      twins + "{% set y %}{{ a.x }}{% endset %}",
+      maps + "{{ a.x }}",
+      "{% macro m(x) %}{{ m([x, x]) }}{% endmacro %}{{ m(1) }}",
+      "{% macro m(x) %}{{ m(dict(a=x, b=x)) }}{% endmacro %}{{ m(1) }}",
+      "{% for x in [1] recursive %}{{ loop([[x, x]]) }}{% endfor %}",
+      deep,
+      deep + "{{ a.x }}",
+      sums + "{{ a.x | length }}",
+      "{% set a = namespace(x=[1]) %}{% for i in range(50000) %}{% set a.x = a.x | chain([1]) %}"
+      "{% endfor %}{{ a.x | list }}",
+      "{% set a = namespace(x='a') %}{% for i in range(60) %}{% set a.x = a.x ~ a.x %}{% endfor %}",
+      "{% set x = 'a' * 1000000 %}{{ x.replace('a', x) }}",
+      "{{ ('a' * 1000000) * 1000000 }}",
+      "{{ 'a' | indent(1000000000) }}",
+      "{{ '%1000000000d' | format(3) }}",
+      "{{ ('{0}' * 100000).format('a' * 5000000) }}",
+      "{{ ('{a}' * 100000).format(a='a' * 5000000) }}",
+      "{{ ('{0[0]}' * 100000).format(['a' * 5000000]) }}",
+      text + "{% set y = x[9999999] %}{% endfor %}",
+      text + "{% set y = x == x + '' %}{% endfor %}",
+      text + "{% set y = x is lower %}{% endfor %}",
+  };
+  for (const std::string& source : hostile) {
+    const auto result = Render(source);
+    ASSERT_FALSE(result.ok()) << source;
+    const std::string& message = result.status().message();
+    EXPECT_TRUE(result.status().code() == Code::kResourceExhausted ||
+                message.find("recursion limit") != std::string::npos)
+        << source << ": " << message;
+  }
+  ExpectError(Render("{{ '{:1000000000}'.format(3) }}"), Code::kCorrupt, "3 digits");
+  ExpectError(Render("{{ '{:{}}'.format(3, 1000000000) }}"), Code::kCorrupt, "format spec");
+}
+
+TEST(ChatTemplate, NothingHoldsItself) {
+  for (const char* source :
+       {"{% set a = namespace() %}{% set a.x = a %}{{ a }}",
+        "{% set a = namespace() %}{% set a.x = [a] %}{{ a }}",
+        "{% set a = namespace() %}{% set a.x = {'k': (a, 1)} %}{{ a }}",
+        "{% set a = namespace() %}{% set b = namespace(x=a) %}{% set a.x = b %}"}) {
+    ExpectError(Render(source), Code::kCorrupt, "a namespace cannot be");
+  }
+}
+
+TEST(ChatTemplate, SourcesAreBounded) {
+  const auto repeat = [](const std::string& unit, int count) {
+    std::string text;
+    for (int i = 0; i < count; ++i) text += unit;
+    return text;
+  };
+  const std::string close = " }}";
+  for (const std::string& source :
+       {"{{ 1" + repeat("+1", 100000) + close, "{{ x" + repeat(".a", 100000) + close,
+        "{{ " + repeat("-", 100000) + "1" + close, "{{ " + repeat("[", 100000) + close,
+        "{{ x" + repeat("()", 100000) + close}) {
+    ExpectError(Render(source), Code::kCorrupt, "2000 tokens");
+  }
+  ExpectError(Render("\n{% if 0 %}" + repeat("{% elif 0 %}", 501) + "{% endif %}"), Code::kCorrupt,
+              "line 2: more than 500 elifs");
+  ExpectError(Render(repeat("{% if 1 %}", 200) + repeat("{% endif %}", 200)), Code::kCorrupt,
+              "recursion");
+  ExpectError(Render(repeat("x", 300000)), Code::kCorrupt, "300000 bytes");
+  // What is allowed does not come near the end of the stack.
+  EXPECT_EQ(Text("{{ 1" + repeat("+1", 990) + close), "991");
+  EXPECT_EQ(Text("{% if 0 %}" + repeat("{% elif 0 %}", 500) + "{% else %}x{% endif %}"), "x");
+}
+
+TEST(ChatTemplate, LongConversationsFit) {
+  std::vector<ChatMessage> messages;
+  for (int i = 0; i < 1000; ++i) {
+    messages.push_back({i % 2 == 0 ? "user" : "assistant", std::string(1000, 'a')});
+  }
+  for (const char* source :
+       {DefaultChatTemplate(),
+        "{% for m in messages %}{% if loop.index0 == messages | length - 1 %}last{% endif %}"
+        "{{ m.content | trim }}{% endfor %}",
+        "{% set ns = namespace(seen=[]) %}{% for m in messages %}{% set ns.seen = ns.seen + "
+        "[m.role] %}"
+        "{{ m.content.strip() }}{% endfor %}"}) {
+    const auto made = ChatTemplate::Create(source, "", "");
+    ASSERT_TRUE(made.ok()) << made.status().message();
+    const auto text = (*made)->Render(messages, true, "");
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    EXPECT_GE(text->size(), 1000u * 1000u);
+  }
+}
+
 }  // namespace
 }  // namespace tinyserve

@@ -6,7 +6,7 @@ use tokenizers::Model;
 
 use crate::error::{Code, Error, Result};
 use crate::pre_tokenizer::PreTokenizer;
-use crate::vocab::{VocabData, CONTROL};
+use crate::vocab::{VocabData, CONTROL, UNKNOWN};
 
 pub struct BytePair {
     pre: PreTokenizer,
@@ -20,8 +20,8 @@ impl BytePair {
         let pre = PreTokenizer::by_name(vocab.pre)?;
         let mut ids = Vocab::with_capacity(vocab.len());
         for id in 0..vocab.len() {
-            // Control tokens stay out, so that no sequence of merges can spell one.
-            if vocab.kind(id) != CONTROL && !vocab.token(id)?.is_empty() {
+            // What is no text stays out, so that no sequence of merges can spell it.
+            if ![CONTROL, UNKNOWN].contains(&vocab.kind(id)) && !vocab.token(id)?.is_empty() {
                 ids.insert(vocab.token(id)?.to_owned(), id as u32);
             }
         }
@@ -29,21 +29,13 @@ impl BytePair {
         for index in 0..vocab.merges_len() {
             let merge = vocab.merge(index)?;
             // Tokens hold no plain space, so the first one past the first byte parts left from right.
-            let cut = merge
-                .char_indices()
-                .skip(1)
-                .find(|(_, c)| *c == ' ')
-                .map(|(at, _)| at);
+            let cut = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
             let Some((left, right)) = cut.map(|at| (&merge[..at], &merge[at + 1..])) else {
-                return Err(Error::corrupt(format!(
-                    "merge {index} is not two tokens with a space between"
-                )));
+                return Err(Error::corrupt(format!("merge {index} is not two tokens with a space between")));
             };
             for part in [left, right] {
                 if !ids.contains_key(part) {
-                    return Err(Error::corrupt(format!(
-                        "merge {index}: '{part}' is not a token of the vocabulary"
-                    )));
+                    return Err(Error::corrupt(format!("merge {index}: '{part}' is not a token of the vocabulary")));
                 }
             }
             if !ids.contains_key(&[left, right].concat()) {
@@ -61,11 +53,7 @@ impl BytePair {
             .ignore_merges(pre.whole_words)
             .build()
             .map_err(|e| Error::corrupt(format!("merges: {e}")))?;
-        Ok(BytePair {
-            pre,
-            model,
-            alphabet: byte_alphabet(),
-        })
+        Ok(BytePair { pre, model, alphabet: byte_alphabet() })
     }
 
     /// Appends the ids of `text` (no control tokens in it).
@@ -74,10 +62,7 @@ impl BytePair {
         self.pre.words(text, &mut |bytes| {
             word.clear();
             word.extend(bytes.bytes().map(|b| self.alphabet[b as usize]));
-            let tokens = self
-                .model
-                .tokenize(&word)
-                .map_err(|e| Error::new(Code::Corrupt, e.to_string()))?;
+            let tokens = self.model.tokenize(&word).map_err(|e| Error::new(Code::Corrupt, e.to_string()))?;
             out.extend(tokens.iter().map(|token| token.id as i32));
             Ok(())
         })

@@ -1,19 +1,19 @@
 //! Chat templates, rendered the way model authors test them: Jinja with trimmed blocks, loop controls, and the
 //! functions `raise_exception` and `strftime_now`. The source comes with a model, so nothing in it is trusted.
 
-use std::io;
-
+use minijinja::machinery::{eval, make_string_output, parse, CodeGenerator};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind};
+use minijinja::value::{Serde, Value, ValueKind};
+use minijinja::{escape_formatter, AutoEscape, Environment, ErrorKind, Output, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::clock::LocalTime;
 use crate::error::{Code, Error, Result};
-use crate::json::tojson;
+use crate::guard::{self, too_large, TooLarge};
+use crate::json::{float, tojson};
 
 const NAME: &str = "chat";
-const SOURCE_BYTES_MAX: usize = 1 << 20;
+const SOURCE_BYTES_MAX: usize = 1 << 18;
 /// Calls of macros within macros.
 const RECURSION_MAX: usize = 100;
 
@@ -26,11 +26,12 @@ pub struct TemplateSpec<'a> {
 }
 
 pub struct ChatTemplate {
+    source: String,
+    syntax: SyntaxConfig,
     environment: Environment<'static>,
     bos_token: Option<String>,
     eos_token: Option<String>,
     steps_max: u64,
-    output_bytes_max: usize,
 }
 
 /// What a template itself complains of.
@@ -45,31 +46,54 @@ impl std::fmt::Display for Raised {
 impl std::error::Error for Raised {}
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
-    Err(
-        minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception")
-            .with_source(Raised(message)),
-    )
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
 }
 
-/// Takes output up to a limit and then fails, so that rendering stops there.
-struct Bounded {
-    bytes: Vec<u8>,
+/// Bytes written so far in one rendering, captured text included.
+struct Written(usize);
+
+/// Writes a value as Python does, and fails where the output gets too long.
+fn write_value(
+    out: &mut Output,
+    state: &mut State,
+    value: &Value,
     bytes_max: usize,
-    full: bool,
+) -> std::result::Result<(), minijinja::Error> {
+    let text = match (value.as_str(), value.kind()) {
+        (Some(_), _) => value.clone(),
+        (None, ValueKind::Undefined) => return Ok(()),
+        (None, ValueKind::Number) if !value.is_integer() => Value::from(float(f64::try_from(value.clone())?)),
+        (None, _) => Value::from(value.to_string()),
+    };
+    let written = state.get_or_insert_extension(Written(0));
+    written.0 += text.as_str().map_or(0, str::len);
+    if written.0 > bytes_max {
+        return Err(too_large(format!("more than {bytes_max} bytes of output")));
+    }
+    escape_formatter(out, state, &text)
 }
 
-impl io::Write for Bounded {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if data.len() > self.bytes_max - self.bytes.len() {
-            self.full = true;
-            return Err(io::Error::new(io::ErrorKind::Other, "output limit"));
+/// Python's methods. `str.format` is checked first, since a width may ask for any size, and a field for any part of
+/// the arguments any number of times.
+fn call_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> std::result::Result<Value, minijinja::Error> {
+    if let (Some(text), "format") = (value.as_str(), method) {
+        if text.as_bytes().windows(4).any(|w| w.iter().all(u8::is_ascii_digit)) {
+            let message = "str.format: a number of more than 3 digits";
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
         }
-        self.bytes.extend_from_slice(data);
-        Ok(data.len())
+        let fields = text.bytes().filter(|b| *b == b'{').count() as u64;
+        let mut units = 16;
+        for arg in args {
+            units += guard::units(state, arg)?;
+        }
+        state.consume_fuel(fields.saturating_mul(units))?;
     }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    unknown_method_callback(state, value, method, args)
 }
 
 /// `{% generation %}` marks what training counts as the assistant's words; for rendering it does nothing. As
@@ -107,33 +131,20 @@ fn describe(e: &minijinja::Error) -> String {
     message
 }
 
-/// The error that started it all: errors inside macros and calls are wrapped in others.
-fn raised(e: &minijinja::Error) -> Option<&Raised> {
-    let mut source = std::error::Error::source(e);
-    while let Some(inner) = source {
-        if let Some(found) = inner.downcast_ref::<Raised>() {
-            return Some(found);
+/// An error of type T among those that led to `e`: errors inside macros and calls are wrapped in others.
+fn cause<'a, T: std::error::Error + 'static>(e: &'a minijinja::Error, matches: impl Fn(&T) -> bool) -> Option<&'a T> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(e);
+    while let Some(error) = next {
+        match error.downcast_ref::<T>() {
+            Some(found) if matches(found) => return Some(found),
+            _ => next = error.source(),
         }
-        source = inner.source();
     }
     None
 }
 
-fn out_of_fuel(e: &minijinja::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(e);
-    while let Some(inner) = source {
-        let kind = inner.downcast_ref::<minijinja::Error>().map(|e| e.kind());
-        if kind == Some(ErrorKind::OutOfFuel) {
-            return true;
-        }
-        source = inner.source();
-    }
-    false
-}
-
 fn json_value(json: &[u8], what: &str) -> Result<serde_json::Value> {
-    serde_json::from_slice(json)
-        .map_err(|e| Error::new(Code::InvalidArgument, format!("{what}: not JSON: {e}")))
+    serde_json::from_slice(json).map_err(|e| Error::new(Code::InvalidArgument, format!("{what}: not JSON: {e}")))
 }
 
 impl ChatTemplate {
@@ -144,31 +155,45 @@ impl ChatTemplate {
                 spec.source.len()
             )));
         }
-        let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
             .build()
             .map_err(|e| Error::corrupt(describe(&e)))?;
-        environment.set_syntax(syntax);
+        let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_recursion_limit(RECURSION_MAX);
         environment.set_fuel(Some(spec.steps_max));
-        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_unknown_method_callback(call_method);
+        let bytes_max = usize::try_from(spec.output_bytes_max).unwrap_or(usize::MAX);
+        environment.set_formatter(move |out, state, value| write_value(out, state, value, bytes_max));
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
+        environment.add_filter(guard::GUARD, guard::guard);
+        environment.add_filter(guard::GUARD_ATTRIBUTE, guard::guard_attribute);
+        environment.add_filter(guard::GUARD_TEXT, guard::guard_text);
         environment.remove_global("debug");
-        environment
-            .add_template_owned(NAME, replace_generation_tags(spec.source))
-            .map_err(|e| Error::corrupt(describe(&e)))?;
         let named = |token: &str| (!token.is_empty()).then(|| token.to_owned());
-        Ok(ChatTemplate {
+        let template = ChatTemplate {
+            source: replace_generation_tags(spec.source),
+            syntax,
             environment,
             bos_token: named(spec.bos_token),
             eos_token: named(spec.eos_token),
             steps_max: spec.steps_max,
-            output_bytes_max: usize::try_from(spec.output_bytes_max).unwrap_or(usize::MAX),
-        })
+        };
+        guard::check_source(&template.source, &template.syntax)
+            .map_err(|message| Error::corrupt(format!("chat template, {message}")))?;
+        template.compile()?;
+        Ok(template)
+    }
+
+    /// Compiled anew for each rendering, which takes far less time than a token: compiled code borrows its source.
+    fn compile(&self) -> Result<CodeGenerator<'_>> {
+        let parsed = parse(&self.source, NAME, self.syntax.clone()).map_err(|e| Error::corrupt(describe(&e)))?;
+        let mut generator = CodeGenerator::new(NAME, &self.source);
+        generator.compile_stmt(&guard::rewrite(&parsed));
+        Ok(generator)
     }
 
     pub fn render(
@@ -179,94 +204,54 @@ impl ChatTemplate {
         now: LocalTime,
     ) -> Result<Vec<u8>> {
         let context = self.context(messages, extra, add_generation_prompt, now)?;
-        let mut output = Bounded {
-            bytes: Vec::new(),
-            bytes_max: self.output_bytes_max,
-            full: false,
-        };
-        let rendered = self.environment.get_template(NAME).and_then(|template| {
-            template
-                .render_captured_to(context, &mut output)
-                .map(|_| ())
-        });
-        match rendered {
-            Ok(()) => Ok(output.bytes),
-            Err(_) if output.full => Err(Error::new(
-                Code::Exhausted,
-                format!(
-                    "chat template: more than {} bytes of output",
-                    self.output_bytes_max
-                ),
-            )),
-            Err(e) => Err(self.classify(&e)),
-        }
+        let (instructions, blocks) = self.compile()?.finish();
+        let mut text = String::new();
+        let mut output = make_string_output(&mut text);
+        let done = eval(&self.environment, &instructions, context, &blocks, &mut output, AutoEscape::None).map(|_| ());
+        done.map_err(|e| self.classify(&e))?;
+        Ok(text.into_bytes())
     }
 
     fn classify(&self, e: &minijinja::Error) -> Error {
-        if let Some(Raised(message)) = raised(e) {
-            return Error::new(
-                Code::InvalidArgument,
-                format!("the chat template refuses: {message}"),
-            );
+        if let Some(Raised(message)) = cause(e, |_| true) {
+            return Error::new(Code::InvalidArgument, format!("the chat template refuses: {message}"));
         }
-        if out_of_fuel(e) {
+        if let Some(TooLarge(message)) = cause(e, |_| true) {
+            return Error::new(Code::Exhausted, format!("chat template: {message}"));
+        }
+        if cause(e, |e: &minijinja::Error| e.kind() == ErrorKind::OutOfFuel).is_some() {
             let message = format!("chat template: more work than {} steps", self.steps_max);
             return Error::new(Code::Exhausted, message);
         }
         Error::corrupt(describe(e))
     }
 
-    fn context(
-        &self,
-        messages: &[u8],
-        extra: &[u8],
-        add_generation_prompt: bool,
-        now: LocalTime,
-    ) -> Result<Value> {
+    fn context(&self, messages: &[u8], extra: &[u8], add_generation_prompt: bool, now: LocalTime) -> Result<Value> {
         let messages = json_value(messages, "messages")?;
         if !messages.is_array() {
-            return Err(Error::new(
-                Code::InvalidArgument,
-                "messages: not a JSON array",
-            ));
+            return Err(Error::new(Code::InvalidArgument, "messages: not a JSON array"));
         }
         let mut variables: Vec<(String, Value)> = vec![
             // Always defined where templates are tested, if only as None.
             ("tools".to_owned(), Value::from(())),
             ("documents".to_owned(), Value::from(())),
         ];
-        for (name, token) in [
-            ("bos_token", &self.bos_token),
-            ("eos_token", &self.eos_token),
-        ] {
+        for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
             if let Some(token) = token {
                 variables.push((name.to_owned(), Value::from(token.as_str())));
             }
         }
         if !extra.is_empty() {
             let serde_json::Value::Object(extra) = json_value(extra, "template variables")? else {
-                return Err(Error::new(
-                    Code::InvalidArgument,
-                    "template variables: not a JSON object",
-                ));
+                return Err(Error::new(Code::InvalidArgument, "template variables: not a JSON object"));
             };
-            variables.extend(
-                extra
-                    .into_iter()
-                    .map(|(name, value)| (name, Value::from(Serde(value)))),
-            );
+            variables.extend(extra.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))));
         }
         // Last, so that no further variable takes their place.
         variables.push(("messages".to_owned(), Value::from(Serde(messages))));
-        variables.push((
-            "add_generation_prompt".to_owned(),
-            Value::from(add_generation_prompt),
-        ));
+        variables.push(("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)));
         let strftime_now = move |pattern: &str| now.format(pattern);
-        variables.push((
-            "strftime_now".to_owned(),
-            Value::from_function(strftime_now),
-        ));
+        variables.push(("strftime_now".to_owned(), Value::from_function(strftime_now)));
         Ok(Value::from_pairs(variables))
     }
 }

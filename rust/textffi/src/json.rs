@@ -24,12 +24,7 @@ struct Writer<'a, 'b, 'c> {
 }
 
 /// Registered as the filter `tojson`.
-pub fn tojson(
-    state: &State,
-    value: &Value,
-    indent: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
+pub fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get::<Option<Value>>("indent")?,
@@ -49,12 +44,7 @@ pub fn tojson(
     if let Some(separators) = options.get::<Option<Vec<String>>>("separators")? {
         match <[String; 2]>::try_from(separators) {
             Ok([item, key]) => (item_separator, key_separator) = (item, key),
-            Err(_) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    "tojson: separators are not two strings",
-                ))
-            }
+            Err(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are not two strings")),
         }
     }
     let mut writer = Writer {
@@ -63,9 +53,7 @@ pub fn tojson(
         indent,
         item_separator,
         key_separator,
-        ensure_ascii: options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         paid_bytes: 0,
     };
@@ -87,11 +75,7 @@ pub fn float(number: f64) -> String {
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     match exponent.parse::<i32>().unwrap_or(0) {
         -4..=15 => format!("{number:?}"),
-        exponent => format!(
-            "{digits}e{}{:02}",
-            if exponent < 0 { '-' } else { '+' },
-            exponent.abs()
-        ),
+        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
     }
 }
 
@@ -106,17 +90,12 @@ impl Writer<'_, '_, '_> {
 
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEPTH_MAX {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("tojson: nested deeper than {DEPTH_MAX}"),
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: nested deeper than {DEPTH_MAX}")));
         }
         self.pay()?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self
-                .out
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => match f64::try_from(value.clone()) {
                 Ok(number) if !value.is_integer() => self.out.push_str(&float(number)),
                 _ => self.out.push_str(&value.to_string()),
@@ -152,11 +131,7 @@ impl Writer<'_, '_, '_> {
             match key.kind() {
                 ValueKind::String => self.string(key.as_str().unwrap_or_default()),
                 ValueKind::None => self.out.push_str("\"null\""),
-                ValueKind::Bool => self.out.push_str(if key.is_true() {
-                    "\"true\""
-                } else {
-                    "\"false\""
-                }),
+                ValueKind::Bool => self.out.push_str(if key.is_true() { "\"true\"" } else { "\"false\"" }),
                 ValueKind::Number => self.out.push_str(&format!("\"{key}\"")),
                 kind => {
                     let message = format!("tojson: keys must be strings or numbers, not {kind}");

@@ -4,6 +4,7 @@ mod byte_pair;
 mod chat_template;
 mod clock;
 mod error;
+mod guard;
 mod json;
 mod pre_tokenizer;
 mod sentence_piece;
@@ -83,12 +84,8 @@ impl Slice {
     /// # Safety
     /// As for `borrow`.
     unsafe fn text<'a>(self, what: &str) -> Result<&'a str> {
-        std::str::from_utf8(self.bytes()).map_err(|e| {
-            Error::corrupt(format!(
-                "{what}: not valid UTF-8 at byte {}",
-                e.valid_up_to()
-            ))
-        })
+        std::str::from_utf8(self.bytes())
+            .map_err(|e| Error::corrupt(format!("{what}: not valid UTF-8 at byte {}", e.valid_up_to())))
     }
 }
 
@@ -106,10 +103,7 @@ impl Strings for Lent<'_> {
 
 fn give_bytes(bytes: Vec<u8>) -> Buffer {
     let bytes = Box::leak(bytes.into_boxed_slice());
-    Buffer {
-        data: bytes.as_mut_ptr(),
-        size: bytes.len(),
-    }
+    Buffer { data: bytes.as_mut_ptr(), size: bytes.len() }
 }
 
 /// Runs `body`, writes its value to `out` or its error's message to `error`, and returns the code.
@@ -145,10 +139,7 @@ unsafe fn guard<T>(out: *mut T, error: *mut Buffer, body: impl FnOnce() -> Resul
 #[no_mangle]
 pub unsafe extern "C" fn textffi_buffer_free(buffer: Buffer) {
     if !buffer.data.is_null() {
-        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(
-            buffer.data,
-            buffer.size,
-        )));
+        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(buffer.data, buffer.size)));
     }
 }
 
@@ -157,9 +148,7 @@ pub unsafe extern "C" fn textffi_buffer_free(buffer: Buffer) {
 #[no_mangle]
 pub unsafe extern "C" fn textffi_ids_free(ids: Ids) {
     if !ids.data.is_null() {
-        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(
-            ids.data, ids.size,
-        )));
+        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(ids.data, ids.size)));
     }
 }
 
@@ -173,11 +162,7 @@ pub unsafe extern "C" fn textffi_tokenizer_new(
 ) -> i32 {
     guard(out, error, || {
         let v = &*vocab;
-        let scores_count = if v.sentence_piece != 0 {
-            v.tokens_count
-        } else {
-            0
-        };
+        let scores_count = if v.sentence_piece != 0 { v.tokens_count } else { 0 };
         let data = VocabData {
             sentence_piece: v.sentence_piece != 0,
             pre: v.pre.text("pre-tokenizer name")?,
@@ -214,10 +199,7 @@ pub unsafe extern "C" fn textffi_tokenizer_encode(
     guard(out, error, || {
         let ids = (*tokenizer).encode(text.bytes(), parse_special != 0)?;
         let ids = Box::leak(ids.into_boxed_slice());
-        Ok(Ids {
-            data: ids.as_mut_ptr(),
-            size: ids.len(),
-        })
+        Ok(Ids { data: ids.as_mut_ptr(), size: ids.len() })
     })
 }
 
@@ -264,12 +246,7 @@ pub unsafe extern "C" fn textffi_template_render(
     error: *mut Buffer,
 ) -> i32 {
     guard(out, error, || {
-        let text = (*template).render(
-            messages.bytes(),
-            extra.bytes(),
-            add_generation_prompt != 0,
-            *now,
-        )?;
+        let text = (*template).render(messages.bytes(), extra.bytes(), add_generation_prompt != 0, *now)?;
         Ok(give_bytes(text))
     })
 }

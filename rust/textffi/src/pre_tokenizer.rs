@@ -8,14 +8,11 @@ use crate::error::{Code, Error, Result};
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DEEPSEEK_CODER: [&str; 4] = [
-    r"[\r\n]",
-    r"\s?\p{L}+",
-    r"\s?\p{P}+",
-    r"[\u{4E00}-\u{9FA5}\u{0800}-\u{4E00}\u{AC00}-\u{D7FF}]+",
-];
+const DEEPSEEK_CODER: [&str; 4] =
+    [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[\u{4E00}-\u{9FA5}\u{0800}-\u{4E00}\u{AC00}-\u{D7FF}]+"];
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,17 +65,10 @@ impl PreTokenizer {
     /// Errors: `Unsupported` with the name and what is known.
     pub fn by_name(name: &str) -> Result<PreTokenizer> {
         let Some(&(_, family)) = NAMES.iter().find(|(known, _)| *known == name) else {
-            let known: Vec<&str> = NAMES
-                .iter()
-                .map(|(n, _)| *n)
-                .filter(|n| !n.is_empty())
-                .collect();
+            let known: Vec<&str> = NAMES.iter().map(|(n, _)| *n).filter(|n| !n.is_empty()).collect();
             return Err(Error::new(
                 Code::Unsupported,
-                format!(
-                    "pre-tokenizer '{name}' is not known; known are {}",
-                    known.join(", ")
-                ),
+                format!("pre-tokenizer '{name}' is not known; known are {}", known.join(", ")),
             ));
         };
         let (digits, patterns): (bool, &[&str]) = match family {
@@ -94,8 +84,7 @@ impl PreTokenizer {
             stages.push(Stage::Digits);
         }
         for pattern in patterns {
-            let regex = SysRegex::new(pattern)
-                .map_err(|e| Error::corrupt(format!("pre-tokenizer pattern: {e}")))?;
+            let regex = SysRegex::new(pattern).map_err(|e| Error::corrupt(format!("pre-tokenizer pattern: {e}")))?;
             stages.push(Stage::Pattern(regex));
         }
         Ok(PreTokenizer {

@@ -49,9 +49,7 @@ impl Ord for Pair {
     fn cmp(&self, other: &Self) -> Ordering {
         // Scores are finite (checked at construction), so `total_cmp` orders them as numbers, but for the two
         // zeros, which count as equal.
-        (self.score + 0.0)
-            .total_cmp(&(other.score + 0.0))
-            .then(other.left.cmp(&self.left))
+        (self.score + 0.0).total_cmp(&(other.score + 0.0)).then(other.left.cmp(&self.left))
     }
 }
 impl PartialOrd for Pair {
@@ -186,14 +184,7 @@ impl SentencePiece {
         let mut parts = HashMap::new();
         let mut heap = BinaryHeap::with_capacity(symbols.len());
         for left in 1..symbols.len() {
-            self.propose(
-                text,
-                symbols,
-                left as u32 - 1,
-                left as u32,
-                &mut heap,
-                &mut parts,
-            );
+            self.propose(text, symbols, left as u32 - 1, left as u32, &mut heap, &mut parts);
         }
         while let Some(pair) = heap.pop() {
             let (left, right) = (pair.left as usize, pair.right as usize);
@@ -236,25 +227,14 @@ impl SentencePiece {
         let Some(&id) = self.ids.get(&text[start..start + len as usize]) else {
             return;
         };
-        heap.push(Pair {
-            score: self.scores[id as usize],
-            left,
-            right,
-            len,
-        });
+        heap.push(Pair { score: self.scores[id as usize], left, right, len });
         if self.kinds[id as usize] == UNUSED {
             parts.insert((a.start, len), a.len);
         }
     }
 
     /// The ids of the symbols that are left. An unused piece is taken apart again as it was joined.
-    fn emit(
-        &self,
-        text: &str,
-        symbols: &[Symbol],
-        parts: &HashMap<(u32, u32), u32>,
-        out: &mut Vec<i32>,
-    ) {
+    fn emit(&self, text: &str, symbols: &[Symbol], parts: &HashMap<(u32, u32), u32>, out: &mut Vec<i32>) {
         let mut after_unknown = false;
         let mut stack = Vec::new();
         for symbol in symbols.iter().filter(|s| s.len > 0) {

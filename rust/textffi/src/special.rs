@@ -17,7 +17,9 @@ pub fn build_matcher(patterns: &[&str]) -> Result<Option<AhoCorasick>> {
     if bytes > SPELLED_BYTES_MAX {
         return Err(Error::new(
             Code::Unsupported,
-            format!("control and user-defined tokens of {bytes} bytes in all; at most {SPELLED_BYTES_MAX} are supported"),
+            format!(
+                "control and user-defined tokens of {bytes} bytes in all; at most {SPELLED_BYTES_MAX} are supported"
+            ),
         ));
     }
     AhoCorasick::builder()

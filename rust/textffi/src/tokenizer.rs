@@ -30,10 +30,7 @@ impl Spelled {
                 patterns.push(vocab.token(id)?);
             }
         }
-        Ok(Spelled {
-            matcher: build_matcher(&patterns)?,
-            ids,
-        })
+        Ok(Spelled { matcher: build_matcher(&patterns)?, ids })
     }
 }
 
@@ -71,11 +68,7 @@ impl Tokenizer {
     }
 
     fn encode_text(&self, text: &str, parse_special: bool) -> Result<Vec<i32>> {
-        let spelled = if parse_special {
-            &self.trusted
-        } else {
-            &self.plain
-        };
+        let spelled = if parse_special { &self.trusted } else { &self.plain };
         let mut out = Vec::new();
         let mut done = 0;
         if let Some(matcher) = &spelled.matcher {

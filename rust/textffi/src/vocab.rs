@@ -42,8 +42,7 @@ impl VocabData<'_> {
     }
 
     pub fn token(&self, id: usize) -> Result<&str> {
-        std::str::from_utf8(self.tokens.bytes(id))
-            .map_err(|_| Error::corrupt(format!("token {id} is not valid UTF-8")))
+        std::str::from_utf8(self.tokens.bytes(id)).map_err(|_| Error::corrupt(format!("token {id} is not valid UTF-8")))
     }
 
     pub fn merge(&self, index: usize) -> Result<&str> {
