@@ -1,0 +1,124 @@
+#include "tools/bench_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/machine.h"
+#include "tools/format.h"
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+// Digits beyond what a timing can tell are noise for whoever reads the line.
+double Rounded(double value, int digits) {
+  const double scale = std::pow(10.0, digits);
+  return std::round(value * scale) / scale;
+}
+
+}  // namespace
+
+CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks) {
+  const BenchCase& c = result.bench_case;
+  std::vector<double> rates;
+  for (const BenchSample& s : result.samples) {
+    rates.push_back(static_cast<double>(c.tokens) * c.batch / s.seconds);
+  }
+  CaseFigures figures;
+  figures.tokens_per_s_median = Median(rates);
+  figures.tokens_per_s_min = *std::min_element(rates.begin(), rates.end());
+  figures.tokens_per_s_max = *std::max_element(rates.begin(), rates.end());
+  // Every round of a case does the same work.
+  const BenchSample& sample = result.samples.front();
+  const double seconds = static_cast<double>(c.tokens) * c.batch / figures.tokens_per_s_median;
+  figures.bytes_per_step = sample.bytes / static_cast<double>(sample.steps);
+  figures.bandwidth_share = sample.bytes / seconds / peaks.read_bytes_per_s;
+  figures.roofline_share = sample.roofline_seconds / seconds;
+  return figures;
+}
+
+json::object CaseJson(const CaseResult& result, const BenchSetup& setup) {
+  const BenchCase& c = result.bench_case;
+  const CaseFigures f = FiguresOf(result, setup.peaks);
+  return {{"engine", "tinyserve"},
+          {"kind", BenchKindName(c.kind)},
+          {"tokens", c.tokens},
+          {"depth", c.depth},
+          {"batch", c.batch},
+          {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
+                                        {"min", Rounded(f.tokens_per_s_min, 2)},
+                                        {"max", Rounded(f.tokens_per_s_max, 2)}}},
+          {"bytes_per_step", static_cast<uint64_t>(f.bytes_per_step)},
+          {"roofline_share", Rounded(f.roofline_share, 4)},
+          {"bandwidth_share", Rounded(f.bandwidth_share, 4)},
+          {"target", setup.target},
+          {"threads", setup.threads},
+          {"kv", setup.kv},
+          {"compute", setup.compute}};
+}
+
+json::object SkippedJson(const SkippedCase& skipped) {
+  const BenchCase& c = skipped.bench_case;
+  return {{"skipped", json::object{{"kind", BenchKindName(c.kind)},
+                                   {"tokens", c.tokens},
+                                   {"depth", c.depth},
+                                   {"batch", c.batch}}},
+          {"reason", skipped.reason}};
+}
+
+json::object PeaksJson(const BenchSetup& setup) {
+  json::object dots;
+  for (uint32_t kind = 0; kind < kDotKinds; ++kind) {
+    const double peak = setup.peaks.multiply_adds_per_s[kind];
+    if (peak > 0) dots[DotKindName(static_cast<DotKind>(kind))] = std::round(peak);
+  }
+  return {{"engine", "tinyserve"},
+          {"kind", "machine"},
+          {"cpu", CpuName()},
+          {"threads", setup.threads},
+          {"target", setup.target},
+          {"read_bytes_per_s", std::round(setup.peaks.read_bytes_per_s)},
+          {"multiply_adds_per_s", std::move(dots)}};
+}
+
+std::string PeaksTable(const BenchSetup& setup) {
+  std::string out = fmt::format("{}, {} threads, target {}\n  reads {}", CpuName(), setup.threads,
+                                setup.target, FormatBandwidth(setup.peaks.read_bytes_per_s));
+  out += "; multiply-adds a second:";
+  for (uint32_t kind = 0; kind < kDotKinds; ++kind) {
+    const double peak = setup.peaks.multiply_adds_per_s[kind];
+    if (peak > 0)
+      out += fmt::format(" {} {:.0f} G", DotKindName(static_cast<DotKind>(kind)), peak / 1e9);
+  }
+  return out + "\n";
+}
+
+std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup) {
+  std::string out = fmt::format(
+      "{}, {} keys and values, compute {}, chunks of {} tokens\n"
+      "{:<8}{:>7}{:>7}{:>7}{:>11}{:>19}{:>12}{:>11}{:>10}\n",
+      setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.kv, setup.compute,
+      setup.chunk_tokens, "kind", "tokens", "depth", "batch", "tokens/s", "(min - max)",
+      "bytes/step", "bandwidth", "roofline");
+  for (const CaseResult& result : results) {
+    const BenchCase& c = result.bench_case;
+    const CaseFigures f = FiguresOf(result, setup.peaks);
+    out += fmt::format("{:<8}{:>7}{:>7}{:>7}{:>11.1f}{:>19}{:>12}{:>11}{:>10}\n",
+                       BenchKindName(c.kind), c.tokens, c.depth, c.batch, f.tokens_per_s_median,
+                       fmt::format("({:.1f} - {:.1f})", f.tokens_per_s_min, f.tokens_per_s_max),
+                       FormatBytes(static_cast<uint64_t>(f.bytes_per_step)),
+                       FormatShare(f.bandwidth_share), FormatShare(f.roofline_share));
+  }
+  return out;
+}
+
+}  // namespace tinyserve

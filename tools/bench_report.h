@@ -1,0 +1,46 @@
+// What `tinyserve bench` prints: a JSON line a case for programs, tables for people.
+#ifndef TINYSERVE_TOOLS_BENCH_REPORT_H_
+#define TINYSERVE_TOOLS_BENCH_REPORT_H_
+
+#include <boost/json/object.hpp>
+#include <string>
+#include <vector>
+
+#include "tools/bench_plan.h"
+#include "tools/bench_runner.h"
+#include "tools/machine_peaks.h"
+
+namespace tinyserve {
+
+struct BenchSetup {
+  std::string model, target, kv, compute;
+  uint32_t threads = 0;
+  uint32_t chunk_tokens = 0;
+  MachinePeaks peaks;
+};
+
+struct CaseResult {
+  BenchCase bench_case;
+  std::vector<BenchSample> samples;  // one a round
+};
+
+// Figures of a case over its rounds. Tokens count all sequences of the batch.
+struct CaseFigures {
+  double tokens_per_s_median, tokens_per_s_min, tokens_per_s_max;
+  double bytes_per_step;
+  double bandwidth_share;  // bytes / median time / measured bandwidth
+  double roofline_share;   // the least time for its bytes and multiply-adds / median time
+};
+
+// REQUIRES: at least one sample, no time is 0.
+CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks);
+
+boost::json::object CaseJson(const CaseResult& result, const BenchSetup& setup);
+boost::json::object SkippedJson(const SkippedCase& skipped);
+boost::json::object PeaksJson(const BenchSetup& setup);
+std::string PeaksTable(const BenchSetup& setup);
+std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_TOOLS_BENCH_REPORT_H_

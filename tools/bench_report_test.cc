@@ -1,0 +1,73 @@
+#include "tools/bench_report.h"
+
+#include <gtest/gtest.h>
+
+#include "tools/json_output.h"
+
+namespace tinyserve {
+namespace {
+
+BenchSetup TestSetup() {
+  BenchSetup setup{.model = "m", .target = "avx2", .kv = "f16", .compute = "fast", .threads = 2};
+  setup.peaks.read_bytes_per_s = 10e9;
+  setup.peaks.multiply_adds_per_s[static_cast<uint32_t>(DotKind::kF32)] = 50e9;
+  return setup;
+}
+
+// 64 steps of 8 sequences, 100 MB a step.
+CaseResult Decode(std::vector<double> seconds) {
+  CaseResult result{.bench_case = {BenchKind::kDecode, 64, 4096, 8}, .samples = {}};
+  for (double s : seconds) {
+    result.samples.push_back(
+        {.seconds = s, .bytes = 64 * 100e6, .roofline_seconds = 0.8, .steps = 64});
+  }
+  return result;
+}
+
+TEST(BenchReport, FiguresCountEverySequence) {
+  const CaseFigures f = FiguresOf(Decode({2.0, 1.0, 4.0}), TestSetup().peaks);
+  EXPECT_DOUBLE_EQ(f.tokens_per_s_median, 256);
+  EXPECT_DOUBLE_EQ(f.tokens_per_s_min, 128);
+  EXPECT_DOUBLE_EQ(f.tokens_per_s_max, 512);
+  EXPECT_DOUBLE_EQ(f.bytes_per_step, 100e6);
+  EXPECT_DOUBLE_EQ(f.bandwidth_share, 6.4e9 / 2.0 / 10e9);
+  EXPECT_DOUBLE_EQ(f.roofline_share, 0.4);
+}
+
+TEST(BenchReport, MedianOfAnEvenNumberIsBetweenTheTwo) {
+  EXPECT_DOUBLE_EQ(FiguresOf(Decode({1.0, 2.0}), TestSetup().peaks).tokens_per_s_median, 384);
+}
+
+TEST(BenchReport, JsonLine) {
+  EXPECT_EQ(ToJson(CaseJson(Decode({2.0}), TestSetup())),
+            R"({"engine": "tinyserve", "kind": "decode", "tokens": 64, "depth": 4096, "batch": 8, )"
+            R"("tokens_per_s": {"median": 256, "min": 256, "max": 256}, )"
+            R"("bytes_per_step": 100000000, "roofline_share": 0.4, "bandwidth_share": 0.32, )"
+            R"("target": "avx2", "threads": 2, "kv": "f16", "compute": "fast"})");
+}
+
+TEST(BenchReport, SkippedLineNamesTheCase) {
+  const SkippedCase skipped{{BenchKind::kPrefill, 2048, 7168, 1}, "too long"};
+  EXPECT_EQ(ToJson(SkippedJson(skipped)),
+            R"({"skipped": {"kind": "prefill", "tokens": 2048, "depth": 7168, "batch": 1}, )"
+            R"("reason": "too long"})");
+}
+
+TEST(BenchReport, PeaksNameOnlyDotsThatTheTargetHas) {
+  const std::string json = ToJson(PeaksJson(TestSetup()));
+  EXPECT_NE(json.find(R"("multiply_adds_per_s": {"f32": 50000000000})"), std::string::npos) << json;
+}
+
+TEST(Roofline, TheSlowerOfBytesAndDotsBinds) {
+  MachinePeaks peaks = TestSetup().peaks;
+  StepCost cost{.weight_bytes = 5'000'000'000, .kv_bytes = 5'000'000'000};
+  EXPECT_DOUBLE_EQ(RooflineSeconds(cost, peaks), 1.0);
+  cost.multiply_adds[static_cast<uint32_t>(DotKind::kF32)] = 100'000'000'000;
+  EXPECT_DOUBLE_EQ(RooflineSeconds(cost, peaks), 2.0);
+  // A kind without a peak of its own counts as the fastest there is, and kinds add up.
+  cost.multiply_adds[static_cast<uint32_t>(DotKind::kU8S8)] = 50'000'000'000;
+  EXPECT_DOUBLE_EQ(RooflineSeconds(cost, peaks), 3.0);
+}
+
+}  // namespace
+}  // namespace tinyserve

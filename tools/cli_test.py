@@ -1,0 +1,372 @@
+#!/usr/bin/env python3
+"""The program `tinyserve` as a person or a script meets it: cli_test.py PROGRAM MODEL [unittest arguments].
+
+MODEL is a tiny random model with a context of at least 512 tokens; with --instruct, a real instruct model."""
+
+import json
+import math
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = MODEL = None
+SUBCOMMANDS = ("run", "chat", "bench", "eval", "inspect")
+DEADLINE_S = 60
+
+
+def tinyserve(*args, stdin=None):
+    """Runs the program to its end, not on a terminal."""
+    return subprocess.run([PROGRAM, *args], input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
+                          capture_output=True, timeout=DEADLINE_S, check=False)
+
+
+def run_json(*args, **kwargs):
+    done = tinyserve("run", "--model", MODEL, "--json", "-", "--seed", "7", *args, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class Terminal:
+    """The program on a pseudo-terminal: what a person sees and types."""
+
+    def __init__(self, *args):
+        pid, self.fd = pty.fork()
+        if pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.execv(PROGRAM, [PROGRAM, *args])
+        self.pid, self.output = pid, ""
+
+    def read_some(self, seconds):
+        """-> False once the program has closed the terminal."""
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError:
+            return False
+        self.output += data.decode("utf-8", "replace")
+        return bool(data)
+
+    def expect(self, pattern, after=0):
+        """Waits for a pattern in the output from index `after`, and returns where it ends."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            found = re.compile(pattern, re.DOTALL).search(self.output, after)
+            if found:
+                return found.end()
+            if time.monotonic() > end or not self.read_some(1):
+                raise AssertionError(f"no {pattern!r} in {self.output[after:]!r}")
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def wait(self):
+        """-> exit status."""
+        while self.read_some(5):
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+class CommandLine(unittest.TestCase):
+    def test_help_has_an_example(self):
+        for command in SUBCOMMANDS:
+            done = tinyserve(command, "--help")
+            self.assertEqual(done.returncode, 0)
+            self.assertIn(b"Example:\n  tinyserve " + command.encode(), done.stdout)
+            self.assertLessEqual(max(map(len, done.stdout.splitlines())), 100)
+
+    def test_version_names_targets(self):
+        done = tinyserve("--version")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stdout.decode(),
+                         r"tinyserve \d+\.\d+\.\d+\ncompiled targets: .*ref\non this machine: .*ref")
+
+    def test_wrong_command_lines_exit_with_2_and_say_what_to_do(self):
+        cases = {
+            (): "Usage:",
+            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, bench, eval, inspect",
+            ("run",): "--model is required",
+            ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
+                "--temperature: '200' is not allowed: 0 to 100 are",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "q3"): "'q3' is not allowed: f16, f32, bf16 are",
+            ("run", "--model", MODEL, "--prompt", ""): "the prompt is empty",
+            ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "seven:1"):
+                "--logit-bias seven:1: write a token id",
+            ("run", "--model", MODEL, "--prompt", "x", "--nonsense"): "--nonsense",
+            ("run", "--model", MODEL, "--prompt", "x", "--target", "z80"): "z80",
+            ("bench",): "--model FILE",
+            ("eval", "--model", MODEL, "--text", __file__, "--stride", "100000"): "--stride 100000: allowed are 1 to",
+        }
+        for args, message in cases.items():
+            done = tinyserve(*args)
+            self.assertEqual(done.returncode, 2, (args, done.stderr))
+            self.assertIn(message, done.stderr.decode(), args)
+            self.assertEqual(done.stdout, b"", args)
+
+    def test_files_that_cannot_be_used_exit_with_1_and_are_named(self):
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as no_model:
+            no_model.write(b"this is no model")
+            no_model.flush()
+            for args, message in {
+                ("run", "--model", "no/such.gguf", "--prompt", "x"): "no/such.gguf",
+                ("run", "--model", no_model.name, "--prompt", "x"): no_model.name,
+                ("run", "--model", MODEL, "--file", "no/such.txt"): "no/such.txt",
+                ("run", "--model", MODEL, "--prompt", "x", "--json", "no/such/dir/x.json"): "no/such/dir/x.json",
+                ("inspect", no_model.name): no_model.name,
+                ("inspect", os.path.dirname(no_model.name)): os.path.dirname(no_model.name),
+                ("eval", "--model", MODEL, "--text", "no/such.txt"): "no/such.txt",
+            }.items():
+                done = tinyserve(*args)
+                self.assertIn(done.returncode, (1, 2), (args, done.stderr))
+                self.assertIn(message, done.stderr.decode(), args)
+
+
+class Run(unittest.TestCase):
+    def test_prompt_file_and_stdin_agree(self):
+        text = "The cat sat on the mat, and\nthe dog—too."
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(text.encode())
+            file.flush()
+            answers = [run_json("--prompt", text, "-n", "24"), run_json("--file", file.name, "-n", "24"),
+                       run_json("-n", "24", stdin=text.encode())]
+        for answer in answers[1:]:
+            self.assertEqual(answer["text"], answers[0]["text"])
+            self.assertEqual(answer["tokens"], answers[0]["tokens"])
+
+    def test_json_holds_the_answer_and_its_cost(self):
+        answer = run_json("--prompt", "Hello", "--raw", "-n", "16", "--ignore-eos", "--logprobs", "3", "--stats")
+        self.assertEqual(answer["finish"], "length")
+        self.assertEqual(len(answer["tokens"]), 16)
+        for token in answer["tokens"]:
+            self.assertLessEqual(token["logprob"], 0)
+            self.assertEqual(len(token["top"]), 3)
+            logprobs = [t["logprob"] for t in token["top"]]
+            self.assertEqual(logprobs, sorted(logprobs, reverse=True))
+            self.assertGreaterEqual(logprobs[0], token["logprob"])
+        cost = answer["cost"]
+        self.assertEqual(cost["completion_tokens"], 16)
+        for key in ("prompt_tokens_per_s", "decode_tokens_per_s", "load_seconds", "first_token_seconds",
+                    "peak_resident_bytes", "kv_bytes", "bytes_per_token", "bandwidth_bytes_per_s", "bandwidth_share"):
+            self.assertGreater(cost[key], 0, key)
+        self.assertLessEqual(cost["bandwidth_share"], 1.1)
+
+    def test_plain_output_is_the_text_alone_and_figures_go_to_stderr(self):
+        args = ("--prompt", "Hello", "-n", "16", "--seed", "7")
+        done = tinyserve("run", "--model", MODEL, *args)
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual(done.stdout.decode(), run_json(*args[:4])["text"] + "\n")
+        for figure in (r"prompt  \d+ tokens, [\d.]+ tokens/s; first token after [\d.]+ s \(loaded in [\d.]+ s\)",
+                       r"answer  \d+ tokens", r"memory  peak [\d.]+ MiB; KV cache", r"reads   [\d.]+ [KMG]iB a token"):
+            self.assertRegex(done.stderr.decode(), figure)
+        self.assertNotIn(b"\x1b", done.stderr)
+        self.assertNotIn(b"\r", done.stderr)
+        self.assertEqual(tinyserve("run", "--model", MODEL, *args, "--quiet").stderr, b"")
+
+    def test_sampling_options_reach_the_sampler(self):
+        plain = run_json("--prompt", "Hello", "--raw", "-n", "8", "--temperature", "0", "--ignore-eos")
+        first = plain["tokens"][0]["id"]
+        banned = run_json("--prompt", "Hello", "--raw", "-n", "8", "--temperature", "0", "--ignore-eos",
+                          "--logit-bias", f"{first}:-100")
+        self.assertNotIn(first, [t["id"] for t in banned["tokens"]])
+        hot = ["--prompt", "Hello", "--raw", "-n", "16", "--temperature", "2", "--top-p", "1", "--ignore-eos"]
+        self.assertEqual(run_json(*hot)["text"], run_json(*hot, "--threads", "1")["text"])
+        other = json.loads(tinyserve("run", "--model", MODEL, "--json", "-", "--seed", "8", *hot).stdout)
+        self.assertNotEqual(run_json(*hot)["text"], other["text"])
+
+    def test_a_stop_string_ends_the_answer_before_it(self):
+        args = ("--prompt", "Hello", "--raw", "-n", "64", "--temperature", "0", "--ignore-eos")
+        text = run_json(*args)["text"]
+        stop = text[len(text) // 2:][:3]
+        stopped = run_json(*args, "--stop", stop)
+        self.assertEqual(stopped["finish"], "stop")
+        self.assertEqual(stopped["text"], text[:text.index(stop)])
+
+    def test_what_does_not_fit_the_context_is_said(self):
+        done = tinyserve("run", "--model", MODEL, "--prompt", "x " * 600, "--ctx", "256")
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr.decode(), r"the prompt has \d+ tokens: the context holds 256.*raise --ctx")
+        done = tinyserve("run", "--model", MODEL, "--prompt", "x", "--ctx", "128", "--ignore-eos", "-n", "200")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stderr.decode(), r"the context of 128 tokens leaves \d+ for the answer")
+
+    def test_ctrl_c_stops_cleanly(self):
+        # The tiny model may be through before the signal comes; then it is tried again.
+        for _ in range(10):
+            with subprocess.Popen([PROGRAM, "run", "--model", MODEL, "--prompt", "Hello", "--ignore-eos", "-n", "900",
+                                   "--threads", "1", "--compute", "f32"], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) as process:
+                process.stdout.read(1)
+                process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=DEADLINE_S)
+            if process.returncode != 0:
+                break
+        self.assertEqual(process.returncode, 130)
+        self.assertRegex(stderr.decode(), r"answer  \d+ tokens")
+
+    def test_on_a_terminal_the_bar_is_gone_and_the_bandwidth_is_told(self):
+        terminal = Terminal("run", "--model", MODEL, "--prompt", "Hello", "-n", "8", "--ignore-eos", "--threads", "1")
+        terminal.expect("of the [\\d.]+ GB/s that this machine reads")
+        self.assertEqual(terminal.wait(), 0)
+        # Escape codes of the program itself wipe a line and nothing else.
+        self.assertEqual(set(re.findall("\x1b[^a-zA-Z]*[a-zA-Z]", terminal.output)) - {"\x1b[K"}, set())
+
+
+class Chat(unittest.TestCase):
+    def start(self, *args):
+        terminal = Terminal("chat", "--model", MODEL, "-n", "8", *args)
+        return terminal, terminal.expect("/help lists the commands.*\r\n\r\n> ")
+
+    def test_answers_commands_and_leaves(self):
+        terminal, at = self.start()
+        terminal.type("Hello\n")
+        at = terminal.expect("\r\n> ", at)
+        for command, reply in (("/help", "/reset"), ("/stats", "1 turns, "), ("/frob", "/frob is no command"),
+                               ("/reset", "The conversation is forgotten"), ("/stats", "0 turns, ")):
+            terminal.type(command + "\n")
+            at = terminal.expect(re.escape(reply), at)
+            at = terminal.expect("\r\n> ", at)
+        terminal.type("/quit\n")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_end_of_input_leaves(self):
+        terminal, _ = self.start()
+        terminal.type("\x04")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_ctrl_c_at_the_prompt_warns_and_then_leaves(self):
+        terminal, at = self.start()
+        terminal.type("half a line\x03")
+        at = terminal.expect("Ctrl-C once more.*\r\n> ", at)
+        terminal.type("Hello\n")  # anything else takes the warning back
+        at = terminal.expect("\r\n> ", at)
+        terminal.type("\x03")
+        at = terminal.expect("Ctrl-C once more.*\r\n> ", at)
+        terminal.type("\x03")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_a_message_of_several_lines(self):
+        terminal, at = self.start()
+        terminal.type('"""\nfirst\n/quit\n"""\n')
+        at = terminal.expect("\r\n> ", terminal.output.rfind("> "))
+        terminal.type("/stats\n")
+        terminal.expect("1 turns, ", at)
+        terminal.type("/quit\n")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_a_conversation_that_outgrows_the_context_is_said(self):
+        message = ("word " * 8).encode() + b"\n"
+        done = tinyserve("chat", "--model", MODEL, "-n", "8", "--ctx", "224", "--ignore-eos", stdin=message * 6)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"\[The context is full: the \d oldest of \d turns (is|are) forgotten")
+        done = tinyserve("chat", "--model", MODEL, "-n", "8", "--ctx", "224", "--ignore-eos", "--on-full", "refuse",
+                         stdin=message * 6)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"Not sent: this would make a prompt of \d+ tokens")
+        self.assertNotIn(b"forgotten", done.stderr)
+
+
+class Measure(unittest.TestCase):
+    def lines(self, done):
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_bench_prints_a_line_a_case_and_says_what_it_skips(self):
+        done = tinyserve("bench", "--model", MODEL, "--prefill", "16,64,100000", "--decode", "4", "--depth", "0,40",
+                         "--batch", "1,3", "--repeat", "2", "--json", "-")
+        cases = self.lines(done)
+        self.assertEqual({(c["kind"], c["tokens"], c["depth"], c["batch"]) for c in cases},
+                         {("prefill", n, d, 1) for n in (16, 64) for d in (0, 40)} |
+                         {("decode", 4, d, b) for d in (0, 40) for b in (1, 3)})
+        for case in cases:
+            self.assertEqual(case["engine"], "tinyserve")
+            self.assertIn(case["target"], tinyserve("--version").stdout.decode())
+            rate = case["tokens_per_s"]
+            self.assertTrue(0 < rate["min"] <= rate["median"] <= rate["max"], case)
+            self.assertGreater(case["bytes_per_step"], 0)
+            self.assertGreater(case["roofline_share"], 0)
+            self.assertGreater(case["bandwidth_share"], 0)
+        deep, shallow = ([c["bytes_per_step"] for c in cases if (c["kind"], c["batch"], c["depth"]) == ("decode", 3, d)]
+                         for d in (40, 0))
+        self.assertGreater(deep[0], shallow[0])
+        skipped = [json.loads(line) for line in done.stderr.splitlines()]
+        self.assertEqual({s["skipped"]["depth"] for s in skipped}, {0, 40})
+        self.assertTrue(all(s["skipped"]["tokens"] == 100000 and s["reason"] for s in skipped))
+
+    def test_bench_table(self):
+        done = tinyserve("bench", "--model", MODEL, "--prefill", "0", "--decode", "4", "--depth", "8", "--repeat", "1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout.decode(), r"decode +4 +8 +1 +[\d.]+ +\([\d.]+ - [\d.]+\)")
+
+    def test_eval_agrees_whatever_the_window_may_see_of_it(self):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"It was the best of times, it was the worst of times. " * 12)
+            file.flush()
+            whole, = self.lines(tinyserve("eval", "--model", MODEL, "--text", file.name, "--compute", "f32", "--json"))
+            parts, = self.lines(tinyserve("eval", "--model", MODEL, "--text", file.name, "--compute", "f32", "--json",
+                                          "--context", "64", "--stride", "16"))
+            fast, = self.lines(tinyserve("eval", "--model", MODEL, "--text", file.name, "--json", "--tokens", "100"))
+        self.assertEqual(whole["tokens"], parts["tokens"])
+        self.assertEqual(fast["tokens"], 99)
+        self.assertGreater(parts["windows"], whole["windows"])
+        for result in (whole, parts, fast):
+            self.assertGreater(result["perplexity"], 1)
+            self.assertAlmostEqual(math.log(result["perplexity"]), result["nll_mean"], places=6)
+
+    def test_inspect(self):
+        report, = self.lines(tinyserve("inspect", MODEL, "--tensors", "--json", "-"))
+        self.assertTrue(report["supported"])
+        self.assertEqual(sum(t["bytes"] for t in report["tensors"]), report["tensor_bytes"])
+        self.assertEqual(sum(t["bytes"] for t in report["types"]), report["tensor_bytes"])
+        self.assertGreater(report["memory"]["kv_f16_bytes_per_1k"], 0)
+        done = tinyserve("inspect", MODEL)
+        for word in ("architecture", "parameters", "tokenizer", "KV cache"):
+            self.assertIn(word, done.stdout.decode())
+
+
+@unittest.skipUnless("--instruct" in sys.argv, "needs a real instruct model")
+class Instruct(unittest.TestCase):
+    def test_it_answers(self):
+        answer = run_json("--prompt", "What is the capital of France?", "--temperature", "0", "-n", "60")
+        self.assertIn("Paris", answer["text"])
+        self.assertEqual(answer["finish"], "stop")
+
+    def test_ctrl_c_stops_an_answer_and_not_the_chat(self):
+        terminal = Terminal("chat", "--model", MODEL, "-n", "2000", "--ignore-eos")
+        at = terminal.expect("\r\n> ")
+        terminal.type("Tell me a very long story.\n")
+        at = terminal.expect("[a-z]{3}", terminal.expect("story\\.\r\n", at))
+        terminal.type("\x03")
+        at = terminal.expect("\\[Stopped\\.", at)
+        at = terminal.expect("\r\n> ", at)
+        terminal.type("/reset\n")
+        at = terminal.expect("\r\n> ", at)
+        terminal.type("/quit\n")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_a_chat_remembers(self):
+        done = tinyserve("chat", "--model", MODEL, "--temperature", "0", "-n", "40",
+                         stdin=b"What is the capital of France?\nAnd what did I just ask you about?\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("France", done.stdout.decode().split("\n", 1)[1])
+
+    def test_memory_stays_within_the_promise(self):
+        report = json.loads(tinyserve("inspect", MODEL, "--json").stdout)
+        cost = run_json("--prompt", "Hello", "-n", "32")["cost"]
+        self.assertLessEqual(cost["peak_resident_bytes"], report["tensor_bytes"] + cost["kv_bytes"] + (64 << 20))
+
+
+if __name__ == "__main__":
+    PROGRAM, MODEL = sys.argv[1:3]
+    if not os.path.exists(MODEL):
+        print(f"{MODEL} is not there: scripts/fetch_model.py fetches it")
+        sys.exit(77)  # ctest: skipped
+    unittest.main(argv=[sys.argv[0], *(a for a in sys.argv[3:] if a != "--instruct")])

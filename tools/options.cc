@@ -1,0 +1,172 @@
+#include "tools/options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/Validators.hpp>
+#include <algorithm>
+#include <charconv>
+
+#include "base/machine.h"
+
+namespace tinyserve {
+namespace {
+
+// "ID:VALUE" of --logit-bias.
+Result<std::pair<int32_t, float>> ParseBias(const std::string& text) {
+  const char* end = text.data() + text.size();
+  int32_t id = 0;
+  float value = 0;
+  const auto [colon, id_error] = std::from_chars(text.data(), end, id);
+  if (id_error == std::errc() && colon != end && *colon == ':') {
+    const auto [last, value_error] = std::from_chars(colon + 1, end, value);
+    if (value_error == std::errc() && last == end) return std::pair(id, value);
+  }
+  return Status(Code::kInvalidArgument,
+                fmt::format("--logit-bias {}: write a token id, a colon and a number from -100 to "
+                            "100, as in 11:-5",
+                            text));
+}
+
+}  // namespace
+
+EngineOptions EngineFlags::ToOptions() const {
+  EngineOptions options;
+  options.model_path = model;
+  options.context_tokens = context_tokens;
+  options.threads = threads;
+  options.kv_memory_bytes = kv_memory_bytes;
+  options.kv = kv;
+  options.compute = compute;
+  options.target = target;
+  options.page_tokens = page_tokens;
+  options.block_tokens = BlockTokensFor(page_tokens);
+  return options;
+}
+
+uint32_t BlockTokensFor(uint32_t page_tokens) { return std::max(32u, page_tokens); }
+
+void Limit(CLI::Option* option, double low, double high) {
+  option->description(fmt::format("{} ({} to {})", option->get_description(), low, high));
+  option->check(
+      [=](const std::string& text) {
+        double value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool whole = error == std::errc() && end == text.data() + text.size();
+        if (whole && value >= low && value <= high) return std::string();
+        return fmt::format("'{}' is not allowed: {} to {} are", text, low, high);
+      },
+      "");
+}
+
+void Choose(CLI::Option* option, const std::vector<std::string>& words) {
+  std::string list;
+  for (const std::string& word : words) list += (list.empty() ? "" : ", ") + word;
+  option->description(fmt::format("{}: {}", option->get_description(), list));
+  option->check(
+      [=](const std::string& text) {
+        if (std::find(words.begin(), words.end(), text) != words.end()) return std::string();
+        return fmt::format("'{}' is not allowed: {} are", text, list);
+      },
+      "");
+}
+
+void AddModelOption(CLI::App* app, std::string* path, bool required) {
+  app->add_option("-m,--model", *path, "GGUF file of the model; of a split model, its first file")
+      ->type_name("FILE")
+      ->required(required);
+}
+
+void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
+  const auto add = [&](const char* name, auto* value, const char* type, const std::string& help) {
+    return app->add_option(name, *value, help)->type_name(type)->group("Engine");
+  };
+  add("--ctx", &flags->context_tokens, "TOKENS",
+      "Longest sequence; 0: what the model was trained for, as far as memory allows")
+      ->capture_default_str();
+  Limit(add("-t,--threads", &flags->threads, "N",
+            fmt::format("Compute threads; 0: the cores that this process may use, here {}",
+                        UsableCores()))
+            ->capture_default_str(),
+        0, 1024);
+  CLI::AsSizeValue size(false);
+  size.description("");
+  add("--kv-memory", &flags->kv_memory_bytes, "BYTES",
+      "Size of the KV cache, as in 512M or 2G; 0: eight full contexts, within half of the memory "
+      "that this process may use")
+      ->capture_default_str()
+      ->transform(size);
+  Choose(add("--kv", &flags->kv, "TYPE", "How keys and values are stored")->capture_default_str(),
+         {"f16", "f32", "bf16"});
+  Choose(add("--compute", &flags->compute, "HOW",
+             "Integer dot products over int8 activations, or the accuracy reference")
+             ->capture_default_str(),
+         {"fast", "f32"});
+  add("--target", &flags->target, "NAME",
+      "SIMD target (`tinyserve --version` lists them); default: TINYSERVE_TARGET if set, else the "
+      "best of this machine");
+  Choose(
+      add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page")->capture_default_str(),
+      {"16", "32", "64"});
+}
+
+Status SamplingFlags::Apply(Request* request) const {
+  request->max_tokens = max_tokens;
+  request->sampling = sampling;
+  request->stop = stop;
+  request->ignore_eos = ignore_eos;
+  for (const std::string& text : logit_bias) {
+    TS_ASSIGN_OR_RETURN(const auto bias, ParseBias(text));
+    request->sampling.logit_bias.push_back(bias);
+  }
+  return Status();
+}
+
+void AddSamplingOptions(CLI::App* app, SamplingFlags* flags) {
+  SamplingOptions& s = flags->sampling;
+  const auto add = [&](const char* name, auto* value, const char* type, const char* help) {
+    return app->add_option(name, *value, help)
+        ->type_name(type)
+        ->capture_default_str()
+        ->group("Sampling");
+  };
+  Limit(add("-n,--max-tokens", &flags->max_tokens, "N", "Longest answer in tokens"), 1, 1e9);
+  Limit(add("--temperature", &s.temperature, "T",
+            "0: always the likeliest token; higher: more varied"),
+        0, 100);
+  add("--top-k", &s.top_k, "K", "Draw among the K likeliest tokens; 0: off");
+  Limit(add("--top-p", &s.top_p, "P",
+            "Draw among the likeliest tokens that together have this probability"),
+        1e-6, 1);
+  Limit(
+      add("--min-p", &s.min_p, "P", "Drop tokens below this share of the likeliest's probability"),
+      0, 0.999);
+  Limit(add("--repetition-penalty", &s.repetition_penalty, "X",
+            "Makes tokens that were already seen less likely; 1: off"),
+        0.001, 100);
+  Limit(add("--presence-penalty", &s.presence_penalty, "X",
+            "Subtracted once from the logit of a token that was generated before"),
+        -2, 2);
+  Limit(add("--frequency-penalty", &s.frequency_penalty, "X",
+            "Subtracted for each time that a token was generated before"),
+        -2, 2);
+  add("--logit-bias", &flags->logit_bias, "ID:VALUE",
+      "Added to a token's logit, -100 to 100 (may be repeated)");
+  add("--seed", &s.seed, "N", "The same seed gives the same text");
+  add("--stop", &flags->stop, "TEXT", "End the answer before this text (may be repeated)");
+  app->add_flag("--ignore-eos", flags->ignore_eos, "Go on to --max-tokens, whatever the model says")
+      ->group("Sampling");
+}
+
+void AddJsonOption(CLI::App* app, std::string* path) {
+  // A default value is what an option without its value gets.
+  app->add_option("--json", *path, "Write JSON to FILE, or to standard output for -")
+      ->type_name("[FILE|-]")
+      ->expected(0, 1)
+      ->default_str("-");
+}
+
+void AddExample(CLI::App* app, const std::string& example) {
+  app->footer("Example:\n  " + example);
+}
+
+}  // namespace tinyserve

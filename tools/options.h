@@ -1,0 +1,63 @@
+// The options that subcommands share, each declared once: name, default, range and help.
+#ifndef TINYSERVE_TOOLS_OPTIONS_H_
+#define TINYSERVE_TOOLS_OPTIONS_H_
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tinyserve/engine.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// Which model, and how the engine runs it.
+struct EngineFlags {
+  std::string model;
+  uint32_t context_tokens = 0;
+  uint32_t threads = 0;
+  uint64_t kv_memory_bytes = 0;
+  std::string kv = "f16";
+  std::string compute = "fast";
+  std::string target;
+  uint32_t page_tokens = 16;
+
+  EngineOptions ToOptions() const;
+};
+
+void AddModelOption(CLI::App* app, std::string* path, bool required);
+void AddEngineOptions(CLI::App* app, EngineFlags* flags);
+
+struct SamplingFlags {
+  uint32_t max_tokens = 512;
+  SamplingOptions sampling = {.temperature = 0.2f, .top_p = 0.9f};
+  std::vector<std::string> logit_bias;  // "ID:VALUE"
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+
+  // Fills what the flags say into a request. Errors: kInvalidArgument (a --logit-bias).
+  Status Apply(Request* request) const;
+};
+
+void AddSamplingOptions(CLI::App* app, SamplingFlags* flags);
+
+// Allows [low, high] and says so in the option's help.
+void Limit(CLI::Option* option, double low, double high);
+// Allows these words (or numbers) and says so.
+void Choose(CLI::Option* option, const std::vector<std::string>& words);
+
+// --json [FILE]; without a FILE: "-".
+void AddJsonOption(CLI::App* app, std::string* path);
+
+// Tokens of a block that goes with pages of `page_tokens`.
+uint32_t BlockTokensFor(uint32_t page_tokens);
+
+// Text that --help ends in.
+void AddExample(CLI::App* app, const std::string& example);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_TOOLS_OPTIONS_H_

@@ -1,0 +1,41 @@
+#include "tools/run_cost.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace tinyserve {
+namespace {
+
+const ModelInfo kInfo{.step_weight_bytes = 100'000'000, .kv_bytes_per_token = 1000};
+
+TEST(RunCost, RatesAndBytes) {
+  const Usage usage{.prompt_tokens = 100,
+                    .completion_tokens = 51,
+                    .prefill_seconds = 0.25,
+                    .decode_seconds = 0.5,
+                    .first_token_seconds = 0.3};
+  RunCost cost = CostOf(usage, kInfo, 0.1);
+  EXPECT_DOUBLE_EQ(cost.prompt_tokens_per_s, 400);
+  EXPECT_DOUBLE_EQ(cost.decode_tokens_per_s, 100);  // the first token belongs to the prompt
+  EXPECT_EQ(cost.kv_bytes, 151'000u);
+  EXPECT_DOUBLE_EQ(cost.bytes_per_token, 100'000'000 + 125.5 * 1000);
+  EXPECT_GT(cost.peak_resident_bytes, 0u);
+  EXPECT_TRUE(std::isnan(cost.bandwidth_share()));
+  cost.bandwidth_bytes_per_s = 20'025'100'000;
+  EXPECT_NEAR(cost.bandwidth_share(), 0.5, 1e-3);
+  const std::string text = FormatCost(cost);
+  EXPECT_NE(text.find("100 tokens, 400.0 tokens/s; first token after 0.30 s"), std::string::npos)
+      << text;
+  EXPECT_NE(text.find("50 % of the 20.0 GB/s that this machine reads"), std::string::npos) << text;
+}
+
+TEST(RunCost, WhatWasNotMeasuredIsNotPrinted) {
+  const std::string text = FormatCost(CostOf({.prompt_tokens = 5}, kInfo, 0.1));
+  EXPECT_EQ(text.find("tokens/s"), std::string::npos) << text;
+  EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+  EXPECT_EQ(text.find("first token"), std::string::npos) << text;
+}
+
+}  // namespace
+}  // namespace tinyserve
