@@ -50,7 +50,6 @@ struct FloatForm {
   static TS_INLINE Acc Clear() { return Zero(); }
   static TS_INLINE Acc Dot(Acc acc, VI a, VI b) { return Fma((VF)a, (VF)b, acc); }
   static TS_INLINE VF ToF32(Acc acc) { return acc; }
-  static TS_INLINE void StoreWeights(void* p, VI weights) { StoreInt(p, weights); }
 };
 
 // int16 pairs into int32. Codes are as wide as the sum allows: 12 to 13 bits, so that this is
@@ -104,6 +103,13 @@ struct ByteForm {
   static TS_INLINE void StoreWeights(void* p, VI codes) { StoreBytesUnsigned(p, codes); }
 };
 
+// Keeps a value in the register it has. Without it GCC 12 computes sums into other registers and
+// copies them back, and loads tiles once for each row.
+template <class V>
+TS_INLINE void Pin(V& value) {
+  __asm__("" : "+v"(value));
+}
+
 // acc[r][i] = sum over `steps` lanes of row r times vector i of the tile. Strides in bytes.
 template <class Form, uint32_t kRows, uint32_t kVectors>
 TS_INLINE void MultiplyRows(const char* rows, uint64_t row_stride, const char* tile,
@@ -114,11 +120,15 @@ TS_INLINE void MultiplyRows(const char* rows, uint64_t row_stride, const char* t
   }
   for (uint32_t s = 0; s < steps; ++s) {
     VI b[kVectors];
-    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) b[i] = LoadInt(tile + i * kVectorBytes);
+    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
+      b[i] = LoadInt(tile + i * kVectorBytes);
+      Pin(b[i]);
+    }
     TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
       const VI a = BroadcastInt(rows + r * row_stride);
       TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
         acc[r][i] = Form::Dot(acc[r][i], a, b[i]);
+        Pin(acc[r][i]);
       }
     }
     rows += 4;

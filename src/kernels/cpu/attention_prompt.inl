@@ -141,78 +141,118 @@ TS_INLINE void Logits(const char* q, uint64_t q_stride, uint32_t steps, uint32_t
   for (; key < keys; key += kLanes) LogitColumns<Form, kRows, 1>(q, q_stride, steps, key, s);
 }
 
-// Moves the running maxima of rows r0 .. r0 + kRows - 1; rescale[r]: what that makes of their sums.
-template <class Form, uint32_t kRows>
-TS_INLINE void MoveMaxima(const uint32_t* visible, uint32_t r0, const PromptScratch& s,
-                          float* rescale) {
+// What one tile means to kRows rows: what it makes of their sums so far, and what its weights'
+// packed products are to be multiplied by.
+struct TileEffect {
+  float rescale[kLanes];
+  float back[kLanes];
+};
+
+// Lanes of a vector at key t that a row sees.
+TS_INLINE uint32_t LanesSeen(uint32_t visible, uint32_t t) {
+  return visible <= t ? 0 : Smaller(kLanes, visible - t);
+}
+
+// Moves the running maxima m of kRows rows. Where kRagged, rows see fewer than `keys` keys: the
+// rest of their logits becomes -inf.
+template <class Form, uint32_t kRows, bool kRagged>
+TS_INLINE void MoveMaxima(const uint32_t* visible, uint32_t keys, const float* q_scale, float* x,
+                          float* m, float* rescale) {
   const VF lowest = Set(-__builtin_inff());
-  float change[kLanes] = {};
-  for (uint32_t r = 0; r < kRows; ++r) {
-    if (visible[r] == 0) continue;
-    float* x = s.x + r * kTileKeys;
-    const uint32_t tail = visible[r] % kLanes, full = visible[r] - tail;
-    VF top = lowest;
-    for (uint32_t t = 0; t < full; t += kLanes) top = Max(top, Load(x + t));
-    if (tail != 0) {
-      const VF last = SelectFirst(tail, Load(x + full), lowest);
-      Store(x + full, last);
-      top = Max(top, last);
+  VF top[kRows];
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) top[r] = lowest;
+  for (uint32_t t = 0; t < keys; t += kLanes) {
+    TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+      VF logits = Load(x + r * kTileKeys + t);
+      if (kRagged) {
+        logits = SelectFirst(LanesSeen(visible[r], t), logits, lowest);
+        Store(x + r * kTileKeys + t, logits);
+      }
+      top[r] = Max(top[r], logits);
     }
-    const float tile_m = Form::kScaled ? MaxLanes(top) * s.q_scale[r0 + r] : MaxLanes(top);
-    const float m = s.m[r0 + r];
-    s.m[r0 + r] = tile_m > m ? tile_m : m;
-    change[r] = m - s.m[r0 + r];
+  }
+  float change[kLanes] = {};
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+    const float tile_m = Form::kScaled ? MaxLanes(top[r]) * q_scale[r] : MaxLanes(top[r]);
+    const float before = m[r];
+    m[r] = tile_m > before ? tile_m : before;
+    change[r] = before - m[r];
   }
   Store(rescale, ExpTwo<Form::kExpDegree>(Load(change)));
 }
 
-// Weights of one row: exponentials, their sum added to d, and the weights packed up to `keys` keys,
-// zeros past the `visible` ones. Returns what the packed weights' products are multiplied by.
-template <class Form>
-TS_INLINE float WeighRow(uint32_t visible, uint32_t keys, float q_scale, float m, float rescale,
-                         const float* v_scale, float* x, float* d, char* weights) {
-  const VF minus_m = Set(-m), scale = Set(q_scale);
-  const uint32_t tail = visible % kLanes, full = visible - tail;
-  VF sum = Zero(), top = Zero();
-  const auto weigh = [&](uint32_t t, uint32_t n) __attribute__((always_inline)) {
-    const VF logit = Load(x + t);
-    VF p =
-        ExpTwo<Form::kExpDegree>(Form::kScaled ? Fma(logit, scale, minus_m) : Add(logit, minus_m));
-    if (n < kLanes) p = SelectFirst(n, p, Zero());
-    sum = Add(sum, p);
-    if constexpr (Form::kScaled) {
-      p = Mul(p, Load(v_scale + t));
-      top = Max(top, p);
-      Store(x + t, p);
-    } else {
-      Store((float*)weights + t, p);
+// Turns the logits x of kRows rows into weights and adds them to the sums d; where the form is
+// scaled, multiplies them by the scales of their values and leaves the largest of each row in top.
+template <class Form, uint32_t kRows, bool kRagged>
+TS_INLINE void Weigh(const uint32_t* visible, uint32_t keys, const float* q_scale, const float* m,
+                     const float* rescale, const float* v_scale, float* x, float* d, float* top) {
+  VF sum[kRows], highest[kRows];
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) sum[r] = highest[r] = Zero();
+  for (uint32_t t = 0; t < keys; t += kLanes) {
+    TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+      float* at = x + r * kTileKeys + t;
+      const VF y =
+          Form::kScaled ? Fma(Load(at), Set(q_scale[r]), Set(-m[r])) : Sub(Load(at), Set(m[r]));
+      VF p = ExpTwo<Form::kExpDegree>(y);
+      if (kRagged) p = SelectFirst(LanesSeen(visible[r], t), p, Zero());
+      sum[r] = Add(sum[r], p);
+      if constexpr (Form::kScaled) {
+        p = Mul(p, Load(v_scale + t));
+        highest[r] = Max(highest[r], p);
+      }
+      Store(at, p);
     }
-  };
-  for (uint32_t t = 0; t < full; t += kLanes) weigh(t, kLanes);
-  if (tail != 0) weigh(full, tail);
-  *d = *d * rescale + SumLanes(sum);
-  const uint32_t end = RoundUp(visible, kLanes);
-  for (uint32_t t = end; t < keys; t += kLanes) {
-    Form::StoreWeights(weights + t * 4 / Form::kPer, ZeroInt());
   }
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+    d[r] = d[r] * rescale[r] + SumLanes(sum[r]);
+    if (Form::kScaled) top[r] = MaxLanes(highest[r]);
+  }
+}
+
+// Packs the weights of kRows rows, each with a scale of its own.
+template <class Form, uint32_t kRows>
+TS_INLINE void PackWeights(uint32_t keys, const float* x, const float* top, char* weights,
+                           float* back) {
+  constexpr uint32_t kRowBytes = kTileKeys * 4 / Form::kPer;
   if constexpr (!Form::kScaled) {
-    return 1;
-  } else {
-    VF inverse, back;
-    ScalesOf(Set(MaxLanes(top)), Form::WeightMax(), &inverse, &back);
-    for (uint32_t t = 0; t < end; t += kLanes) {
-      Form::StoreWeights(weights + t * 4 / Form::kPer, ToInt(Mul(Load(x + t), inverse)));
+    for (uint32_t t = 0; t < keys; t += kLanes) {
+      TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+        Store((float*)(weights + r * kRowBytes) + t, Load(x + r * kTileKeys + t));
+      }
     }
-    float lanes[kLanes];
-    Store(lanes, back);
-    return lanes[0];
+    Store(back, Set(1.0f));
+  } else {
+    float inverse[kLanes];
+    VF to_codes, from_codes;
+    ScalesOf(Load(top), Form::WeightMax(), &to_codes, &from_codes);
+    Store(inverse, to_codes);
+    Store(back, from_codes);
+    for (uint32_t t = 0; t < keys; t += kLanes) {
+      TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+        const VI codes = ToInt(Mul(Load(x + r * kTileKeys + t), Set(inverse[r])));
+        Form::StoreWeights(weights + r * kRowBytes + t * 4 / Form::kPer, codes);
+      }
+    }
   }
+}
+
+// Logits x of kRows rows to packed weights.
+template <class Form, uint32_t kRows, bool kRagged>
+TS_INLINE TileEffect SoftmaxRows(const uint32_t* visible, uint32_t keys, uint32_t r0,
+                                 const PromptScratch& s) {
+  TileEffect effect;
+  float top[kLanes] = {};
+  MoveMaxima<Form, kRows, kRagged>(visible, keys, s.q_scale + r0, s.x, s.m + r0, effect.rescale);
+  Weigh<Form, kRows, kRagged>(visible, keys, s.q_scale + r0, s.m + r0, effect.rescale,
+                              s.values.scale, s.x, s.d + r0, top);
+  PackWeights<Form, kRows>(keys, s.x, top, s.weights, effect.back);
+  return effect;
 }
 
 // o = o * rescale + weights * values for kVectors vectors of channels.
 template <class Form, uint32_t kRows, uint32_t kVectors>
 TS_INLINE void ValueColumns(const uint32_t* visible, uint32_t steps, uint32_t v_stride,
-                            uint32_t channel, const float* rescale, const float* back, float* o,
+                            uint32_t channel, const TileEffect& effect, float* o,
                             const PromptScratch& s) {
   typename Form::Acc acc[kRows][kVectors];
   MultiplyRows<Form, kRows, kVectors>(s.weights, kTileKeys * 4 / Form::kPer,
@@ -220,7 +260,7 @@ TS_INLINE void ValueColumns(const uint32_t* visible, uint32_t steps, uint32_t v_
                                       acc);
   TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
     if (visible[r] == 0) continue;
-    const VF keep = Set(rescale[r]), scale = Set(back[r]);
+    const VF keep = Set(effect.rescale[r]), scale = Set(effect.back[r]);
     TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
       float* at = o + (uint64_t)r * v_stride + channel + i * kLanes;
       Store(at, Fma(Form::ToF32(acc[r][i]), scale, Mul(Load(at), keep)));
@@ -240,21 +280,17 @@ void AttendRows(const RowBlock& block, uint32_t r0, uint32_t key, uint32_t dim, 
   for (uint32_t r = 0; r < kRows; ++r) visible[r] = block.Visible(r0 + r, key);
   const uint64_t q_stride = (uint64_t)v_stride * 4 / Form::kPer;
   Logits<Form, kRows>(s.q + r0 * q_stride, q_stride, (dim + Form::kPer - 1) / Form::kPer, keys, s);
-  float rescale[kLanes], back[kRows];
-  MoveMaxima<Form, kRows>(visible, r0, s, rescale);
-  for (uint32_t r = 0; r < kRows; ++r) {
-    back[r] = WeighRow<Form>(visible[r], keys, s.q_scale[r0 + r], s.m[r0 + r], rescale[r],
-                             s.values.scale, s.x + r * kTileKeys, s.d + r0 + r,
-                             s.weights + (uint64_t)r * kTileKeys * 4 / Form::kPer);
-  }
+  const TileEffect effect = visible[0] == kTileKeys
+                                ? SoftmaxRows<Form, kRows, false>(visible, keys, r0, s)
+                                : SoftmaxRows<Form, kRows, true>(visible, keys, r0, s);
   const uint32_t steps = (keys + Form::kPer - 1) / Form::kPer;
   float* o = s.o + (uint64_t)r0 * v_stride;
   uint32_t c = 0;
   for (; c + kColumnVectors * kLanes <= v_stride; c += kColumnVectors * kLanes) {
-    ValueColumns<Form, kRows, kColumnVectors>(visible, steps, v_stride, c, rescale, back, o, s);
+    ValueColumns<Form, kRows, kColumnVectors>(visible, steps, v_stride, c, effect, o, s);
   }
   for (; c < v_stride; c += kLanes) {
-    ValueColumns<Form, kRows, 1>(visible, steps, v_stride, c, rescale, back, o, s);
+    ValueColumns<Form, kRows, 1>(visible, steps, v_stride, c, effect, o, s);
   }
 }
 
