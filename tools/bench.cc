@@ -50,7 +50,7 @@ uint32_t ThreadsOf(const EngineFlags& flags) {
 Result<MachinePeaks> MeasurePeaksWithNote(const Kernels& kernels, ThreadPool* threads) {
   Progress progress("Measuring this machine", 0, 0);
   progress.Update(0);
-  return MeasurePeaks(kernels, threads);
+  return MeasurePeaks(kernels, threads, [&](double fraction) { progress.Update(fraction); });
 }
 
 Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {

@@ -262,6 +262,15 @@ class Chat(unittest.TestCase):
         terminal.type("/quit\n")
         self.assertEqual(terminal.wait(), 0)
 
+    def test_a_chat_remembers_until_it_is_reset(self):
+        done = tinyserve("chat", "--model", MODEL, "-n", "8", "--ignore-eos", "--seed", "7",
+                         stdin=b"Hello\n/stats\nHello\n/stats\n/reset\nHello\n/stats\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        first, second, after_reset = map(int, re.findall(r"prompt  (\d+) tokens", done.stderr.decode())[:3])
+        self.assertGreaterEqual(second, 2 * first - 16)  # both questions, and the answer to the first
+        self.assertGreater(second, first + 8)
+        self.assertEqual(after_reset, first)
+
     def test_a_conversation_that_outgrows_the_context_is_said(self):
         message = ("word " * 8).encode() + b"\n"
         done = tinyserve("chat", "--model", MODEL, "-n", "8", "--ctx", "224", "--ignore-eos", stdin=message * 6)
@@ -335,8 +344,8 @@ class Measure(unittest.TestCase):
 @unittest.skipUnless("--instruct" in sys.argv, "needs a real instruct model")
 class Instruct(unittest.TestCase):
     def test_it_answers(self):
-        answer = run_json("--prompt", "What is the capital of France?", "--temperature", "0", "-n", "60")
-        self.assertIn("Paris", answer["text"])
+        answer = run_json("--prompt", "What is 2 + 2?", "--temperature", "0", "-n", "60")
+        self.assertIn("4", answer["text"])
         self.assertEqual(answer["finish"], "stop")
 
     def test_ctrl_c_stops_an_answer_and_not_the_chat(self):
@@ -351,12 +360,6 @@ class Instruct(unittest.TestCase):
         at = terminal.expect("\r\n> ", at)
         terminal.type("/quit\n")
         self.assertEqual(terminal.wait(), 0)
-
-    def test_a_chat_remembers(self):
-        done = tinyserve("chat", "--model", MODEL, "--temperature", "0", "-n", "40",
-                         stdin=b"What is the capital of France?\nAnd what did I just ask you about?\n")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("France", done.stdout.decode().split("\n", 1)[1])
 
     def test_memory_stays_within_the_promise(self):
         report = json.loads(tinyserve("inspect", MODEL, "--json").stdout)

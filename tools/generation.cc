@@ -77,6 +77,7 @@ Result<Generation> Generate(Engine* engine, const Request& request, const Genera
   }));
   Generation generation;
   Progress progress("Reading the prompt", 0.5, 2.0);
+  uint32_t prompt_done = 0;
   for (;;) {
     const std::vector<TokenEvent> events = queue->Take(kPollInterval);
     if (hooks.interrupt != nullptr && hooks.interrupt->Take()) {
@@ -85,6 +86,7 @@ Result<Generation> Generate(Engine* engine, const Request& request, const Genera
     }
     for (const TokenEvent& event : events) {
       if (event.kind == TokenEvent::Kind::kPrefill) {
+        prompt_done = event.done;
         if (hooks.prompt_progress) {
           hooks.prompt_progress(event.done, event.total);
         } else {
@@ -102,6 +104,8 @@ Result<Generation> Generate(Engine* engine, const Request& request, const Genera
         if (event.finish == FinishReason::kError) return event.status;
         generation.finish = event.finish;
         generation.usage = event.usage;
+        // A prompt that was stopped half-way cost no more than was read of it.
+        if (event.usage.completion_tokens == 0) generation.usage.prompt_tokens = prompt_done;
         generation.prompt_logprobs = event.prompt_logprobs;
         return generation;
       }

@@ -27,7 +27,7 @@ struct Generation {
   std::vector<SampledToken> tokens;
   std::vector<float> prompt_logprobs;
   FinishReason finish = FinishReason::kNone;
-  Usage usage;
+  Usage usage;               // prompt_tokens: those that were read
   bool interrupted = false;  // by Ctrl-C
 };
 

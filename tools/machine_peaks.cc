@@ -90,13 +90,15 @@ Result<double> MeasureReadBandwidth(const Kernels& kernels, ThreadPool* threads,
   return best;
 }
 
-Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads) {
+Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads,
+                                  const std::function<void(double)>& progress) {
   MachinePeaks peaks;
   const uint64_t limit = MemoryLimitBytes(), used = ResidentBytes();
   const uint64_t bytes = std::min(kReadBytes, (limit > used ? limit - used : 0) / 2);
   TS_ASSIGN_OR_RETURN(peaks.read_bytes_per_s,
                       MeasureReadBandwidth(kernels, threads, bytes, kRepeats));
   for (uint32_t kind = 0; kind < kDotKinds; ++kind) {
+    progress((1.0 + kind) / (1.0 + kDotKinds));
     peaks.multiply_adds_per_s[kind] = MeasureDots(kernels, threads, static_cast<DotKind>(kind));
   }
   return peaks;

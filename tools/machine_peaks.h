@@ -4,6 +4,7 @@
 #define TINYSERVE_TOOLS_MACHINE_PEAKS_H_
 
 #include <cstdint>
+#include <functional>
 
 #include "base/thread_pool.h"
 #include "engine/executor.h"
@@ -26,7 +27,8 @@ Result<double> MeasureReadBandwidth(const Kernels& kernels, ThreadPool* threads,
 
 // Both, best of 5: reading 1 GiB (less where the memory limit is small), and a fifth of a second of
 // each kind of dot. About three seconds. Errors: kOutOfMemory.
-Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads);
+Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads,
+                                  const std::function<void(double fraction)>& progress);
 
 // The least time that `cost` takes on a machine with these peaks: its bytes or its multiply-adds,
 // whichever takes longer. A kind without a peak counts as the fastest kind that there is.

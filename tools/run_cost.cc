@@ -32,7 +32,7 @@ RunCost CostOf(const Usage& usage, const ModelInfo& info, double load_seconds) {
   cost.completion_tokens = usage.completion_tokens;
   cost.load_seconds = load_seconds;
   cost.first_token_seconds = usage.first_token_seconds;
-  if (usage.prefill_seconds > 0 && usage.completion_tokens > 0)
+  if (usage.prefill_seconds > 0 && usage.prompt_tokens > 0)
     cost.prompt_tokens_per_s = usage.prompt_tokens / usage.prefill_seconds;
   if (usage.decode_seconds > 0 && usage.completion_tokens > 1)
     cost.decode_tokens_per_s = (usage.completion_tokens - 1) / usage.decode_seconds;
@@ -68,11 +68,10 @@ std::string FormatCost(const RunCost& cost) {
   out += fmt::format("memory  peak {}; KV cache {} for {} tokens\n",
                      FormatBytes(cost.peak_resident_bytes), FormatBytes(cost.kv_bytes),
                      cost.prompt_tokens + cost.completion_tokens);
-  out +=
-      fmt::format("reads   {} a token", FormatBytes(static_cast<uint64_t>(cost.bytes_per_token)));
-  if (cost.decode_tokens_per_s > 0) {
-    out += fmt::format(", {}", FormatBandwidth(cost.bytes_per_token * cost.decode_tokens_per_s));
-  }
+  if (cost.decode_tokens_per_s <= 0) return out;
+  out += fmt::format("reads   {} a token, {}",
+                     FormatBytes(static_cast<uint64_t>(cost.bytes_per_token)),
+                     FormatBandwidth(cost.bytes_per_token * cost.decode_tokens_per_s));
   if (const double share = cost.bandwidth_share(); std::isfinite(share)) {
     out += fmt::format(": {} of the {} that this machine reads", FormatShare(share),
                        FormatBandwidth(cost.bandwidth_bytes_per_s));

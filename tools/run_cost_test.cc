@@ -35,6 +35,7 @@ TEST(RunCost, WhatWasNotMeasuredIsNotPrinted) {
   EXPECT_EQ(text.find("tokens/s"), std::string::npos) << text;
   EXPECT_EQ(text.find("nan"), std::string::npos) << text;
   EXPECT_EQ(text.find("first token"), std::string::npos) << text;
+  EXPECT_EQ(text.find("reads"), std::string::npos) << text;
 }
 
 }  // namespace
