@@ -224,8 +224,9 @@ struct CodeSteps {
 //   - a logit is a sum of head_dim rounded products; where q and k are coded, each factor is off by
 //     half a code. An error e of all logits moves weights by a factor e^(2e);
 //   - weights, their sum and the sum of values are rounded once for each key and a few times more;
-//   - a coded value is off by half a code of its row, a coded weight by half a code of the largest
-//     of its tile of 64, which times 64 values is 32 steps of the largest value.
+//   - a coded value is off by half a code of its row; a coded weight by half a code, the largest
+//     code being the largest weight of its tile of 64 or a sum of a few: part of the sum of all
+//     weights either way, so that 64 of them are worth 32 steps of the largest value.
 inline std::vector<double> AttentionTolerance(const Tokens& t, float scale, uint32_t query,
                                               uint32_t keys, const CodeSteps& steps) {
   const double ulp = 0x1p-24;

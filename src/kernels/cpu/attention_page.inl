@@ -27,18 +27,59 @@ TS_INLINE uint32_t PaddedDim(const KvShape& shape) { return RoundUp(shape.head_d
 
 TS_INLINE void PrefetchLine(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-// The element types of pages.
+// The element types of pages, and the largest magnitudes of
+//   - each of a unit's keys, [channel][page_tokens] from k: to top [kUnitTokens];
+//   - a row of n values, n a multiple of kLanes.
 struct PageF32 {
   using Elem = float;
   static TS_INLINE VF LoadLanes(const Elem* p) { return Load(p); }
   static TS_INLINE void StoreLanes(Elem* p, VF a) { Store(p, a); }
+  static TS_INLINE void KeyTops(const Elem* k, uint32_t dim, uint32_t stride, Elem* top) {
+    for (uint32_t t = 0; t < kUnitTokens; t += kLanes) {
+      VF highest = Zero();
+      for (uint32_t c = 0; c < dim; ++c) {
+        highest = Max(highest, Abs(Load(k + (uint64_t)c * stride + t)));
+      }
+      Store(top + t, highest);
+    }
+  }
+  static TS_INLINE Elem ValueTop(const Elem* v, uint32_t n) {
+    VF highest = Zero();
+    for (uint32_t c = 0; c < n; c += kLanes) highest = Max(highest, Abs(Load(v + c)));
+    return MaxLanes(highest);
+  }
 };
-struct PageF16 {
+
+// Halves without their sign are ordered like the integers of the same bits.
+struct HalfTops {
+  static TS_INLINE void KeyTops(const uint16_t* k, uint32_t dim, uint32_t stride, uint16_t* top) {
+    static_assert(kUnitTokens == 16);
+    const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+    __m256i highest = _mm256_setzero_si256();
+    for (uint32_t c = 0; c < dim; ++c, k += stride) {
+      const __m256i bits = _mm256_loadu_si256((const __m256i*)k);
+      highest = _mm256_max_epu16(highest, _mm256_and_si256(bits, magnitude));
+    }
+    _mm256_storeu_si256((__m256i*)top, highest);
+  }
+  static TS_INLINE uint16_t ValueTop(const uint16_t* v, uint32_t n) {
+    const __m128i magnitude = _mm_set1_epi16(0x7fff);
+    __m128i highest = _mm_setzero_si128();
+    for (uint32_t c = 0; c < n; c += 8) {
+      const __m128i bits = _mm_loadu_si128((const __m128i*)(v + c));
+      highest = _mm_max_epu16(highest, _mm_and_si128(bits, magnitude));
+    }
+    // The least of the complements, by the one instruction that folds words over lanes.
+    return (uint16_t)~_mm_cvtsi128_si32(
+        _mm_minpos_epu16(_mm_xor_si128(highest, _mm_set1_epi16(-1))));
+  }
+};
+struct PageF16 : HalfTops {
   using Elem = uint16_t;
   static TS_INLINE VF LoadLanes(const Elem* p) { return LoadF16(p); }
   static TS_INLINE void StoreLanes(Elem* p, VF a) { StoreF16(p, a); }
 };
-struct PageBF16 {
+struct PageBF16 : HalfTops {
   using Elem = uint16_t;
   static TS_INLINE VF LoadLanes(const Elem* p) { return LoadBF16(p); }
   static TS_INLINE void StoreLanes(Elem* p, VF a) { StoreBF16(p, a); }
@@ -55,9 +96,8 @@ TS_INLINE uint32_t TokensOf(const KvShape& shape, const PageView& view) {
 template <class Page>
 struct Unit {
   using Elem = typename Page::Elem;
-  const Elem* k;        // channel c of the unit's token t at k[c * page_tokens + t]
-  const Elem* v;        // token t's row at v[t * padded dim]
-  const Elem* k_lines;  // this unit's share of the page's K part as consecutive memory, to prefetch
+  const Elem* k;  // channel c of the unit's token t at k[c * page_tokens + t]
+  const Elem* v;  // token t's row at v[t * padded dim]
 };
 
 template <class Page>
@@ -69,7 +109,7 @@ TS_INLINE Unit<Page> UnitAt(const KvShape& shape, const KvSlab& slab, const Page
   const uint8_t* page = PageAt(slab, view.pages[token / shape.page_tokens]);
   const Elem* k = (const Elem*)page;
   const Elem* v = (const Elem*)(page + slab.v_offset);
-  return {k + slot, v + (uint64_t)slot * PaddedDim(shape), k + (uint64_t)slot * shape.head_dim};
+  return {k + slot, v + (uint64_t)slot * PaddedDim(shape)};
 }
 
 template <class Page>

@@ -3,7 +3,7 @@
 //
 // Keys that a row may not see are left out of its maximum, sum and weights: a row's result is the
 // same bits whatever rows share the call, and whether or not a tile is filled.
-#include "kernels/cpu/attention_forms.inl"
+#include "kernels/cpu/attention_tiles.inl"
 
 namespace tinyserve {
 namespace {
@@ -111,8 +111,8 @@ template <class Form, uint32_t kRows, uint32_t kVectors>
 TS_INLINE void LogitColumns(const char* q, uint64_t q_stride, uint32_t steps, uint32_t key,
                             const PromptScratch& s) {
   typename Form::Acc acc[kRows][kVectors];
-  MultiplyRows<Form, kRows, kVectors>(q, q_stride, s.keys.lanes + key * 4, kTileKeys * 4, steps,
-                                      acc);
+  MultiplyLanes<Form, kRows, kVectors>(q, s.keys.lanes + key * 4, {q_stride, kTileKeys * 4}, steps,
+                                       acc);
   TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
     const uint32_t at = key + i * kLanes;
     TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
@@ -155,7 +155,7 @@ TS_INLINE uint32_t LanesSeen(uint32_t visible, uint32_t t) {
 
 // Moves the running maxima m of kRows rows. Where kRagged, rows see fewer than `keys` keys: the
 // rest of their logits becomes -inf.
-template <class Form, uint32_t kRows, bool kRagged>
+template <class Forms, uint32_t kRows, bool kRagged>
 TS_INLINE void MoveMaxima(const uint32_t* visible, uint32_t keys, const float* q_scale, float* x,
                           float* m, float* rescale) {
   const VF lowest = Set(-__builtin_inff());
@@ -173,187 +173,196 @@ TS_INLINE void MoveMaxima(const uint32_t* visible, uint32_t keys, const float* q
   }
   float change[kLanes] = {};
   TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
-    const float tile_m = Form::kScaled ? MaxLanes(top[r]) * q_scale[r] : MaxLanes(top[r]);
+    const float highest = MaxLanes(top[r]);
+    const float tile_m = Forms::Keys::kScaled ? highest * q_scale[r] : highest;
     const float before = m[r];
     m[r] = tile_m > before ? tile_m : before;
     change[r] = before - m[r];
   }
-  Store(rescale, ExpTwo<Form::kExpDegree>(Load(change)));
+  Store(rescale, ExpTwo<Forms::kExpDegree>(Load(change)));
 }
 
-// Turns the logits x of kRows rows into weights and adds them to the sums d; where the form is
-// scaled, multiplies them by the scales of their values and leaves the largest of each row in top.
-template <class Form, uint32_t kRows, bool kRagged>
+// Turns the logits x of kRows rows into weights and adds them to the sums d. Where values are
+// scaled, multiplies the weights by those scales, and leaves in top what shall become the largest
+// code: of each row the largest weight, or the largest sum of four that are summed in 16 bits.
+template <class Forms, uint32_t kRows, bool kRagged>
 TS_INLINE void Weigh(const uint32_t* visible, uint32_t keys, const float* q_scale, const float* m,
                      const float* rescale, const float* v_scale, float* x, float* d, float* top) {
-  VF sum[kRows], highest[kRows];
-  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) sum[r] = highest[r] = Zero();
-  for (uint32_t t = 0; t < keys; t += kLanes) {
-    TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
-      float* at = x + r * kTileKeys + t;
-      const VF y =
-          Form::kScaled ? Fma(Load(at), Set(q_scale[r]), Set(-m[r])) : Sub(Load(at), Set(m[r]));
-      VF p = ExpTwo<Form::kExpDegree>(y);
-      if (kRagged) p = SelectFirst(LanesSeen(visible[r], t), p, Zero());
-      sum[r] = Add(sum[r], p);
-      if constexpr (Form::kScaled) {
-        p = Mul(p, Load(v_scale + t));
-        highest[r] = Max(highest[r], p);
+  using Values = typename Forms::Values;
+  VF sum[kRows], highest[kRows][2], scale[kRows], minus_m[kRows];
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+    sum[r] = highest[r][0] = highest[r][1] = Zero();
+    scale[r] = Set(q_scale[r]);
+    minus_m[r] = Set(-m[r]);
+  }
+  for (uint32_t group = 0; group < keys; group += 4 * kLanes) {
+    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t t = group + i * kLanes;
+      if (t >= keys) break;
+      TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+        float* at = x + r * kTileKeys + t;
+        const VF logit = Load(at);
+        const VF y =
+            Forms::Keys::kScaled ? Fma(logit, scale[r], minus_m[r]) : Add(logit, minus_m[r]);
+        VF p = ExpTwo<Forms::kExpDegree>(y);
+        if (kRagged) p = SelectFirst(LanesSeen(visible[r], t), p, Zero());
+        sum[r] = Add(sum[r], p);
+        if constexpr (Values::kScaled) {
+          p = Mul(p, Load(v_scale + t));
+          // Members 0 and 1 of a lane share a 16-bit sum, and 2 and 3, with those of the other
+          // half.
+          VF& h = highest[r][Values::kPairSums ? i / 2 : 0];
+          h = Values::kPairSums ? Add(h, p) : Max(h, p);
+        }
+        Store(at, p);
       }
-      Store(at, p);
     }
   }
   TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
     d[r] = d[r] * rescale[r] + SumLanes(sum[r]);
-    if (Form::kScaled) top[r] = MaxLanes(highest[r]);
+    if constexpr (Values::kScaled) top[r] = MaxLanes(Max(highest[r][0], highest[r][1]));
   }
 }
 
-// Packs the weights of kRows rows, each with a scale of its own.
+constexpr uint32_t WeightRowBytes(uint32_t per) { return kTileKeys * 4 / per; }
+
+// Packs the weights x of kRows rows, each with a scale of its own.
 template <class Form, uint32_t kRows>
 TS_INLINE void PackWeights(uint32_t keys, const float* x, const float* top, char* weights,
                            float* back) {
-  constexpr uint32_t kRowBytes = kTileKeys * 4 / Form::kPer;
-  if constexpr (!Form::kScaled) {
-    for (uint32_t t = 0; t < keys; t += kLanes) {
-      TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
-        Store((float*)(weights + r * kRowBytes) + t, Load(x + r * kTileKeys + t));
-      }
-    }
-    Store(back, Set(1.0f));
-  } else {
-    float inverse[kLanes];
-    VF to_codes, from_codes;
-    ScalesOf(Load(top), Form::WeightMax(), &to_codes, &from_codes);
-    Store(inverse, to_codes);
-    Store(back, from_codes);
-    for (uint32_t t = 0; t < keys; t += kLanes) {
-      TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+  constexpr uint32_t kPer = Form::kPer, kGroupKeys = kPer * kLanes;
+  float inverse[kLanes];
+  VF to_codes, from_codes;
+  ScalesOf(Load(top), Form::WeightMax(), &to_codes, &from_codes);
+  Store(inverse, to_codes);
+  Store(back, from_codes);
+  // Pairs of halves are multiplied whole, so that the second is packed even where it is empty.
+  const uint32_t end = Form::kPairSums ? kTileKeys : keys;
+  for (uint32_t group = 0; group < end; group += kGroupKeys, weights += kVectorBytes) {
+    TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+      VI lane = ZeroInt();
+      TS_UNROLL for (uint32_t i = 0; i < kPer; ++i) {
+        const uint32_t t = group + i * kLanes;
+        if (t >= keys) break;
         const VI codes = ToInt(Mul(Load(x + r * kTileKeys + t), Set(inverse[r])));
-        Form::StoreWeights(weights + r * kRowBytes + t * 4 / Form::kPer, codes);
+        // No code is negative.
+        lane = i == 0 ? codes : Or(lane, ShiftLeft(codes, (int)(i * 32 / kPer)));
       }
+      StoreInt(weights + r * WeightRowBytes(kPer), lane);
     }
   }
 }
 
 // Logits x of kRows rows to packed weights.
-template <class Form, uint32_t kRows, bool kRagged>
+template <class Forms, uint32_t kRows, bool kRagged>
 TS_INLINE TileEffect SoftmaxRows(const uint32_t* visible, uint32_t keys, uint32_t r0,
                                  const PromptScratch& s) {
+  using Values = typename Forms::Values;
   TileEffect effect;
   float top[kLanes] = {};
-  MoveMaxima<Form, kRows, kRagged>(visible, keys, s.q_scale + r0, s.x, s.m + r0, effect.rescale);
-  Weigh<Form, kRows, kRagged>(visible, keys, s.q_scale + r0, s.m + r0, effect.rescale,
-                              s.values.scale, s.x, s.d + r0, top);
-  PackWeights<Form, kRows>(keys, s.x, top, s.weights, effect.back);
+  MoveMaxima<Forms, kRows, kRagged>(visible, keys, s.q_scale + r0, s.x, s.m + r0, effect.rescale);
+  Weigh<Forms, kRows, kRagged>(visible, keys, s.q_scale + r0, s.m + r0, effect.rescale,
+                               s.values.scale, s.x, s.d + r0, top);
+  if constexpr (Values::kScaled) {
+    PackWeights<Values, kRows>(keys, s.x, top, s.weights, effect.back);
+  }
   return effect;
 }
 
 // o = o * rescale + weights * values for kVectors vectors of channels.
 template <class Form, uint32_t kRows, uint32_t kVectors>
-TS_INLINE void ValueColumns(const uint32_t* visible, uint32_t steps, uint32_t v_stride,
+TS_INLINE void ValueColumns(const uint32_t* visible, uint32_t keys, uint32_t v_stride,
                             uint32_t channel, const TileEffect& effect, float* o,
                             const PromptScratch& s) {
   typename Form::Acc acc[kRows][kVectors];
-  MultiplyRows<Form, kRows, kVectors>(s.weights, kTileKeys * 4 / Form::kPer,
-                                      s.values.lanes + channel * 4, (uint64_t)v_stride * 4, steps,
-                                      acc);
+  const char* tile = s.values.lanes + channel * 4;
+  const ProductStrides stride = {WeightRowBytes(Form::kPer), (uint64_t)v_stride * 4};
+  if constexpr (!Form::kScaled) {
+    MultiplyLanes<Form, kRows, kVectors>((const char*)s.x, tile, stride, keys, acc);
+  } else if constexpr (Form::kPairSums) {
+    MultiplyPairs<kRows, kVectors>(s.weights, tile, stride, Smaller(keys, kLanes), acc);
+  } else {
+    MultiplyLanes<Form, kRows, kVectors>(s.weights, tile, stride, ValueSteps<Form>(keys), acc);
+  }
   TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
     if (visible[r] == 0) continue;
-    const VF keep = Set(effect.rescale[r]), scale = Set(effect.back[r]);
+    const VF keep = Set(effect.rescale[r]);
     TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
       float* at = o + (uint64_t)r * v_stride + channel + i * kLanes;
-      Store(at, Fma(Form::ToF32(acc[r][i]), scale, Mul(Load(at), keep)));
+      const VF sum = Form::ToF32(acc[r][i]), kept = Mul(Load(at), keep);
+      Store(at, Form::kScaled ? Fma(sum, Set(effect.back[r]), kept) : Add(sum, kept));
     }
   }
 }
 
 // Rows r0 .. r0 + kRows - 1 of the block against the tile of keys from `key`.
-template <class Form, uint32_t kRows>
+template <class Forms, uint32_t kRows>
 void AttendRows(const RowBlock& block, uint32_t r0, uint32_t key, uint32_t dim, uint32_t v_stride,
                 const PromptScratch& s) {
+  using Keys = typename Forms::Keys;
+  using Values = typename Forms::Values;
   static_assert(kRows <= kRegisterRowsMax && kRows <= kLanes);
   // Positions rise with the rows, so the last one sees most.
   const uint32_t keys = block.Visible(r0 + kRows - 1, key);
   if (keys == 0) return;
   uint32_t visible[kRows];
   for (uint32_t r = 0; r < kRows; ++r) visible[r] = block.Visible(r0 + r, key);
-  const uint64_t q_stride = (uint64_t)v_stride * 4 / Form::kPer;
-  Logits<Form, kRows>(s.q + r0 * q_stride, q_stride, (dim + Form::kPer - 1) / Form::kPer, keys, s);
+  const uint64_t q_stride = (uint64_t)v_stride * 4 / Keys::kPer;
+  Logits<Keys, kRows>(s.q + r0 * q_stride, q_stride, (dim + Keys::kPer - 1) / Keys::kPer, keys, s);
   const TileEffect effect = visible[0] == kTileKeys
-                                ? SoftmaxRows<Form, kRows, false>(visible, keys, r0, s)
-                                : SoftmaxRows<Form, kRows, true>(visible, keys, r0, s);
-  const uint32_t steps = (keys + Form::kPer - 1) / Form::kPer;
+                                ? SoftmaxRows<Forms, kRows, false>(visible, keys, r0, s)
+                                : SoftmaxRows<Forms, kRows, true>(visible, keys, r0, s);
   float* o = s.o + (uint64_t)r0 * v_stride;
   uint32_t c = 0;
   for (; c + kColumnVectors * kLanes <= v_stride; c += kColumnVectors * kLanes) {
-    ValueColumns<Form, kRows, kColumnVectors>(visible, steps, v_stride, c, effect, o, s);
+    ValueColumns<Values, kRows, kColumnVectors>(visible, keys, v_stride, c, effect, o, s);
   }
   for (; c < v_stride; c += kLanes) {
-    ValueColumns<Form, kRows, 1>(visible, steps, v_stride, c, effect, o, s);
+    ValueColumns<Values, kRows, 1>(visible, keys, v_stride, c, effect, o, s);
   }
 }
 
-// Prefetches part `part` of `parts` of the next tile's pages.
-template <class Page>
-TS_INLINE void PrefetchTile(const Unit<Page>* units, uint32_t count, uint32_t dim,
-                            uint32_t v_stride, uint32_t part, uint32_t parts) {
-  const uint32_t k_bytes = dim * kUnitTokens * (uint32_t)sizeof(typename Page::Elem);
-  const uint32_t v_bytes = v_stride * kUnitTokens * (uint32_t)sizeof(typename Page::Elem);
-  const uint32_t unit_bytes = k_bytes + v_bytes;
-  const uint32_t lines = unit_bytes / kLineBytes * count;
-  for (uint32_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
-    const Unit<Page>& unit = units[line * kLineBytes / unit_bytes];
-    const uint32_t at = line * kLineBytes % unit_bytes;
-    PrefetchLine(at < k_bytes ? (const char*)unit.k_lines + at
-                              : (const char*)unit.v + (at - k_bytes));
-  }
-}
-
-template <class Form, class Page>
-void AttendTile(const RowBlock& block, const Unit<Page>* next, uint32_t next_count, uint32_t key,
-                uint32_t dim, uint32_t v_stride, const PromptScratch& s) {
+// All rows against the tile of keys from `key`; prefetches the lines ahead, in equal parts.
+template <class Forms>
+void AttendTile(const RowBlock& block, LinesAhead ahead, uint32_t key, uint32_t dim,
+                uint32_t v_stride, const PromptScratch& s) {
+  constexpr uint32_t kRows = Forms::Keys::kRows;
+  const uint32_t calls = block.rows / kRows + 1;
+  const uint32_t lines = ahead.count * (ahead.page_bytes / kLineBytes) / calls + 1;
   for (uint32_t r = 0; r < block.rows;) {
     const uint32_t left = block.rows - r;
-    const uint32_t taken = left >= Form::kRows ? Form::kRows : left >= 2 ? 2 : 1;
-    PrefetchTile(next, next_count, dim, v_stride, r, block.rows);
-    if (taken == Form::kRows) {
-      AttendRows<Form, Form::kRows>(block, r, key, dim, v_stride, s);
+    const uint32_t taken = left >= kRows ? kRows : left >= 2 ? 2 : 1;
+    for (uint32_t i = 0; i < lines; ++i) PrefetchAhead<1>(ahead);
+    if (taken == kRows) {
+      AttendRows<Forms, kRows>(block, r, key, dim, v_stride, s);
     } else if (taken == 2) {
-      AttendRows<Form, 2>(block, r, key, dim, v_stride, s);
+      AttendRows<Forms, 2>(block, r, key, dim, v_stride, s);
     } else {
-      AttendRows<Form, 1>(block, r, key, dim, v_stride, s);
+      AttendRows<Forms, 1>(block, r, key, dim, v_stride, s);
     }
     r += taken;
   }
 }
 
-template <class Form, class Page>
+template <class Forms, class Page>
 void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
                  const PromptScratch& s) {
   const KvShape& shape = args.shape;
   const uint32_t dim = shape.head_dim, v_stride = PaddedDim(shape);
   const RowBlock block = {args.first_position + first_row, rows * args.group, args.group,
                           args.q + first_row * args.q_stride, args.q_stride};
-  PackQueries<Form>(block, dim, v_stride, args.scale, s);
+  PackQueries<typename Forms::Keys>(block, dim, v_stride, args.scale, s);
   const uint32_t tokens = block.first_position + rows;
-  Unit<Page> units[kTileUnits], next[kTileUnits];
-  const auto find = [&](uint32_t key, Unit<Page>* found) {
-    const uint32_t n = key >= tokens ? 0 : Smaller(kTileKeys, tokens - key);
-    const uint32_t count = (n + kUnitTokens - 1) / kUnitTokens;
-    for (uint32_t u = 0; u < count; ++u) {
-      found[u] = UnitAt<Page>(shape, args.slab, args.view, key / kUnitTokens + u);
-    }
-    return count;
-  };
-  find(0, units);
   for (uint32_t key = 0; key < tokens; key += kTileKeys) {
     const uint32_t tile_tokens = Smaller(kTileKeys, tokens - key);
-    MakeKeyTile<Form, Page>(units, tile_tokens, dim, shape.page_tokens, s.keys);
-    MakeValueTile<Form, Page>(units, tile_tokens, v_stride, s.values);
-    const uint32_t next_count = find(key + kTileKeys, next);
-    AttendTile<Form, Page>(block, next, next_count, key, dim, v_stride, s);
-    for (uint32_t u = 0; u < next_count; ++u) units[u] = next[u];
+    Unit<Page> units[kBlockUnits];
+    for (uint32_t t = 0; t < tile_tokens; t += kUnitTokens) {
+      units[t / kUnitTokens] = UnitAt<Page>(shape, args.slab, args.view, (key + t) / kUnitTokens);
+    }
+    MakeKeyTile<typename Forms::Keys, Page>(units, tile_tokens, dim, shape.page_tokens, s.keys);
+    MakeValueTile<typename Forms::Values, Page>(units, tile_tokens, v_stride, s.values);
+    const uint32_t next = key + kTileKeys < tokens ? key + kTileKeys : key;
+    AttendTile<Forms>(block, PagesAhead(shape, args.slab, args.view, next), key, dim, v_stride, s);
   }
   for (uint32_t r = 0; r < block.rows; ++r) {
     float* out = args.out + (first_row + r / args.group) * args.out_stride +
@@ -365,7 +374,7 @@ void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
   }
 }
 
-template <class Form>
+template <class Forms>
 void AttendAll(const PromptArgs& args) {
   PromptScratch s;
   LayPromptScratch(args.shape, args.group, args.rows, args.scratch, &s);
@@ -374,13 +383,13 @@ void AttendAll(const PromptArgs& args) {
     const uint32_t rows = Smaller(positions, args.rows - row);
     switch (args.shape.type) {
       case KvType::kF32:
-        AttendBlock<Form, PageF32>(args, row, rows, s);
+        AttendBlock<Forms, PageF32>(args, row, rows, s);
         break;
       case KvType::kF16:
-        AttendBlock<Form, PageF16>(args, row, rows, s);
+        AttendBlock<Forms, PageF16>(args, row, rows, s);
         break;
       case KvType::kBF16:
-        AttendBlock<Form, PageBF16>(args, row, rows, s);
+        AttendBlock<Forms, PageBF16>(args, row, rows, s);
         break;
     }
   }
@@ -395,11 +404,11 @@ uint64_t PromptScratchBytes(const KvShape* shape, uint32_t group, uint32_t rows)
 
 void AttendPrompt(const PromptArgs* args) {
   if (args->compute == Compute::kF32) {
-    AttendAll<FloatForm>(*args);
+    AttendAll<ExactForms>(*args);
   } else if constexpr (kHasByteDot) {
-    AttendAll<ByteForm>(*args);
+    AttendAll<ByteForms>(*args);
   } else {
-    AttendAll<WordForm>(*args);
+    AttendAll<WordForms>(*args);
   }
 }
 
