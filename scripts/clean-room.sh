@@ -34,8 +34,9 @@ leave() {
   if [ $keep = yes ]; then echo "==> The room is kept: $room"; else rm -rf --one-file-system "$room"; fi
 }
 trap leave EXIT
-mount_in_room() {  # mount_in_room TYPE FOLDER
-  mount -t "$1" "$1" "$room/$2"
+mount_in_room() {  # mount_in_room TYPE FOLDER [OPTIONS]
+  mkdir -p "$room/$2"
+  mount -t "$1" -o "${3:-defaults}" "$1" "$room/$2"
   mounted+=("$room/$2")
 }
 
@@ -62,6 +63,9 @@ cp -r /usr/local/share/ca-certificates/. "$room/usr/local/share/ca-certificates/
 [ -z "${APT_CONF:-}" ] || cp "$APT_CONF" "$room/etc/apt/apt.conf.d/99clean-room"
 mount_in_room proc proc
 mount_in_room sysfs sys
+mount_in_room tmpfs dev/shm mode=1777
+mount_in_room devpts dev/pts newinstance,ptmxmode=0666,mode=620
+ln -sf pts/ptmx "$room/dev/ptmx"
 in_room "apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends git make \
   >/dev/null"
 rm -rf "$room/srv/tinyserve"
