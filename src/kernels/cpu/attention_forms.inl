@@ -50,8 +50,9 @@ struct ChoiceOf<false, A, B> {
 template <bool kFirst, class A, class B>
 using Choice = typename ChoiceOf<kFirst, A, B>::Type;
 
-// Keeps a value in the register it has. Without it GCC 12 computes sums into other registers and
-// copies them back, and loads tiles once for each row.
+// Keeps a value in the register it has. Without it GCC 12 computes integer sums into other
+// registers and copies them back, and loads tiles once for each row; fused multiply-adds it does
+// well alone.
 template <class V>
 TS_INLINE void Pin(V& value) {
   __asm__("" : "+v"(value));
@@ -73,13 +74,13 @@ TS_INLINE void MultiplyLanes(const char* rows, const char* tile, ProductStrides 
     VI b[kVectors];
     TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
       b[i] = LoadInt(tile + i * kVectorBytes);
-      Pin(b[i]);
+      if (Form::kPinned) Pin(b[i]);
     }
     TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
       const VI a = BroadcastInt(rows + r * stride.row);
       TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
         acc[r][i] = Form::Dot(acc[r][i], a, b[i]);
-        Pin(acc[r][i]);
+        if (Form::kPinned) Pin(acc[r][i]);
       }
     }
     rows += 4;
@@ -90,6 +91,7 @@ TS_INLINE void MultiplyLanes(const char* rows, const char* tile, ProductStrides 
 // f32 multiply-adds, unscaled.
 struct FloatForm {
   using Acc = VF;
+  static constexpr bool kPinned = false;
   static constexpr uint32_t kPer = 1;
   static constexpr bool kScaled = false;
   static constexpr uint32_t kRows = 6;  // query rows of a register block
@@ -102,6 +104,7 @@ struct FloatForm {
 // nearly as exact as f16 itself.
 struct WordForm {
   using Acc = VI;
+  static constexpr bool kPinned = true;
   static constexpr uint32_t kPer = 2;
   static constexpr bool kScaled = true;
   static constexpr bool kOffset = false;
@@ -128,6 +131,7 @@ static_assert(5792ull * 5792 * kTileKeys < 1ull << 31);
 // what the offset adds to a sum, 128 times the sum of the key's codes, is taken off beforehand.
 struct ByteForm {
   using Acc = VI;
+  static constexpr bool kPinned = true;
   static constexpr uint32_t kPer = 4;
   static constexpr bool kScaled = true;
   static constexpr bool kOffset = true;
