@@ -105,14 +105,14 @@ std::string PeaksTable(const BenchSetup& setup) {
 std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup) {
   std::string out = fmt::format(
       "{}, {} keys and values, compute {}, chunks of {} tokens\n"
-      "{:<8}{:>7}{:>7}{:>7}{:>11}{:>19}{:>12}{:>11}{:>10}\n",
+      "{:<8}{:>7}{:>7}{:>7}{:>11}{:>23}{:>12}{:>11}{:>10}\n",
       setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.kv, setup.compute,
       setup.chunk_tokens, "kind", "tokens", "depth", "batch", "tokens/s", "(min - max)",
       "bytes/step", "bandwidth", "roofline");
   for (const CaseResult& result : results) {
     const BenchCase& c = result.bench_case;
     const CaseFigures f = FiguresOf(result, setup.peaks);
-    out += fmt::format("{:<8}{:>7}{:>7}{:>7}{:>11.1f}{:>19}{:>12}{:>11}{:>10}\n",
+    out += fmt::format("{:<8}{:>7}{:>7}{:>7}{:>11.1f}{:>23}{:>12}{:>11}{:>10}\n",
                        BenchKindName(c.kind), c.tokens, c.depth, c.batch, f.tokens_per_s_median,
                        fmt::format("({:.1f} - {:.1f})", f.tokens_per_s_min, f.tokens_per_s_max),
                        FormatBytes(static_cast<uint64_t>(f.bytes_per_step)),

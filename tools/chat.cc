@@ -100,12 +100,12 @@ void Chat::Greet() const {
 Chat::Input Chat::ReadMessage(std::string* message) {
   for (bool asked_twice = false;;) {
     if (StdinIsTerminal()) fmt::print(stderr, "> ");
-    switch (reader_.Read(message)) {
+    switch (reader_.Read(message, interrupt_.wake_fd())) {
       case LineReader::Outcome::kEnd:
         if (StdinIsTerminal()) fmt::print(stderr, "\n");
         return Input::kQuit;
       case LineReader::Outcome::kInterrupted:
-        if (!interrupt_.Take()) continue;
+        interrupt_.Take();
         fmt::print(stderr, "\n");
         if (asked_twice) return Input::kQuit;
         asked_twice = true;
@@ -125,7 +125,7 @@ Chat::Input Chat::ReadMessage(std::string* message) {
 LineReader::Outcome Chat::ReadBlock(std::string* message) {
   message->clear();
   for (std::string line;;) {
-    const LineReader::Outcome outcome = reader_.Read(&line);
+    const LineReader::Outcome outcome = reader_.Read(&line, interrupt_.wake_fd());
     if (outcome == LineReader::Outcome::kInterrupted) return outcome;
     if (outcome == LineReader::Outcome::kEnd || line == "\"\"\"" || line == "\"\"\"\r")
       return LineReader::Outcome::kLine;

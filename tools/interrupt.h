@@ -22,6 +22,9 @@ class InterruptFlag {
 
   // True once for each Ctrl-C.
   bool Take();
+  // Readable from Ctrl-C until Take, for whoever waits for other input meanwhile. (An interrupted
+  // read does not tell: the signal may reach any thread.)
+  int wake_fd() const;
 };
 
 // Tells the handler that a progress line stands on the terminal without its newline.

@@ -1,5 +1,6 @@
 #include "tools/terminal.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -17,7 +18,7 @@ uint32_t TerminalColumns() {
   return known ? size.ws_col : 80;
 }
 
-LineReader::Outcome LineReader::Read(std::string* line) {
+LineReader::Outcome LineReader::Read(std::string* line, int wake_fd) {
   for (;;) {
     const size_t newline = pending_.find('\n');
     if (newline != std::string::npos || pending_.size() >= kLineBytesMax) {
@@ -32,13 +33,15 @@ LineReader::Outcome LineReader::Read(std::string* line) {
       pending_.clear();
       return Outcome::kLine;
     }
+    pollfd inputs[2] = {{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0},
+                        {.fd = wake_fd, .events = POLLIN, .revents = 0}};
+    if (poll(inputs, 2, -1) < 0 && errno == EINTR) continue;
+    if (inputs[1].revents != 0) return Outcome::kInterrupted;
     char buffer[4096];
     const ssize_t got = read(STDIN_FILENO, buffer, sizeof buffer);
     if (got > 0) {
       pending_.append(buffer, static_cast<size_t>(got));
-    } else if (got < 0 && errno == EINTR) {
-      return Outcome::kInterrupted;
-    } else {
+    } else if (got == 0 || errno != EINTR) {
       ended_ = true;
     }
   }

@@ -12,14 +12,15 @@ bool StdoutIsTerminal();
 bool StderrIsTerminal();
 uint32_t TerminalColumns();  // of standard error; 80 where it is unknown
 
-// Reads lines from standard input. Unlike a stream it ends a wait when a signal arrives.
+// Reads lines from standard input. Unlike a stream it can be woken from its wait.
 class LineReader {
  public:
   enum class Outcome : uint8_t { kLine, kEnd, kInterrupted };
 
   // The next line without its newline. kEnd: nothing is left. A last line without a newline is a
-  // line. Lines longer than kLineBytesMax are cut into several.
-  Outcome Read(std::string* line);
+  // line. Lines longer than kLineBytesMax are cut into several. kInterrupted: no line is there yet,
+  // and `wake_fd` is readable.
+  Outcome Read(std::string* line, int wake_fd);
 
   static constexpr size_t kLineBytesMax = 1 << 20;
 
