@@ -296,6 +296,24 @@ TEST(Tokenizer, LongRunsTakeLinearTime) {
   }
 }
 
+// The last space of a run belongs to the word that follows, however long the run.
+TEST(Tokenizer, LongRunsOfSpacesAreCutAsShortOnes) {
+  for (const char* pre : {"gpt-2", "llama-bpe", "qwen2", "tekken"}) {
+    VocabSpec spec = Letters();
+    spec.pre = pre;
+    spec.tokens.push_back("ĠĠ");
+    spec.types.push_back(1);
+    spec.merges = {"Ġ Ġ", "Ġ a"};
+    const auto tokenizer = Make(spec);
+    for (const size_t spaces : {4, 1'200'000}) {
+      Int expected(spaces / 2 - 1, 15);
+      expected.insert(expected.end(), {3, 5});
+      EXPECT_TRUE(Encode(*tokenizer, std::string(spaces, ' ') + "a", false, false) == expected)
+          << pre << ", " << spaces;
+    }
+  }
+}
+
 TEST(Tokenizer, AMegabyteOfOneCharacterEndsSoon) {
   for (const VocabSpec& spec : {Letters(), Pieces()}) {
     const auto tokenizer = Make(spec);

@@ -66,7 +66,8 @@ typedef struct {
 int32_t textffi_tokenizer_new(const textffi_vocab* vocab, textffi_tokenizer** out,
                               textffi_buffer* error);
 void textffi_tokenizer_free(textffi_tokenizer* tokenizer);
-/* parse_special: control tokens spelled in the text become those tokens. */
+/* parse_special: control tokens spelled in the text become those tokens. The text has at most 2^30
+ * bytes. */
 int32_t textffi_tokenizer_encode(const textffi_tokenizer* tokenizer, textffi_slice text,
                                  uint8_t parse_special, textffi_ids* out, textffi_buffer* error);
 

@@ -6,6 +6,7 @@ mod clock;
 mod error;
 mod guard;
 mod json;
+mod merge;
 mod pre_tokenizer;
 mod sentence_piece;
 mod special;
@@ -197,7 +198,7 @@ pub unsafe extern "C" fn textffi_tokenizer_encode(
     error: *mut Buffer,
 ) -> i32 {
     guard(out, error, || {
-        let ids = (*tokenizer).encode(text.bytes(), parse_special != 0)?;
+        let ids = (*tokenizer).encode(text.bytes(), parse_special != 0);
         let ids = Box::leak(ids.into_boxed_slice());
         Ok(Ids { data: ids.as_mut_ptr(), size: ids.len() })
     })

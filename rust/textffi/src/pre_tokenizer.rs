@@ -1,16 +1,20 @@
 //! How each pre-tokenizer name of GGUF files cuts text into words before byte pairs are merged. The patterns are
-//! data of the models' own published tokenizers.
+//! data of the models' own published tokenizers, but for their last words on white space, `\s+(?!\S)|\s+`: of a run of
+//! white space the last character belongs to the word that follows. Backtracking matchers need memory for every
+//! character of the run, and the one in the `tokenizers` crate silently stops at a million; here it is `\s+`, and
+//! `Pattern::end` gives the character back.
 
+use regex::Regex;
 use tokenizers::normalizer::NormalizedString;
-use tokenizers::utils::SysRegex;
 
 use crate::error::{Code, Error, Result};
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
+const LLAMA3: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
 const DEEPSEEK_CODER: [&str; 4] =
     [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[\u{4E00}-\u{9FA5}\u{0800}-\u{4E00}\u{AC00}-\u{D7FF}]+"];
 
@@ -48,9 +52,44 @@ const NAMES: [(&str, Family); 15] = [
 /// Cuts each piece of text that the stage before left.
 enum Stage {
     /// Matches, and what lies between them.
-    Pattern(SysRegex),
+    Pattern(Pattern),
     /// Each numeric character alone.
     Digits,
+}
+
+struct Pattern {
+    regex: Regex,
+    spaces: Spaces,
+}
+
+/// Which words end in white space and leave their last character to the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spaces {
+    /// None.
+    Keep,
+    /// All: such words are runs of white space.
+    Share,
+    /// Those that do not end in a new line: words of new lines are complete.
+    ShareButLines,
+}
+
+impl Pattern {
+    /// Where the word `text[start..end]` that the regex found really ends.
+    fn end(&self, text: &str, start: usize, end: usize) -> usize {
+        let Some(last) = text[start..end].chars().next_back() else { return end };
+        let shared = last.is_whitespace()
+            && match self.spaces {
+                Spaces::Keep => false,
+                Spaces::Share => true,
+                Spaces::ShareButLines => !matches!(last, '\r' | '\n'),
+            };
+        // At the end of the text no word follows, and a word keeps at least one character.
+        if shared && end < text.len() && start + last.len_utf8() < end {
+            end - last.len_utf8()
+        } else {
+            end
+        }
+    }
 }
 
 pub struct PreTokenizer {
@@ -71,21 +110,21 @@ impl PreTokenizer {
                 format!("pre-tokenizer '{name}' is not known; known are {}", known.join(", ")),
             ));
         };
-        let (digits, patterns): (bool, &[&str]) = match family {
-            Family::Gpt2 => (false, &[GPT2]),
-            Family::DigitsGpt2 => (true, &[GPT2]),
-            Family::Llama3 => (false, &[LLAMA3]),
-            Family::Qwen2 => (false, &[QWEN2]),
-            Family::Tekken => (false, &[TEKKEN]),
-            Family::DeepseekCoder => (true, &DEEPSEEK_CODER),
+        let (digits, spaces, patterns): (bool, Spaces, &[&str]) = match family {
+            Family::Gpt2 => (false, Spaces::Share, &[GPT2]),
+            Family::DigitsGpt2 => (true, Spaces::Share, &[GPT2]),
+            Family::Llama3 => (false, Spaces::ShareButLines, &[LLAMA3]),
+            Family::Qwen2 => (false, Spaces::ShareButLines, &[QWEN2]),
+            Family::Tekken => (false, Spaces::ShareButLines, &[TEKKEN]),
+            Family::DeepseekCoder => (true, Spaces::Keep, &DEEPSEEK_CODER),
         };
         let mut stages = Vec::new();
         if digits {
             stages.push(Stage::Digits);
         }
         for pattern in patterns {
-            let regex = SysRegex::new(pattern).map_err(|e| Error::corrupt(format!("pre-tokenizer pattern: {e}")))?;
-            stages.push(Stage::Pattern(regex));
+            let regex = Regex::new(pattern).map_err(|e| Error::corrupt(format!("pre-tokenizer pattern: {e}")))?;
+            stages.push(Stage::Pattern(Pattern { regex, spaces }));
         }
         Ok(PreTokenizer {
             stages,
@@ -95,7 +134,7 @@ impl PreTokenizer {
     }
 
     /// Calls `word` with every word of `text`, in order.
-    pub fn words(&self, text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    pub fn words(&self, text: &str, word: &mut dyn FnMut(&str)) {
         if self.nfc && !text.is_ascii() {
             let mut normalized = NormalizedString::from(text);
             normalized.nfc();
@@ -105,25 +144,31 @@ impl PreTokenizer {
     }
 }
 
-fn cut(stages: &[Stage], text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+fn cut(stages: &[Stage], text: &str, word: &mut dyn FnMut(&str)) {
     let Some((stage, later)) = stages.split_first() else {
-        return if text.is_empty() { Ok(()) } else { word(text) };
+        if !text.is_empty() {
+            word(text);
+        }
+        return;
     };
     let mut done = 0;
     let mut piece = |start: usize, end: usize| {
-        cut(later, &text[done..start], word)?;
+        cut(later, &text[done..start], word);
+        cut(later, &text[start..end], word);
         done = end;
-        cut(later, &text[start..end], word)
     };
     match stage {
-        Stage::Pattern(regex) => {
-            for (start, end) in regex.find_iter(text) {
-                piece(start, end)?;
+        Stage::Pattern(pattern) => {
+            let mut from = 0;
+            while let Some(found) = pattern.regex.find_at(text, from) {
+                // No pattern matches the empty text, so this goes forward.
+                from = pattern.end(text, found.start(), found.end());
+                piece(found.start(), from);
             }
         }
         Stage::Digits => {
             for (at, c) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
-                piece(at, at + c.len_utf8())?;
+                piece(at, at + c.len_utf8());
             }
         }
     }

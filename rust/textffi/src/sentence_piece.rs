@@ -2,20 +2,27 @@
 //! with the best score joins first, the leftmost of equals; what is no piece in the end falls back to bytes.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
 
+use ahash::AHashMap;
 use aho_corasick::AhoCorasick;
 
 use crate::error::{Error, Result};
+use crate::merge::Merger;
 use crate::special::build_matcher;
 use crate::vocab::{VocabData, BYTE, NORMAL, UNUSED, USER_DEFINED};
 
 const SPACE: &str = "\u{2581}";
-const NONE: u32 = u32::MAX;
+
+/// What a symbol is, for the merger: a user-defined piece joins with nothing.
+const PLAIN: u32 = 0;
+const FROZEN: u32 = 1;
+
+/// Unused pieces that symbols joined to, by start and length, with the length of their left part.
+type Parts = AHashMap<(u32, u32), u32>;
 
 pub struct SentencePiece {
     /// Normal, user-defined and unused pieces. Control and byte tokens are not text, so they are not here.
-    ids: HashMap<Box<str>, u32>,
+    ids: AHashMap<Box<str>, u32>,
     scores: Vec<f32>,
     kinds: Vec<u8>,
     /// Id of each byte's token; absent unless the vocabulary has all 256.
@@ -26,43 +33,26 @@ pub struct SentencePiece {
     user_defined: Option<AhoCorasick>,
 }
 
-/// A run of the normalized text that is one symbol now; a symbol joined into its left neighbour has length 0.
-struct Symbol {
-    start: u32,
-    len: u32,
-    prev: u32,
-    next: u32,
-    /// A user-defined piece: joins with nothing.
-    frozen: bool,
-}
+/// A score as the order of joining. Scores are finite (checked by the caller), so `total_cmp` orders them as numbers,
+/// but for the two zeros, which count as equal.
+struct Score(f32);
 
-/// Two neighbours that would join to a piece.
-struct Pair {
-    score: f32,
-    left: u32,
-    right: u32,
-    /// Bytes of both when the pair was found: it is stale where they have changed since.
-    len: u32,
-}
-
-impl Ord for Pair {
+impl Ord for Score {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Scores are finite (checked at construction), so `total_cmp` orders them as numbers, but for the two
-        // zeros, which count as equal.
-        (self.score + 0.0).total_cmp(&(other.score + 0.0)).then(other.left.cmp(&self.left))
+        (self.0 + 0.0).total_cmp(&(other.0 + 0.0))
     }
 }
-impl PartialOrd for Pair {
+impl PartialOrd for Score {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
-impl PartialEq for Pair {
+impl PartialEq for Score {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
-impl Eq for Pair {}
+impl Eq for Score {}
 
 /// The byte of a token named `<0xNN>`.
 fn byte_of(token: &str) -> Option<u8> {
@@ -75,7 +65,7 @@ fn byte_of(token: &str) -> Option<u8> {
 
 impl SentencePiece {
     pub fn new(vocab: &VocabData) -> Result<SentencePiece> {
-        let mut ids = HashMap::with_capacity(vocab.len());
+        let mut ids = AHashMap::with_capacity(vocab.len());
         let mut bytes = Box::new([-1i32; 256]);
         let mut user_defined = Vec::new();
         let mut piece_bytes_max = 0;
@@ -118,10 +108,10 @@ impl SentencePiece {
         })
     }
 
-    /// Appends the ids of `text` (no control tokens in it, below 4 GiB / 3).
-    pub fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
+    /// Appends the ids of `text` (no control tokens in it, below 4 GiB / 3: a space becomes three bytes).
+    pub fn encode(&self, text: &str, out: &mut Vec<i32>) {
         if text.is_empty() {
-            return Ok(());
+            return;
         }
         let mut normal = String::with_capacity(text.len() + text.len() / 4 + SPACE.len());
         if self.add_space_prefix {
@@ -136,108 +126,48 @@ impl SentencePiece {
                 None => normal.push_str(part),
             }
         }
-        if normal.len() >= NONE as usize {
-            return Err(Error::corrupt("text of more than 4 GiB"));
-        }
-        let mut symbols = self.symbols(&normal);
-        let parts = self.join(&normal, &mut symbols);
-        self.emit(&normal, &symbols, &parts, out);
-        Ok(())
+        let mut merger = Merger::new();
+        self.push_symbols(&normal, &mut merger);
+        let mut parts = Parts::new();
+        merger.run(|left, right| {
+            let len = left.len + right.len;
+            // The bound keeps a lookup's cost that of the longest piece, whatever has been joined already.
+            if left.id == FROZEN || right.id == FROZEN || len as usize > self.piece_bytes_max {
+                return None;
+            }
+            let start = left.start as usize;
+            let &id = self.ids.get(&normal[start..start + len as usize])?;
+            if self.kinds[id as usize] == UNUSED {
+                parts.insert((left.start, len), left.len);
+            }
+            Some((Score(self.scores[id as usize]), PLAIN))
+        });
+        self.emit(&normal, &merger, &parts, out);
     }
 
     /// One symbol a character, or a user-defined piece (the leftmost, longest match).
-    fn symbols(&self, text: &str) -> Vec<Symbol> {
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
-        let mut push = |start: usize, end: usize, frozen: bool| {
-            let index = symbols.len() as u32;
-            symbols.push(Symbol {
-                start: start as u32,
-                len: (end - start) as u32,
-                prev: index.wrapping_sub(1),
-                next: index + 1,
-                frozen,
-            });
-        };
-        let plain = |from: usize, to: usize, push: &mut dyn FnMut(usize, usize, bool)| {
+    fn push_symbols(&self, text: &str, merger: &mut Merger<Score>) {
+        let plain = |from: usize, to: usize, merger: &mut Merger<Score>| {
             for (at, c) in text[from..to].char_indices() {
-                push(from + at, from + at + c.len_utf8(), false);
+                merger.push(from + at, c.len_utf8(), PLAIN);
             }
         };
         let mut done = 0;
         if let Some(matcher) = &self.user_defined {
             for found in matcher.find_iter(text) {
-                plain(done, found.start(), &mut push);
-                push(found.start(), found.end(), true);
+                plain(done, found.start(), merger);
+                merger.push(found.start(), found.len(), FROZEN);
                 done = found.end();
             }
         }
-        plain(done, text.len(), &mut push);
-        if let Some(last) = symbols.last_mut() {
-            last.next = NONE;
-        }
-        symbols
-    }
-
-    /// Joins pairs until none is left. Returns how joined unused pieces came about: their start and length, and
-    /// the length of the left part.
-    fn join(&self, text: &str, symbols: &mut [Symbol]) -> HashMap<(u32, u32), u32> {
-        let mut parts = HashMap::new();
-        let mut heap = BinaryHeap::with_capacity(symbols.len());
-        for left in 1..symbols.len() {
-            self.propose(text, symbols, left as u32 - 1, left as u32, &mut heap, &mut parts);
-        }
-        while let Some(pair) = heap.pop() {
-            let (left, right) = (pair.left as usize, pair.right as usize);
-            let (left_len, right_len) = (symbols[left].len, symbols[right].len);
-            if left_len == 0 || right_len == 0 || left_len + right_len != pair.len {
-                continue;
-            }
-            symbols[left].len = pair.len;
-            symbols[right].len = 0;
-            let next = symbols[right].next;
-            symbols[left].next = next;
-            if next != NONE {
-                symbols[next as usize].prev = pair.left;
-                self.propose(text, symbols, pair.left, next, &mut heap, &mut parts);
-            }
-            let prev = symbols[left].prev;
-            if prev != NONE {
-                self.propose(text, symbols, prev, pair.left, &mut heap, &mut parts);
-            }
-        }
-        parts
-    }
-
-    fn propose(
-        &self,
-        text: &str,
-        symbols: &[Symbol],
-        left: u32,
-        right: u32,
-        heap: &mut BinaryHeap<Pair>,
-        parts: &mut HashMap<(u32, u32), u32>,
-    ) {
-        let (a, b) = (&symbols[left as usize], &symbols[right as usize]);
-        let len = a.len + b.len;
-        // The bound keeps a lookup's cost that of the longest piece, whatever has been joined already.
-        if a.frozen || b.frozen || len as usize > self.piece_bytes_max {
-            return;
-        }
-        let start = a.start as usize;
-        let Some(&id) = self.ids.get(&text[start..start + len as usize]) else {
-            return;
-        };
-        heap.push(Pair { score: self.scores[id as usize], left, right, len });
-        if self.kinds[id as usize] == UNUSED {
-            parts.insert((a.start, len), a.len);
-        }
+        plain(done, text.len(), merger);
     }
 
     /// The ids of the symbols that are left. An unused piece is taken apart again as it was joined.
-    fn emit(&self, text: &str, symbols: &[Symbol], parts: &HashMap<(u32, u32), u32>, out: &mut Vec<i32>) {
+    fn emit(&self, text: &str, merger: &Merger<Score>, parts: &Parts, out: &mut Vec<i32>) {
         let mut after_unknown = false;
         let mut stack = Vec::new();
-        for symbol in symbols.iter().filter(|s| s.len > 0) {
+        for symbol in merger.symbols() {
             stack.push((symbol.start, symbol.len));
             while let Some((start, len)) = stack.pop() {
                 let piece = &text[start as usize..(start + len) as usize];

@@ -59,33 +59,30 @@ impl Tokenizer {
         })
     }
 
-    /// Bytes that are no part of a character count as U+FFFD each.
-    pub fn encode(&self, bytes: &[u8], parse_special: bool) -> Result<Vec<i32>> {
+    /// Bytes that are no part of a character count as U+FFFD each. REQUIRES: at most 2^30 bytes.
+    pub fn encode(&self, bytes: &[u8], parse_special: bool) -> Vec<i32> {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.encode_text(text, parse_special),
             Err(_) => self.encode_text(&replace_invalid(bytes), parse_special),
         }
     }
 
-    fn encode_text(&self, text: &str, parse_special: bool) -> Result<Vec<i32>> {
+    fn encode_text(&self, text: &str, parse_special: bool) -> Vec<i32> {
         let spelled = if parse_special { &self.trusted } else { &self.plain };
         let mut out = Vec::new();
         let mut done = 0;
         if let Some(matcher) = &spelled.matcher {
             for found in matcher.find_iter(text) {
-                self.encode_segment(&text[done..found.start()], &mut out)?;
+                self.encode_segment(&text[done..found.start()], &mut out);
                 out.push(spelled.ids[found.pattern().as_usize()]);
                 done = found.end();
             }
         }
-        self.encode_segment(&text[done..], &mut out)?;
-        Ok(out)
+        self.encode_segment(&text[done..], &mut out);
+        out
     }
 
-    fn encode_segment(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
-        if text.is_empty() {
-            return Ok(());
-        }
+    fn encode_segment(&self, text: &str, out: &mut Vec<i32>) {
         match &self.model {
             Model::BytePair(model) => model.encode(text, out),
             Model::SentencePiece(model) => model.encode(text, out),
