@@ -7,11 +7,10 @@
 namespace tinyserve {
 namespace {
 
-// Steps of four columns that may be summed in 16 bits where there is no dot instruction: 2 * max
-// code * 127 each.
-constexpr int kSteps5Bits = 4;  // 31 * 127 * 2 * 4 = 31496
-constexpr int kSteps6Bits =
-    2;  // 63 * 127 * 2 * 2 = 32004; nibbles take all eight: 15 * 127 * 2 * 8 = 30480
+// Steps of four columns that may be summed in 16 bits where there is no dot instruction, at
+// 2 * (largest code) * 127 each: 31496 and 32004. Nibbles take all eight of a block: 30480.
+constexpr int kSteps5Bits = 4;
+constexpr int kSteps6Bits = 2;
 
 TS_INLINE VI StepDot(VI sum, VI codes, VI x) {
   if constexpr (kHasByteDot) return DotBytes(sum, codes, x);

@@ -2,11 +2,13 @@
 namespace tinyserve {
 namespace {
 
-// e^x within 1e-7 relative. 0 below -87.3 (where the result would be denormal) and for -inf; e^88 above 88.
+// e^x within 1e-7 relative. 0 below -87.3 (where the result would be denormal) and for -inf; e^88
+// above 88.
 TS_INLINE VF Exp(VF x) {
   const VF lowest = Set(-87.3f);
   const VF clamped = Min(Max(x, lowest), Set(88.0f));
-  // x = n ln2 + r, |r| <= ln2 / 2; ln2 in two parts, the first short enough for n * part to be exact.
+  // x = n ln2 + r, |r| <= ln2 / 2; ln2 in two parts, the first short enough for n * part to be
+  // exact.
   const VI n = ToInt(Mul(clamped, Set(1.44269504f)));
   const VF nf = ToFloat(n);
   VF r = Fnma(nf, Set(0.693359375f), clamped);

@@ -1,15 +1,6 @@
 // The table of a target. The including unit names it (TS_TARGET_NAME, TS_TARGET_TABLE) and has
 // included its primitives.
-#if __has_include("kernels/cpu/attention.inl")
 #include "kernels/cpu/attention.inl"
-#else
-#include "kernels/ref/attention.h"
-namespace tinyserve {
-namespace {
-using namespace ref;  // until this target has attention kernels of its own
-}
-}  // namespace tinyserve
-#endif
 #include "kernels/cpu/peaks.inl"
 #include "kernels/cpu/products.inl"
 #include "kernels/cpu/rows.inl"
