@@ -36,6 +36,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -195,11 +196,20 @@ def run_openvino(args, options):
 
 
 def run_tinyserve(args, _):
+    """`tinyserve bench` runs every prefill at every depth, so prefills and decodes are asked for apart."""
     join = lambda values: ",".join(map(str, values))
-    command = [args.tinyserve, "bench", "--model", args.model, "--prefill", join(args.prefill or [0]), "--decode",
-               str(args.decode), "--depth", join(args.depth), "--batch", join(args.batch), "--threads",
-               str(args.threads), "--repeat", "1", "--json", "-"]
-    raise SystemExit(subprocess.run(command).returncode)
+    wanted = []
+    if args.prefill:
+        wanted.append(["--prefill", join(args.prefill), "--decode", "0", "--depth", "0"])
+    if args.depth and args.batch:
+        wanted.append(["--prefill", "0", "--decode", str(args.decode), "--depth", join(args.depth), "--batch",
+                       join(args.batch)])
+    for options in wanted:
+        command = [args.tinyserve, "bench", "--model", args.model, "--threads", str(args.threads), "--repeat", "1",
+                   "--json", "-", *options]
+        status = subprocess.run(command).returncode
+        if status:
+            raise SystemExit(status)
 
 
 RUN = {"tinyserve": run_tinyserve, "llama.cpp": run_llama_cpp, "openvino": run_openvino}
@@ -244,9 +254,8 @@ def model_limits(path):
     return context, vocab
 
 
-def measure(args, argv):
-    """-> samples[case][engine], a list of the engines' JSON objects, one a round."""
-    samples = collections.defaultdict(lambda: collections.defaultdict(list))
+def measure(args, argv, samples):
+    """Fills samples[case][engine] with the engines' JSON objects, one a round."""
     for number in range(args.repeat):
         for engine in args.engines:
             load = os.getloadavg()[0]
@@ -263,7 +272,6 @@ def measure(args, argv):
             state += f", exit status {done.returncode}" if done.returncode else ""
             took = time.perf_counter() - start
             print(f"round {number + 1}, {engine}: {took:.0f} s, load before it {load:.1f}{state}", file=sys.stderr)
-    return samples
 
 
 def rate(sample):
@@ -350,14 +358,20 @@ def main():
         raise SystemExit(f"{args.tinyserve} is no program; build it, or name it with --tinyserve")
     context, vocab = model_limits(args.model)
     argv = sys.argv[1:] + ["--context", str(context), "--vocab", str(vocab)]
-    samples = measure(args, argv)
+    samples = collections.defaultdict(lambda: collections.defaultdict(list))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        measure(args, argv, samples)
+    except KeyboardInterrupt:
+        print("interrupted: the table holds the rounds that were finished", file=sys.stderr)
     lines = [summary(case, engine, rounds) for case, row in samples.items() for engine, rounds in row.items()]
     if args.json:
         out = sys.stdout if args.json == "-" else open(args.json, "w", encoding="utf-8")
         for line in lines:
             print(json.dumps(line), file=out)
         out.flush()
-    print(f"\n{processor()}, {args.threads} threads, {os.path.basename(args.model)}, medians of {args.repeat} rounds "
+    rounds = max((len(r) for row in samples.values() for r in row.values()), default=0)
+    print(f"\n{processor()}, {args.threads} threads, {os.path.basename(args.model)}, medians of {rounds} rounds "
           "(smallest–largest)\n")
     table(lines, args.engines)
     return 0
