@@ -29,7 +29,7 @@ function(ts_test name source)
   if(NOT ARG_LABEL)
     set(ARG_LABEL fast)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 1200)
 endfunction()
 
 function(ts_folder name)
