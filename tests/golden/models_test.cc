@@ -24,9 +24,11 @@ struct Tolerance {
 // frequencies that the reference rounds to f32 before it multiplies them by the position; the bar
 // is the project's.
 constexpr Tolerance kF32 = {1e-4, 1e-4};
-// Float weights with an f16 cache, and bf16 activations on targets that have such dots (2^-9 each).
-// Measured with f16 cache alone: 1.3e-3.
-constexpr Tolerance kFastFloat = {0.03, 0.01};
+// Float weights with an f16 cache and integer prompt attention, and bf16 activations on targets
+// that have such dots (2^-9 each). Weights and values of attention are codes of seven or eight
+// bits: 41 dB of signal to noise in a layer's output, 0.9 %, so 1.5 % over three layers. Measured:
+// 0.034 and 0.010.
+constexpr Tolerance kFastFloat = {0.06, 0.02};
 // Integer dots over int8 activations. A code is off by up to half a step, about 0.5 % of a typical
 // activation; these models amplify that on purpose, through a softmax over logits of deviation 2.25
 // and up to three layers, with 64 columns to average over. Measured over all models: 0.07 and 0.026
