@@ -10,25 +10,27 @@ namespace {
 constexpr uint32_t kBlockTokens = 64;
 constexpr uint32_t kBlockUnits = kBlockTokens / kUnitTokens;
 
-// Walks the lines of the pages that come next, one or two a step of the kernels below, in the order
-// of memory: that is what hardware prefetchers can follow, and go ahead of. Starts over at the end,
-// which costs nothing, as the lines are then cached.
+// Walks the pages that come next, as fast as the kernels below walk theirs, in the order of memory:
+// that is what hardware prefetchers can follow, and go ahead of. To go faster would push what is
+// still to be read out of the first-level cache. Starts over at the end, which costs nothing, as
+// the lines are then cached.
 struct LinesAhead {
-  const char* line;
+  const char* at;
   const char* page_end;
   const char* pages[kBlockUnits];
   uint32_t count, page;
   uint32_t page_bytes;
 };
 
-template <uint32_t kLines>
-TS_INLINE void PrefetchAhead(LinesAhead& ahead) {
-  TS_UNROLL for (uint32_t i = 0; i < kLines; ++i) PrefetchLine(ahead.line + i * kLineBytes);
-  ahead.line += kLines * kLineBytes;
-  if (ahead.line >= ahead.page_end) {
+// Prefetches the next kBytes, and moves past them if `moves`.
+template <uint32_t kBytes>
+TS_INLINE void PrefetchAhead(LinesAhead& ahead, bool moves = true) {
+  TS_UNROLL for (uint32_t b = 0; b < kBytes; b += kLineBytes) PrefetchLine(ahead.at + b);
+  ahead.at += moves ? kBytes : 0;
+  if (ahead.at >= ahead.page_end) {
     ahead.page = ahead.page + 1 < ahead.count ? ahead.page + 1 : 0;
-    ahead.line = ahead.pages[ahead.page];
-    ahead.page_end = ahead.line + ahead.page_bytes;
+    ahead.at = ahead.pages[ahead.page];
+    ahead.page_end = ahead.at + ahead.page_bytes;
   }
 }
 
@@ -44,8 +46,8 @@ TS_INLINE LinesAhead PagesAhead(const KvShape& shape, const KvSlab& slab, const 
   }
   ahead.page = 0;
   ahead.page_bytes = slab.page_bytes;
-  ahead.line = ahead.pages[0];
-  ahead.page_end = ahead.line + ahead.page_bytes;
+  ahead.at = ahead.pages[0];
+  ahead.page_end = ahead.at + ahead.page_bytes;
   return ahead;
 }
 

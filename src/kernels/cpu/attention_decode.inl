@@ -1,7 +1,7 @@
 // Decode attention: the g query heads of one KV head over one split, memory once through.
 //
 // Blocks of 64 tokens with a running maximum. Logits of a block go to scratch, then its values are
-// weighed; meanwhile the next block's pages are prefetched. Heads are taken up to four at a time,
+// weighed; meanwhile the next block's pages are prefetched. Heads are taken up to six at a time,
 // each number of them a kernel of its own.
 #include "kernels/cpu/attention_ahead.inl"
 #include "kernels/cpu/attention_math.inl"
@@ -10,9 +10,9 @@
 namespace tinyserve {
 namespace {
 
-constexpr uint32_t kHeadsMax = 4;  // of one pass
+constexpr uint32_t kHeadsMax = 6;  // of one pass
 
-// Scratch of a decode call. Shapes: g heads padded to kHeadsMax more.
+// Scratch of a decode call; g is rounded up to whole vectors.
 struct DecodeScratch {
   float* q;        // per pass [head_dim][heads of the pass], scaled; pass of head h at h * head_dim
   float* logits;   // [g][kBlockTokens], then the weights
@@ -41,12 +41,9 @@ TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint
   return block;
 }
 
-// Lines to prefetch for each step that reads kVectors vectors: as many as the step consumes.
+// Bytes of a page that a step over kVectors vectors reads, and so prefetches.
 template <class Page, uint32_t kVectors>
-constexpr uint32_t kLinesPerStep = kVectors* kLanes * sizeof(typename Page::Elem) <= kLineBytes
-                                       ? 1
-                                       : kVectors* kLanes *
-                                             sizeof(typename Page::Elem) / kLineBytes;
+constexpr uint32_t kStepBytes = kVectors* kLanes * sizeof(typename Page::Elem);
 
 // Vectors of tokens that a pass over kHeads heads takes at a time: what the registers hold.
 template <uint32_t kHeads>
@@ -54,10 +51,32 @@ constexpr uint32_t kStripVectors = kLanes == 16  ? 4
                                    : kHeads <= 3 ? 4
                                                  : 2;
 
+// acc[h][i] += factors[h * stride] * load(i).
+template <uint32_t kHeads, uint32_t kVectors, class LoadVector>
+TS_INLINE void AddProducts(const float* factors, uint32_t stride, const LoadVector& load,
+                           VF (&acc)[kHeads][kVectors]) {
+  // What there is less of is held while the other goes by: with 12 sums that leaves no register.
+  if constexpr (kHeads <= kVectors) {
+    VF factor[kHeads];
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) factor[h] = Broadcast(factors + h * stride);
+    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
+      const VF x = load(i);
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, factor[h], acc[h][i]);
+    }
+  } else {
+    VF x[kVectors];
+    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) x[i] = load(i);
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+      const VF factor = Broadcast(factors + h * stride);
+      TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) acc[h][i] = Fma(x[i], factor, acc[h][i]);
+    }
+  }
+}
+
 // Logits of kHeads heads for one strip of tokens.
 template <class Page, uint32_t kHeads>
 TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t stride, const float* q,
-                           LinesAhead& ahead, float* logits) {
+                           LinesAhead& ahead, bool first_pass, float* logits) {
   using Elem = typename Page::Elem;
   constexpr uint32_t kVectors = kStripVectors<kHeads>;
   constexpr uint32_t kUnits = kVectors * kLanes / kUnitTokens;
@@ -69,14 +88,11 @@ TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t strid
   }
   for (uint32_t u = 0; u < kUnits; ++u) k[u] = units[u].k;
   for (uint32_t c = 0; c < dim; ++c) {
-    PrefetchAhead<kLinesPerStep<Page, kVectors>>(ahead);
-    // Broadcasts first, then one vector of keys at a time: with 12 sums all registers are taken.
-    VF qc[kHeads];
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) qc[h] = Broadcast(q + h);
-    TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
-      const VF x = Page::LoadLanes(k[i / kPerUnit] + i % kPerUnit * kLanes);
-      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, qc[h], acc[h][i]);
-    }
+    PrefetchAhead<kStepBytes<Page, kVectors>>(ahead, first_pass);
+    const auto keys = [&](uint32_t i) __attribute__((always_inline)) {
+      return Page::LoadLanes(k[i / kPerUnit] + i % kPerUnit * kLanes);
+    };
+    AddProducts<kHeads, kVectors>(q, 1, keys, acc);
     for (uint32_t u = 0; u < kUnits; ++u) k[u] += stride;
     q += kHeads;
   }
@@ -89,11 +105,12 @@ TS_INLINE void StripLogits(const Unit<Page>* units, uint32_t dim, uint32_t strid
 
 template <class Page, uint32_t kHeads>
 void BlockLogits(const Block<Page>& block, uint32_t dim, uint32_t stride, const float* q,
-                 LinesAhead* ahead, float* logits) {
+                 LinesAhead* ahead, bool first_pass, float* logits) {
   constexpr uint32_t kTokens = kStripVectors<kHeads> * kLanes;
   LinesAhead lines = *ahead;
   for (uint32_t t = 0; t < block.tokens; t += kTokens) {
-    StripLogits<Page, kHeads>(block.units + t / kUnitTokens, dim, stride, q, lines, logits + t);
+    StripLogits<Page, kHeads>(block.units + t / kUnitTokens, dim, stride, q, lines, first_pass,
+                              logits + t);
   }
   *ahead = lines;
 }
@@ -138,7 +155,7 @@ TS_INLINE void WeighBlock(const DecodeScratch& s, uint32_t h) {
 template <class Page, uint32_t kHeads, uint32_t kVectors>
 TS_INLINE void ColumnValues(const Block<Page>& block, uint32_t v_stride, uint32_t channel,
                             const float* weights, const float* rescale, LinesAhead& ahead,
-                            float* o) {
+                            bool first_pass, float* o) {
   VF acc[kHeads][kVectors];
   for (uint32_t h = 0; h < kHeads; ++h) {
     for (uint32_t i = 0; i < kVectors; ++i) {
@@ -150,13 +167,11 @@ TS_INLINE void ColumnValues(const Block<Page>& block, uint32_t v_stride, uint32_
     const float* w = weights + u * kUnitTokens;
     const uint32_t rows = Smaller(kUnitTokens, block.tokens - u * kUnitTokens);
     for (uint32_t t = 0; t < rows; ++t) {
-      PrefetchAhead<kLinesPerStep<Page, kVectors>>(ahead);
-      VF p[kHeads];
-      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) p[h] = Broadcast(w + h * kBlockTokens + t);
-      TS_UNROLL for (uint32_t i = 0; i < kVectors; ++i) {
-        const VF x = Page::LoadLanes(v + i * kLanes);
-        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) acc[h][i] = Fma(x, p[h], acc[h][i]);
-      }
+      PrefetchAhead<kStepBytes<Page, kVectors>>(ahead, first_pass);
+      const auto values = [&](uint32_t i) __attribute__((always_inline)) {
+        return Page::LoadLanes(v + i * kLanes);
+      };
+      AddProducts<kHeads, kVectors>(w + t, kBlockTokens, values, acc);
       v += v_stride;
     }
   }
@@ -169,15 +184,16 @@ TS_INLINE void ColumnValues(const Block<Page>& block, uint32_t v_stride, uint32_
 
 template <class Page, uint32_t kHeads>
 void BlockValues(const Block<Page>& block, uint32_t v_stride, const float* weights,
-                 const float* rescale, LinesAhead* ahead, float* o) {
+                 const float* rescale, LinesAhead* ahead, bool first_pass, float* o) {
   constexpr uint32_t kVectors = kStripVectors<kHeads>;
   LinesAhead lines = *ahead;
   uint32_t c = 0;
   for (; c + kVectors * kLanes <= v_stride; c += kVectors * kLanes) {
-    ColumnValues<Page, kHeads, kVectors>(block, v_stride, c, weights, rescale, lines, o);
+    ColumnValues<Page, kHeads, kVectors>(block, v_stride, c, weights, rescale, lines, first_pass,
+                                         o);
   }
   for (; c < v_stride; c += kLanes) {
-    ColumnValues<Page, kHeads, 1>(block, v_stride, c, weights, rescale, lines, o);
+    ColumnValues<Page, kHeads, 1>(block, v_stride, c, weights, rescale, lines, first_pass, o);
   }
   *ahead = lines;
 }
@@ -186,8 +202,8 @@ void BlockValues(const Block<Page>& block, uint32_t v_stride, const float* weigh
 // it.
 template <class F>
 TS_INLINE uint32_t WithHeads(uint32_t left, F f) {
-  // 5 heads are taken as 3 + 2 and 6 as 3 + 3, not 4 + 1 and 4 + 2.
-  const uint32_t heads = left <= kHeadsMax ? left : left <= 6 ? 3 : kHeadsMax;
+  // 7 heads are taken as 4 + 3 and 8 as 5 + 3: few heads have too few sums to hide a latency.
+  const uint32_t heads = left <= kHeadsMax ? left : left <= 8 ? left - 3 : kHeadsMax;
   switch (heads) {
     case 1:
       f.template operator()<1>();
@@ -200,6 +216,12 @@ TS_INLINE uint32_t WithHeads(uint32_t left, F f) {
       break;
     case 4:
       f.template operator()<4>();
+      break;
+    case 5:
+      f.template operator()<5>();
+      break;
+    case 6:
+      f.template operator()<6>();
       break;
   }
   return heads;
@@ -240,7 +262,7 @@ void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
         BlockLogits<Page, kHeads>(block, dim, args.shape.page_tokens, s.q + (uint64_t)head * dim,
-                                  &ahead, s.logits + (uint64_t)head * kBlockTokens);
+                                  &ahead, head == 0, s.logits + (uint64_t)head * kBlockTokens);
       });
     }
     MoveBlockMaxima(s, args.group, block.tokens);
@@ -248,7 +270,8 @@ void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
         BlockValues<Page, kHeads>(block, v_stride, s.logits + (uint64_t)head * kBlockTokens,
-                                  s.rescale + head, &ahead, s.o + (uint64_t)head * v_stride);
+                                  s.rescale + head, &ahead, head == 0,
+                                  s.o + (uint64_t)head * v_stride);
       });
     }
   }

@@ -332,7 +332,7 @@ void AttendTile(const RowBlock& block, LinesAhead ahead, uint32_t key, uint32_t 
   for (uint32_t r = 0; r < block.rows;) {
     const uint32_t left = block.rows - r;
     const uint32_t taken = left >= kRows ? kRows : left >= 2 ? 2 : 1;
-    for (uint32_t i = 0; i < lines; ++i) PrefetchAhead<1>(ahead);
+    for (uint32_t i = 0; i < lines; ++i) PrefetchAhead<kLineBytes>(ahead);
     if (taken == kRows) {
       AttendRows<Forms, kRows>(block, r, key, dim, v_stride, s);
     } else if (taken == 2) {
