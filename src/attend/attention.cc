@@ -170,7 +170,11 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
     if (i < plan.prompt_items) {
       RunPrompt(plan.items[i], layer, q, q_stride, out, out_stride, thread);
     } else {
-      RunDecode(plan.items[i], layer, q, q_stride, thread);
+      // Items are taken in order, so this thread's next one is about as many ahead as there are
+      // threads.
+      const uint64_t next = uint64_t{i} + threads_->threads();
+      RunDecode(plan.items[i], next < plan.items.size() ? &plan.items[next] : nullptr, layer, q,
+                q_stride, thread);
     }
   });
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
@@ -212,26 +216,34 @@ void Attention::RunPrompt(const Item& item, uint32_t layer, const float* q, uint
   kernels_->attend_prompt(&args);
 }
 
-void Attention::RunDecode(const Item& item, uint32_t layer, const float* q, uint64_t q_stride,
-                          uint32_t thread) {
-  const uint32_t group = options_.group_of_layer[layer];
+PageView Attention::SplitPages(const Item& item, uint32_t group) const {
   const SequenceRun& run = runs_[item.run];
-  const KvShape shape = cache_->shape(group);
-  const uint32_t g = QueryGroup(group), tokens = run.first_position + item.first_row + 1;
+  const uint32_t page_tokens = cache_->shape(group).page_tokens;
+  const uint32_t tokens = run.first_position + item.first_row + 1;
   const uint32_t begin = item.split * kSplitTokens, end = std::min(tokens, begin + kSplitTokens);
   PageView view = cache_->View(run.slot, group, end);
-  view.pages += begin / shape.page_tokens;
-  view.count -= begin / shape.page_tokens;
-  const uint64_t row = run.first_row + item.first_row;
+  view.pages += begin / page_tokens;
+  view.count -= begin / page_tokens;
+  return view;
+}
+
+void Attention::RunDecode(const Item& item, const Item* next, uint32_t layer, const float* q,
+                          uint64_t q_stride, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
+  const KvShape shape = cache_->shape(group);
+  const uint32_t g = QueryGroup(group);
+  const uint64_t row = runs_[item.run].first_row + item.first_row;
   const DecodeArgs args{
       .shape = shape,
-      .slab = cache_->slab(group, layer_in_group_[layer], item.kv_head),
-      .view = view,
+      .slab = cache_->slab(group, in_group, item.kv_head),
+      .view = SplitPages(item, group),
       .group = g,
       .scale = options_.scale,
       .q = q + row * q_stride + static_cast<uint64_t>(item.kv_head) * g * shape.head_dim,
       .out = PartialAt(group, item.partial),
-      .scratch = scratch_.data() + thread * scratch_stride_};
+      .scratch = scratch_.data() + thread * scratch_stride_,
+      .next_slab = next != nullptr ? cache_->slab(group, in_group, next->kv_head) : KvSlab(),
+      .next_view = next != nullptr ? SplitPages(*next, group) : PageView()};
   kernels_->attend_decode(&args);
 }
 

@@ -87,8 +87,11 @@ class Attention {
   void CountWork(uint32_t group);
   void RunPrompt(const Item& item, uint32_t layer, const float* q, uint64_t q_stride, float* out,
                  uint64_t out_stride, uint32_t thread);
-  void RunDecode(const Item& item, uint32_t layer, const float* q, uint64_t q_stride,
-                 uint32_t thread);
+  // `next`: what the thread is likely to run next, or null.
+  void RunDecode(const Item& item, const Item* next, uint32_t layer, const float* q,
+                 uint64_t q_stride, uint32_t thread);
+  // The pages of a generated token's split.
+  PageView SplitPages(const Item& item, uint32_t group) const;
   Partial PartialAt(uint32_t group, uint32_t index) const;
   uint32_t QueryGroup(uint32_t group) const {
     return options_.heads / cache_->shape(group).kv_heads;
