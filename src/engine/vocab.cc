@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <string_view>
+
 namespace tinyserve {
 namespace {
 
@@ -37,6 +40,15 @@ Status ReadFlag(const GgufFile& file, const std::string& key, bool* out) {
   return Status();
 }
 
+// Whether texts begin with bos where the file does not say: so do the SentencePiece vocabularies
+// and, among the BPE ones, Llama 3's and Mistral's Tekken.
+bool BeginsWithBos(const VocabSpec& spec) {
+  constexpr std::string_view kPreTokenizers[] = {"llama3", "llama-v3", "llama-v3.1", "llama-bpe",
+                                                 "tekken"};
+  return spec.model == "llama" || std::find(std::begin(kPreTokenizers), std::end(kPreTokenizers),
+                                            spec.pre) != std::end(kPreTokenizers);
+}
+
 }  // namespace
 
 Result<VocabSpec> ReadVocab(const GgufFile& file) {
@@ -51,8 +63,7 @@ Result<VocabSpec> ReadVocab(const GgufFile& file) {
   TS_RETURN_IF_ERROR(ReadArray(file, prefix + "scores", false, &spec.scores));
   TS_RETURN_IF_ERROR(ReadArray(file, prefix + "token_type", false, &spec.types));
   TS_RETURN_IF_ERROR(ReadArray(file, prefix + "merges", false, &spec.merges));
-  // SentencePiece-style vocabularies begin their texts with bos unless the file says otherwise.
-  spec.add_bos = spec.model == "llama";
+  spec.add_bos = BeginsWithBos(spec);
   TS_RETURN_IF_ERROR(ReadId(file, prefix + "bos_token_id", spec.tokens.size(), &spec.bos));
   TS_RETURN_IF_ERROR(ReadId(file, prefix + "eos_token_id", spec.tokens.size(), &spec.eos));
   TS_RETURN_IF_ERROR(ReadId(file, prefix + "unknown_token_id", spec.tokens.size(), &spec.unknown));

@@ -85,6 +85,38 @@ class KeyReader {
   Status status_;
 };
 
+// Scaling of positions past the context that the model was trained on. A factor without a type is
+// linear scaling; files older than the types hold it as rope.scale_linear. A factor of 0 is written
+// by converters that found none.
+void ReadRopeScaling(KeyReader* keys, ModelConfig* c) {
+  double factor = keys->Float("rope.scaling.factor", 0, 1e6, 0);
+  if (factor == 0) factor = keys->Float("rope.scale_linear", 0, 1e6, 0);
+  const std::string scaling = keys->String("rope.scaling.type", factor == 0 ? "none" : "linear");
+  if (scaling == "linear") {
+    c->rope.scaling = RopeScaling::kLinear;
+  } else if (scaling == "yarn") {
+    c->rope.scaling = RopeScaling::kYarn;
+    c->rope.original_context =
+        keys->Uint("rope.scaling.original_context_length", 1, UINT32_MAX, c->context);
+    c->rope.attention_factor = keys->Float("rope.scaling.attn_factor", 1e-3, 1e3, 1.0);
+    c->rope.beta_fast = keys->Float("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0);
+    c->rope.beta_slow = keys->Float("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0);
+  } else if (scaling == "none") {
+    return;
+  } else {
+    keys->Fail(
+        Status(Code::kUnsupported,
+               fmt::format("rope.scaling.type '{}' is not supported: none, linear and yarn are",
+                           scaling)));
+  }
+  c->rope.factor = factor == 0 ? 1 : factor;
+  if (c->rope.factor < 1e-3) {
+    keys->Fail(Status(
+        Code::kCorrupt,
+        fmt::format("rope.scaling.factor is {}: allowed are 0.001 to 1000000", c->rope.factor)));
+  }
+}
+
 void ReadRope(KeyReader* keys, const Architecture& architecture, ModelConfig* c) {
   c->rope.interleaved = architecture.interleaved;
   c->rope.dims =
@@ -94,23 +126,7 @@ void ReadRope(KeyReader* keys, const Architecture& architecture, ModelConfig* c)
                       fmt::format("rope.dimension_count is {}: it must be even", c->rope.dims)));
   }
   c->rope.base = keys->Float("rope.freq_base", 1.0, 1e12, 10000.0);
-  const std::string scaling = keys->String("rope.scaling.type", "none");
-  if (scaling == "linear") {
-    c->rope.scaling = RopeScaling::kLinear;
-  } else if (scaling == "yarn") {
-    c->rope.scaling = RopeScaling::kYarn;
-    c->rope.original_context = keys->Uint("rope.scaling.original_context_length", 1, UINT32_MAX);
-    c->rope.attention_factor = keys->Float("rope.scaling.attn_factor", 1e-3, 1e3, 1.0);
-    c->rope.beta_fast = keys->Float("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0);
-    c->rope.beta_slow = keys->Float("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0);
-  } else if (scaling != "none") {
-    keys->Fail(
-        Status(Code::kUnsupported,
-               fmt::format("rope.scaling.type '{}' is not supported: none, linear and yarn are",
-                           scaling)));
-  }
-  if (c->rope.scaling != RopeScaling::kNone)
-    c->rope.factor = keys->Float("rope.scaling.factor", 1e-3, 1e6, 1.0);
+  ReadRopeScaling(keys, c);
 }
 
 }  // namespace

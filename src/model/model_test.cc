@@ -105,16 +105,48 @@ TEST(LoadModel, HeadsMustFit) {
 TEST(LoadModel, ScalingMustBeKnown) {
   ExpectRefused([](Recipe* r) { r->strings["llama.rope.scaling.type"] = "longrope"; },
                 "rope.scaling.type 'longrope' is not supported");
-  ExpectRefused([](Recipe* r) { r->strings["llama.rope.scaling.type"] = "yarn"; },
-                "original_context_length");
   ExpectRefused(
       [](Recipe* r) {
-        r->strings["llama.rope.scaling.type"] = "linear";
-        r->floats["llama.rope.scaling.factor"] = 0;
+        r->strings["llama.rope.scaling.type"] = "yarn";
+        r->uints["llama.rope.scaling.original_context_length"] = 0;
       },
-      "rope.scaling.factor is 0");
+      "original_context_length is 0");
+  ExpectRefused([](Recipe* r) { r->floats["llama.rope.scaling.factor"] = 0x1p-12f; },
+                "rope.scaling.factor is 0.000244140625: allowed are 0.001 to");
+  ExpectRefused([](Recipe* r) { r->floats["llama.rope.scaling.factor"] = NAN; },
+                "rope.scaling.factor is nan");
   ExpectRefused([](Recipe* r) { r->floats["llama.rope.freq_base"] = NAN; },
                 "rope.freq_base is nan");
+}
+
+RopeConfig RopeAfter(const std::function<void(Recipe*)>& change) {
+  Recipe recipe;
+  change(&recipe);
+  const auto model = recipe.Load();
+  EXPECT_TRUE(model.ok()) << model.status().message();
+  return model.ok() ? (*model)->config().rope : RopeConfig();
+}
+
+TEST(LoadModel, ScalingOfFilesThatLeaveKeysOut) {
+  const RopeConfig untyped =
+      RopeAfter([](Recipe* r) { r->floats["llama.rope.scaling.factor"] = 4; });
+  EXPECT_EQ(untyped.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(untyped.factor, 4);
+  const RopeConfig legacy = RopeAfter([](Recipe* r) { r->floats["llama.rope.scale_linear"] = 2; });
+  EXPECT_EQ(legacy.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(legacy.factor, 2);
+  const RopeConfig none = RopeAfter([](Recipe* r) {
+    r->strings["llama.rope.scaling.type"] = "none";
+    r->floats["llama.rope.scaling.factor"] = 4;
+  });
+  EXPECT_EQ(none.scaling, RopeScaling::kNone);
+  EXPECT_EQ(none.factor, 1);
+  const RopeConfig yarn = RopeAfter([](Recipe* r) {
+    r->strings["llama.rope.scaling.type"] = "yarn";
+    r->floats["llama.rope.scaling.factor"] = 8;
+  });
+  EXPECT_EQ(yarn.scaling, RopeScaling::kYarn);
+  EXPECT_EQ(yarn.original_context, 128u);  // the model's own
 }
 
 TEST(LoadModel, TensorsAreMissedAndMeasuredByName) {
