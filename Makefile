@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 300
 export MODEL PROMPT JOBS FUZZ_SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat build test fuzz format lint clean packages packages-test model
+.PHONY: help run chat build test fuzz format lint clean packages packages-test model data
 
 help:
 	@echo 'make run      install what is needed, fetch the default model, build, and chat with it'
@@ -17,7 +17,8 @@ help:
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'
 	@echo 'make lint     include table, sizes, banned calls, formatting'
-	@echo 'make clean    delete build/ (the model in models/ stays)'
+	@echo 'make data     fetch the book that published figures are measured on into data/'
+	@echo 'make clean    delete build/ (models/ and data/ stay)'
 
 run: build model
 	@scripts/run.sh
@@ -53,3 +54,6 @@ packages-test:
 # Python and pip come with the packages, so those go first.
 model: | packages
 	@if [ -z "$$MODEL" ]; then python3 scripts/fetch_model.py; fi
+
+data:
+	@scripts/fetch_data.sh
