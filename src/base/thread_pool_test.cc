@@ -30,14 +30,13 @@ TEST(ThreadPool, EachItemOnceWithAnyThreadCount) {
 }
 
 TEST(ThreadPool, RegionsFollowEachOtherAndWritesAreSeen) {
+  constexpr uint64_t kRounds = 3000;
   ThreadPool pool(3);
   std::vector<uint64_t> values(64, 0);
-  for (int round = 0; round < 20000; ++round) {
-    pool.For(64, [&](uint32_t item, uint32_t) {
-      values[item] += values[item] == static_cast<uint64_t>(round);
-    });
+  for (uint64_t round = 0; round < kRounds; ++round) {
+    pool.For(64, [&](uint32_t item, uint32_t) { values[item] += values[item] == round; });
   }
-  for (uint64_t value : values) EXPECT_EQ(value, 20000u);
+  for (uint64_t value : values) EXPECT_EQ(value, kRounds);
 }
 
 TEST(ThreadPool, WakesAfterSleeping) {

@@ -120,7 +120,7 @@ class GoldenModels : public testing::TestWithParam<std::string> {
 TEST_P(GoldenModels, F32IsNearTheReferenceOnEveryTarget) {
   for (const Kernels* kernels : AvailableTargets()) {
     SCOPED_TRACE(kernels->name);
-    TestBench bench(ModelPath(), {.kernels = kernels});
+    TestBench bench(ModelPath(), {.kernels = kernels, .threads = 1});
     for (const std::string& run : golden_.Strings("golden.runs")) Compare(&bench, run, kF32);
     CompareText(&bench, "short");
   }
