@@ -17,6 +17,10 @@ constexpr uint32_t kPromptRows = 64;
 // Regions with less work than this many rows run on the caller alone: waking others would cost
 // more.
 constexpr uint32_t kSerialRows = 4;
+// Queries that select are given to threads whole, choosing and attending in one go, where there are
+// at least so many for each thread; fewer are cut into splits, whose lists are kept meanwhile. The
+// arithmetic is the same.
+constexpr uint32_t kListsPerThread = 4;
 
 uint32_t SplitsOf(uint32_t tokens) { return (tokens + kSplitTokens - 1) / kSplitTokens; }
 
@@ -43,7 +47,8 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
     TS_CHECK(options.heads % shape.kv_heads == 0);
     const uint64_t items = static_cast<uint64_t>(options.rows_max) * shape.kv_heads *
                            SplitsOf(cache->sequence_tokens_max());
-    a->groups_[g].merges.reserve(static_cast<size_t>(options.rows_max) * shape.kv_heads);
+    for (GroupPlan* plan : {&a->groups_[g].all, &a->groups_[g].others})
+      plan->merges.reserve(static_cast<size_t>(options.rows_max) * shape.kv_heads);
     partials = std::max(partials, items);
     partial_floats = std::max<uint64_t>(partial_floats, a->QueryGroup(g) * (shape.head_dim + 2ull));
     const uint64_t scratch =
@@ -54,13 +59,39 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   TS_ASSIGN_OR_RETURN(a->partials_, Buffer::Allocate(partials * partial_floats * sizeof(float)));
   TS_ASSIGN_OR_RETURN(a->partial_views_, Buffer::Allocate(partials * sizeof(Partial)));
   TS_ASSIGN_OR_RETURN(a->scratch_, Buffer::Allocate(a->scratch_stride_ * threads->threads()));
+  if (options.selectors.empty()) return a;
+  TS_ASSIGN_OR_RETURN(a->chooser_, PageChooser::Create(cache, kernels, options.heads, options.scale,
+                                                       threads->threads()));
+  const uint32_t lists = kListsPerThread * threads->threads();
+  a->list_pages_ = cache->sequence_tokens_max() / cache->page_tokens() + 1;
+  TS_ASSIGN_OR_RETURN(a->lists_,
+                      Buffer::Allocate(uint64_t{lists} * a->list_pages_ * sizeof(uint32_t)));
+  a->list_counts_.resize(lists);
+  a->first_split_.resize(lists + 1);
   return a;
+}
+
+bool Attention::Selects(const SequenceRun& run, uint32_t row) const {
+  return run.token_class == TokenClass::kGenerated && run.selector != 0 &&
+         !options_.selectors[run.selector - 1]->ReadsAll(run.first_position + row + 1);
 }
 
 void Attention::Plan(std::span<const SequenceRun> runs) {
   runs_.assign(runs.begin(), runs.end());
   planned_kv_bytes_ = 0;
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
+  if (chooser_ != nullptr) {
+    counts_before_.Add(chooser_->counts());
+    chooser_->ResetCounts();
+  }
+  first_sparse_layer_ = UINT32_MAX;
+  for (const SequenceRun& run : runs_) {
+    TS_CHECK(run.selector <= options_.selectors.size());
+    if (run.rows > 0 && Selects(run, run.rows - 1)) {
+      first_sparse_layer_ =
+          std::min(first_sparse_layer_, options_.selectors[run.selector - 1]->dense_layers());
+    }
+  }
   for (uint32_t g = 0; g < groups_.size(); ++g) {
     PlanGroup(g);
     CountWork(g);
@@ -68,29 +99,50 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
 }
 
 void Attention::PlanGroup(uint32_t group) {
-  GroupPlan& plan = groups_[group];
-  plan.items.clear();
-  plan.merges.clear();
+  Group& plan = groups_[group];
+  plan.sparse.clear();
+  PlanRows(group, /*all=*/true, &plan.all);
+  uint32_t partials = plan.all.partials;
+  if (first_sparse_layer_ != UINT32_MAX) {
+    PlanRows(group, /*all=*/false, &plan.others);
+    partials = plan.others.partials;
+    for (uint32_t r = 0; r < runs_.size(); ++r) {
+      for (uint32_t row = 0; row < runs_[r].rows; ++row) {
+        if (!Selects(runs_[r], row)) continue;
+        for (uint32_t head = 0; head < cache_->shape(group).kv_heads; ++head) {
+          plan.sparse.push_back({.run = r, .row = row, .kv_head = head, .first_partial = partials});
+          partials += SplitsOf(runs_[r].first_position + row + 1);
+        }
+      }
+    }
+    TS_CHECK(partials == plan.all.partials);  // the same rows, in another order
+  }
+  for (uint32_t p = 0; p < partials; ++p) partial_views_.as<Partial>()[p] = PartialAt(group, p);
+}
+
+void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
+  plan->items.clear();
+  plan->merges.clear();
   const uint32_t kv_heads = cache_->shape(group).kv_heads;
   for (uint32_t r = 0; r < runs_.size(); ++r) {
     const SequenceRun& run = runs_[r];
     if (run.token_class != TokenClass::kPrompt) continue;
     for (uint32_t head = 0; head < kv_heads; ++head) {
       for (uint32_t row = 0; row < run.rows; row += kPromptRows) {
-        plan.items.push_back({.run = r,
-                              .kv_head = head,
-                              .first_row = row,
-                              .rows = std::min(kPromptRows, run.rows - row),
-                              .split = 0,
-                              .partial = 0});
+        plan->items.push_back({.run = r,
+                               .kv_head = head,
+                               .first_row = row,
+                               .rows = std::min(kPromptRows, run.rows - row),
+                               .split = 0,
+                               .partial = 0});
       }
     }
   }
-  plan.prompt_items = static_cast<uint32_t>(plan.items.size());
+  plan->prompt_items = static_cast<uint32_t>(plan->items.size());
   // Threads take items in order: the ones that see the most keys first, so that none is left alone
   // with a long one.
   const auto keys = [this](const Item& i) { return runs_[i.run].first_position + i.first_row; };
-  std::sort(plan.items.begin(), plan.items.end(), [&](const Item& a, const Item& b) {
+  std::sort(plan->items.begin(), plan->items.end(), [&](const Item& a, const Item& b) {
     return keys(a) != keys(b) ? keys(a) > keys(b)
                               : std::tie(a.run, a.kv_head) < std::tie(b.run, b.kv_head);
   });
@@ -99,40 +151,74 @@ void Attention::PlanGroup(uint32_t group) {
     const SequenceRun& run = runs_[r];
     if (run.token_class != TokenClass::kGenerated) continue;
     for (uint32_t row = 0; row < run.rows; ++row) {
+      if (!all && Selects(run, row)) continue;
       const uint32_t splits = SplitsOf(run.first_position + row + 1);
       for (uint32_t head = 0; head < kv_heads; ++head) {
-        plan.merges.push_back({.row = run.first_row + row,
-                               .kv_head = head,
-                               .first_partial = partials,
-                               .partials = splits});
-        for (uint32_t split = 0; split < splits; ++split) {
-          plan.items.push_back({.run = r,
+        plan->merges.push_back({.row = run.first_row + row,
                                 .kv_head = head,
-                                .first_row = row,
-                                .rows = 1,
-                                .split = split,
-                                .partial = partials++});
+                                .first_partial = partials,
+                                .partials = splits});
+        for (uint32_t split = 0; split < splits; ++split) {
+          plan->items.push_back({.run = r,
+                                 .kv_head = head,
+                                 .first_row = row,
+                                 .rows = 1,
+                                 .split = split,
+                                 .partial = partials++});
         }
       }
     }
   }
-  for (uint32_t p = 0; p < partials; ++p) partial_views_.as<Partial>()[p] = PartialAt(group, p);
+  plan->partials = partials;
 }
 
 void Attention::CountWork(uint32_t group) {
   const KvShape shape = cache_->shape(group);
-  const KvSlab slab = cache_->slab(group, 0, 0);
-  uint64_t layers =
-      std::count(options_.group_of_layer.begin(), options_.group_of_layer.end(), group);
-  for (const SequenceRun& run : runs_) {
-    const uint64_t end = run.first_position + run.rows;
-    planned_kv_bytes_ += layers * shape.kv_heads * slab.page_bytes *
-                         ((end + shape.page_tokens - 1) / shape.page_tokens);
-    // Row i sees first_position + i + 1 keys.
-    const uint64_t keys = run.rows * (run.first_position + 1ull) + run.rows * (run.rows - 1ull) / 2;
-    planned_multiply_adds_[static_cast<uint32_t>(run.token_class)] +=
-        layers * options_.heads * shape.head_dim * 2 * keys;
+  const uint64_t page_bytes = cache_->slab(group, 0, 0).page_bytes;
+  uint64_t layers = 0, layers_before = 0;  // before: those in which every row reads everything
+  for (uint32_t l = 0; l < options_.group_of_layer.size(); ++l) {
+    if (options_.group_of_layer[l] != group) continue;
+    ++layers;
+    if (l < first_sparse_layer_) ++layers_before;
   }
+  for (const SequenceRun& run : runs_) {
+    // Rows that select come after those that do not: a row's context grows.
+    uint32_t plain = run.rows;
+    while (plain > 0 && Selects(run, plain - 1)) --plain;
+    const auto count = [&](uint64_t in_layers, uint64_t rows) {
+      if (rows == 0) return;
+      const uint64_t end = run.first_position + rows;
+      planned_kv_bytes_ += in_layers * shape.kv_heads * page_bytes *
+                           ((end + shape.page_tokens - 1) / shape.page_tokens);
+      // Row i sees first_position + i + 1 keys.
+      const uint64_t keys = rows * (run.first_position + 1ull) + rows * (rows - 1ull) / 2;
+      planned_multiply_adds_[static_cast<uint32_t>(run.token_class)] +=
+          in_layers * options_.heads * shape.head_dim * 2 * keys;
+    };
+    count(layers_before, run.rows);
+    count(layers - layers_before, plain);
+  }
+}
+
+uint64_t Attention::kv_bytes() const {
+  return planned_kv_bytes_ + (chooser_ != nullptr ? chooser_->counts().bytes_read : 0);
+}
+
+uint64_t Attention::multiply_adds(TokenClass token_class) const {
+  const bool generated = token_class == TokenClass::kGenerated && chooser_ != nullptr;
+  return planned_multiply_adds_[static_cast<uint32_t>(token_class)] +
+         (generated ? chooser_->counts().multiply_adds : 0);
+}
+
+SelectionCounts Attention::selection_counts() const {
+  SelectionCounts counts = counts_before_;
+  if (chooser_ != nullptr) counts.Add(chooser_->counts());
+  return counts;
+}
+
+void Attention::ResetSelectionCounts() {
+  counts_before_ = {};
+  if (chooser_ != nullptr) chooser_->ResetCounts();
 }
 
 void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t stride) {
@@ -153,6 +239,19 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
         .v = v + offset,
         .stride = stride};
     kernels_->append(&args);
+    const KvSlab records = cache_->records(group, layer_in_group_[layer], head);
+    if (records.base == nullptr) return;
+    // Pages that this run has filled.
+    const uint32_t end = run.first_position + run.rows;
+    for (uint32_t page = run.first_position / shape.page_tokens;
+         (page + 1) * shape.page_tokens <= end; ++page) {
+      const SummariseArgs summarise{.shape = shape,
+                                    .slab = args.slab,
+                                    .records = records,
+                                    .layout = cache_->meta_layout(group),
+                                    .page = args.pages[page]};
+      kernels_->summarise_page(&summarise);
+    }
   };
   const uint32_t items = static_cast<uint32_t>(runs_.size()) * shape.kv_heads;
   if (last_row <= kSerialRows) {
@@ -164,17 +263,24 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
 
 void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* out,
                     uint64_t out_stride) {
-  const uint32_t group = options_.group_of_layer[layer];
-  const GroupPlan& plan = groups_[group];
+  const LayerIo io{
+      .layer = layer, .q = q, .q_stride = q_stride, .out = out, .out_stride = out_stride};
+  const Group& group = groups_[options_.group_of_layer[layer]];
+  if (layer < first_sparse_layer_) return RunDense(group.all, io);
+  if (!group.others.items.empty()) RunDense(group.others, io);
+  RunSparse(group, io);
+}
+
+void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
+  const uint32_t group = options_.group_of_layer[io.layer];
   threads_->For(static_cast<uint32_t>(plan.items.size()), [&](uint32_t i, uint32_t thread) {
     if (i < plan.prompt_items) {
-      RunPrompt(plan.items[i], layer, q, q_stride, out, out_stride, thread);
+      RunPrompt(plan.items[i], io, thread);
     } else {
       // Items are taken in order, so this thread's next one is about as many ahead as there are
       // threads.
       const uint64_t next = uint64_t{i} + threads_->threads();
-      RunDecode(plan.items[i], next < plan.items.size() ? &plan.items[next] : nullptr, layer, q,
-                q_stride, thread);
+      RunDecode(plan.items[i], next < plan.items.size() ? &plan.items[next] : nullptr, io, thread);
     }
   });
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
@@ -182,7 +288,7 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
     const Merge& m = plan.merges[i];
     kernels_->merge_partials(
         partial_views_.as<Partial>() + m.first_partial, m.partials, g, head_dim,
-        out + m.row * out_stride + static_cast<uint64_t>(m.kv_head) * g * head_dim);
+        io.out + m.row * io.out_stride + static_cast<uint64_t>(m.kv_head) * g * head_dim);
   };
   const uint32_t merges = static_cast<uint32_t>(plan.merges.size());
   if (merges <= kSerialRows * cache_->shape(group).kv_heads) {
@@ -192,25 +298,24 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   }
 }
 
-void Attention::RunPrompt(const Item& item, uint32_t layer, const float* q, uint64_t q_stride,
-                          float* out, uint64_t out_stride, uint32_t thread) {
-  const uint32_t group = options_.group_of_layer[layer];
+void Attention::RunPrompt(const Item& item, const LayerIo& io, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[io.layer];
   const SequenceRun& run = runs_[item.run];
   const KvShape shape = cache_->shape(group);
   const uint32_t g = QueryGroup(group), first_position = run.first_position + item.first_row;
   const uint64_t row = run.first_row + item.first_row,
                  column = static_cast<uint64_t>(item.kv_head) * g * shape.head_dim;
   const PromptArgs args{.shape = shape,
-                        .slab = cache_->slab(group, layer_in_group_[layer], item.kv_head),
+                        .slab = cache_->slab(group, layer_in_group_[io.layer], item.kv_head),
                         .view = cache_->View(run.slot, group, first_position + item.rows),
                         .group = g,
                         .scale = options_.scale,
                         .first_position = first_position,
                         .rows = item.rows,
-                        .q = q + row * q_stride + column,
-                        .q_stride = q_stride,
-                        .out = out + row * out_stride + column,
-                        .out_stride = out_stride,
+                        .q = io.q + row * io.q_stride + column,
+                        .q_stride = io.q_stride,
+                        .out = io.out + row * io.out_stride + column,
+                        .out_stride = io.out_stride,
                         .scratch = scratch_.data() + thread * scratch_stride_,
                         .compute = options_.compute};
   kernels_->attend_prompt(&args);
@@ -227,9 +332,8 @@ PageView Attention::SplitPages(const Item& item, uint32_t group) const {
   return view;
 }
 
-void Attention::RunDecode(const Item& item, const Item* next, uint32_t layer, const float* q,
-                          uint64_t q_stride, uint32_t thread) {
-  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
+void Attention::RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
   const KvShape shape = cache_->shape(group);
   const uint32_t g = QueryGroup(group);
   const uint64_t row = runs_[item.run].first_row + item.first_row;
@@ -239,12 +343,105 @@ void Attention::RunDecode(const Item& item, const Item* next, uint32_t layer, co
       .view = SplitPages(item, group),
       .group = g,
       .scale = options_.scale,
-      .q = q + row * q_stride + static_cast<uint64_t>(item.kv_head) * g * shape.head_dim,
+      .q = io.q + row * io.q_stride + static_cast<uint64_t>(item.kv_head) * g * shape.head_dim,
       .out = PartialAt(group, item.partial),
       .scratch = scratch_.data() + thread * scratch_stride_,
       .next_slab = next != nullptr ? cache_->slab(group, in_group, next->kv_head) : KvSlab(),
       .next_view = next != nullptr ? SplitPages(*next, group) : PageView()};
   kernels_->attend_decode(&args);
+}
+
+// ---- rows that select ---------------------------------------------------------------------------
+
+void Attention::RunSparse(const Group& plan, const LayerIo& io) {
+  const uint32_t items = static_cast<uint32_t>(plan.sparse.size());
+  const uint32_t page_tokens = cache_->page_tokens(), split_pages = kSplitTokens / page_tokens;
+  const auto list = [this](uint32_t i) {
+    return lists_.as<uint32_t>() + uint64_t{i} * list_pages_;
+  };
+  if (items > list_counts_.size()) {
+    threads_->For(items, [&](uint32_t i, uint32_t thread) {
+      const SparseItem& item = plan.sparse[i];
+      const uint32_t n = ChoosePages(item, io, thread, list(thread));
+      for (uint32_t split = 0; split * split_pages < n; ++split)
+        AttendSplit(item, io, {list(thread), n}, split, thread);
+      MergeSparse(item, io, n);
+    });
+    return;
+  }
+  threads_->For(items, [&](uint32_t i, uint32_t thread) {
+    list_counts_[i] = ChoosePages(plan.sparse[i], io, thread, list(i));
+  });
+  first_split_[0] = 0;
+  for (uint32_t i = 0; i < items; ++i)
+    first_split_[i + 1] = first_split_[i] + (list_counts_[i] + split_pages - 1) / split_pages;
+  threads_->For(first_split_[items], [&](uint32_t s, uint32_t thread) {
+    uint32_t i = 0;
+    while (s >= first_split_[i + 1]) ++i;
+    AttendSplit(plan.sparse[i], io, {list(i), list_counts_[i]}, s - first_split_[i], thread);
+  });
+  for (uint32_t i = 0; i < items; ++i) MergeSparse(plan.sparse[i], io, list_counts_[i]);
+}
+
+const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const {
+  const uint32_t group = options_.group_of_layer[io.layer];
+  return io.q + (runs_[item.run].first_row + uint64_t{item.row}) * io.q_stride +
+         static_cast<uint64_t>(item.kv_head) * QueryGroup(group) * cache_->shape(group).head_dim;
+}
+
+uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread,
+                                uint32_t* list) {
+  const SequenceRun& run = runs_[item.run];
+  return chooser_->Choose({.selector = options_.selectors[run.selector - 1],
+                           .group = options_.group_of_layer[io.layer],
+                           .layer = io.layer,
+                           .layer_in_group = layer_in_group_[io.layer],
+                           .kv_head = item.kv_head,
+                           .slot = run.slot,
+                           .position = run.first_position + item.row,
+                           .q = QueryOf(item, io)},
+                          thread, list);
+}
+
+void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
+                            std::span<const uint32_t> list, uint32_t split, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[io.layer];
+  const KvShape shape = cache_->shape(group);
+  const KvSlab slab = cache_->slab(group, layer_in_group_[io.layer], item.kv_head);
+  const uint32_t position = runs_[item.run].first_position + item.row;
+  const uint32_t split_pages = kSplitTokens / shape.page_tokens;
+  // The query's own page is the last one; only that may be partly filled.
+  const auto view = [&](uint32_t s) {
+    const uint32_t first = s * split_pages;
+    if (first >= list.size()) return PageView();
+    const uint32_t count = std::min<uint32_t>(split_pages, list.size() - first);
+    const bool last = first + count == list.size();
+    return PageView{.pages = list.data() + first,
+                    .count = count,
+                    .last_tokens = last ? position % shape.page_tokens + 1 : shape.page_tokens,
+                    .space = MemorySpace::kHost};
+  };
+  const DecodeArgs args{.shape = shape,
+                        .slab = slab,
+                        .view = view(split),
+                        .group = QueryGroup(group),
+                        .scale = options_.scale,
+                        .q = QueryOf(item, io),
+                        .out = PartialAt(group, item.first_partial + split),
+                        .scratch = scratch_.data() + thread * scratch_stride_,
+                        .next_slab = slab,
+                        .next_view = view(split + 1)};
+  kernels_->attend_decode(&args);
+}
+
+void Attention::MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages) {
+  const uint32_t group = options_.group_of_layer[io.layer], g = QueryGroup(group);
+  const KvShape shape = cache_->shape(group);
+  const uint32_t splits = SplitsOf(pages * shape.page_tokens);
+  const uint64_t row = runs_[item.run].first_row + uint64_t{item.row};
+  kernels_->merge_partials(
+      partial_views_.as<Partial>() + item.first_partial, splits, g, shape.head_dim,
+      io.out + row * io.out_stride + static_cast<uint64_t>(item.kv_head) * g * shape.head_dim);
 }
 
 Partial Attention::PartialAt(uint32_t group, uint32_t index) const {

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "attend/page_chooser.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
@@ -26,14 +27,16 @@ struct SequenceRun {
   uint32_t rows;            // tokens, at least 1
   uint32_t first_position;  // absolute
   TokenClass token_class;
+  uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is selectors[i - 1]
 };
 
 struct AttentionOptions {
-  std::vector<uint32_t> group_of_layer;  // layer -> layer group of the cache
-  uint32_t heads;                        // query heads of every layer
-  float scale;                           // logit = scale * q.k, usually 1/sqrt(head_dim)
-  Compute compute;                       // arithmetic of prompt attention
-  uint32_t rows_max;                     // tokens of one step
+  std::vector<uint32_t> group_of_layer;    // layer -> layer group of the cache
+  uint32_t heads;                          // query heads of every layer
+  float scale;                             // logit = scale * q.k, usually 1/sqrt(head_dim)
+  Compute compute;                         // arithmetic of prompt attention
+  uint32_t rows_max;                       // tokens of one step
+  std::vector<const Selector*> selectors;  // that runs may name; they outlive the attention
 };
 
 class Attention {
@@ -54,13 +57,15 @@ class Attention {
   // row's own.
   void Run(uint32_t layer, const float* q, uint64_t q_stride, float* out, uint64_t out_stride);
 
-  // KV bytes that attention of the planned step must read, all layers (every page of every sequence
-  // once).
-  uint64_t planned_kv_bytes() const { return planned_kv_bytes_; }
-  // Multiply-adds of the planned step's attention (q.k and p.v) for tokens of a class, all layers.
-  uint64_t planned_multiply_adds(TokenClass token_class) const {
-    return planned_multiply_adds_[static_cast<uint32_t>(token_class)];
-  }
+  // Work of the planned step's attention, all layers; that of selecting queries is known once the
+  // layers have run.
+  // KV bytes that must be read: every page of every sequence once, or what was selected.
+  uint64_t kv_bytes() const;
+  // Multiply-adds (scores, q.k and p.v) for tokens of a class.
+  uint64_t multiply_adds(TokenClass token_class) const;
+  // Of all steps since the last reset.
+  SelectionCounts selection_counts() const;
+  void ResetSelectionCounts();
 
  private:
   // One independent piece of a layer's attention.
@@ -80,18 +85,45 @@ class Attention {
     std::vector<Item> items;
     std::vector<Merge> merges;
     uint32_t prompt_items = 0;  // they come first, the longest first
+    uint32_t partials = 0;
+  };
+  // One generated row and KV head whose pages are selected.
+  struct SparseItem {
+    uint32_t run, row, kv_head;
+    uint32_t first_partial;
+  };
+  struct Group {
+    GroupPlan all;     // for layers in which every row reads everything
+    GroupPlan others;  // without the rows that select
+    std::vector<SparseItem> sparse;
+  };
+  // A layer's query and output, as Run takes them.
+  struct LayerIo {
+    uint32_t layer;
+    const float* q;
+    uint64_t q_stride;
+    float* out;
+    uint64_t out_stride;
   };
 
   Attention() = default;
+  bool Selects(const SequenceRun& run, uint32_t row) const;
   void PlanGroup(uint32_t group);
+  void PlanRows(uint32_t group, bool all, GroupPlan* plan);
   void CountWork(uint32_t group);
-  void RunPrompt(const Item& item, uint32_t layer, const float* q, uint64_t q_stride, float* out,
-                 uint64_t out_stride, uint32_t thread);
+  void RunDense(const GroupPlan& plan, const LayerIo& io);
+  void RunPrompt(const Item& item, const LayerIo& io, uint32_t thread);
   // `next`: what the thread is likely to run next, or null.
-  void RunDecode(const Item& item, const Item* next, uint32_t layer, const float* q,
-                 uint64_t q_stride, uint32_t thread);
+  void RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread);
   // The pages of a generated token's split.
   PageView SplitPages(const Item& item, uint32_t group) const;
+  void RunSparse(const Group& plan, const LayerIo& io);
+  // Chooses the pages of an item into list; returns how many.
+  uint32_t ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread, uint32_t* list);
+  void AttendSplit(const SparseItem& item, const LayerIo& io, std::span<const uint32_t> list,
+                   uint32_t split, uint32_t thread);
+  void MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages);
+  const float* QueryOf(const SparseItem& item, const LayerIo& io) const;
   Partial PartialAt(uint32_t group, uint32_t index) const;
   uint32_t QueryGroup(uint32_t group) const {
     return options_.heads / cache_->shape(group).kv_heads;
@@ -103,12 +135,19 @@ class Attention {
   ThreadPool* threads_ = nullptr;
   std::vector<uint32_t> layer_in_group_;
   std::vector<SequenceRun> runs_;
-  std::vector<GroupPlan> groups_;
-  Buffer partials_;       // [partial][g * (head_dim + 2)] floats
-  Buffer partial_views_;  // [partial] Partial, for merge_partials
-  Buffer scratch_;        // [thread][scratch_stride_]
+  std::vector<Group> groups_;
+  std::unique_ptr<PageChooser> chooser_;  // where there are selectors
+  uint32_t first_sparse_layer_ = 0;       // of the planned step
+  uint32_t list_pages_ = 0;               // pages that one list holds
+  Buffer lists_;                          // [kListsPerThread * threads][list_pages_] page indices
+  std::vector<uint32_t> list_counts_;     // pages in them
+  std::vector<uint32_t> first_split_;     // of each list, and the end
+  SelectionCounts counts_before_;         // of the steps before the planned one
+  Buffer partials_;                       // [partial][g * (head_dim + 2)] floats
+  Buffer partial_views_;                  // [partial] Partial, for merge_partials
+  Buffer scratch_;                        // [thread][scratch_stride_]
   uint64_t scratch_stride_ = 0;
-  uint64_t planned_kv_bytes_ = 0;
+  uint64_t planned_kv_bytes_ = 0;           // of rows that read everything
   uint64_t planned_multiply_adds_[2] = {};  // by TokenClass
 };
 

@@ -13,6 +13,30 @@ namespace {
 // Rows whose logits are computed at a time; bounds the memory of kLogProbs over long rows.
 constexpr uint32_t kScoreRows = 64;
 
+// Opens every selector for the cache's shape.
+Result<std::vector<std::unique_ptr<Selector>>> OpenSelectors(const std::vector<SelectorSpec>& specs,
+                                                             const KvCache& cache,
+                                                             const ModelConfig& config) {
+  std::vector<std::unique_ptr<Selector>> selectors;
+  const KvShape shape = cache.shape(0);
+  const MetaLayout layout = cache.meta_layout(0);
+  for (const SelectorSpec& spec : specs) {
+    TS_ASSIGN_OR_RETURN(
+        std::unique_ptr<Selector> selector,
+        Selector::Open(spec, {.struct_size = sizeof(tinyserve_shape),
+                              .layers = config.layers,
+                              .kv_heads = config.kv_heads,
+                              .group = config.heads / config.kv_heads,
+                              .head_dim = config.head_dim,
+                              .page_tokens = shape.page_tokens,
+                              .pages_max = cache.sequence_tokens_max() / shape.page_tokens + 1,
+                              .record_kinds = layout.kinds,
+                              .record_channels = layout.channels}));
+    selectors.push_back(std::move(selector));
+  }
+  return selectors;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Kernels* kernels,
@@ -34,30 +58,44 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
+  std::vector<SelectorSpec> specs;
+  uint32_t metadata = 0;
+  for (const std::string& text : options.selectors) {
+    TS_ASSIGN_OR_RETURN(SelectorSpec spec, ParseSelector(text));
+    metadata |= spec.needs();
+    specs.push_back(std::move(spec));
+  }
   const KvCacheOptions cache{.codec = codec,
                              .page_tokens = options.page_tokens,
                              .block_tokens = options.block_tokens,
                              .memory_bytes = options.kv_memory_bytes,
                              .sequences_max = options.sequences_max,
-                             .sequence_tokens_max = options.sequence_tokens_max};
+                             .sequence_tokens_max = options.sequence_tokens_max,
+                             .metadata = metadata};
   TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
+  TS_ASSIGN_OR_RETURN(e->selectors_, OpenSelectors(specs, *e->cache_, config));
+  std::vector<const Selector*> selectors;
+  for (const auto& selector : e->selectors_) selectors.push_back(selector.get());
   const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),
                                    .heads = config.heads,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
                                    .compute = compute,
-                                   .rows_max = options.step_tokens_max};
+                                   .rows_max = options.step_tokens_max,
+                                   .selectors = std::move(selectors)};
   TS_ASSIGN_OR_RETURN(e->attention_,
                       Attention::Create(attention, e->cache_.get(), kernels, threads));
   TS_ASSIGN_OR_RETURN(
       e->step_, Step::Create(model->Sizes(options.step_tokens_max, kScoreRows), kernels, threads));
   const uint64_t row_bytes = uint64_t{config.vocab} * sizeof(float);
-  TS_ASSIGN_OR_RETURN(e->logits_, Buffer::Allocate(options.sequences_max * row_bytes));
+  if (options.logits_max == 0) e->options_.logits_max = options.sequences_max;
+  TS_ASSIGN_OR_RETURN(e->logits_, Buffer::Allocate(e->options_.logits_max * row_bytes));
   TS_ASSIGN_OR_RETURN(e->scoring_, Buffer::Allocate(kScoreRows * row_bytes));
   e->tokens_.reserve(options.step_tokens_max);
   e->positions_.reserve(options.step_tokens_max);
   for (auto* v : {&e->wanted_, &e->first_row_, &e->length_}) v->reserve(options.step_tokens_max);
   e->runs_.reserve(options.step_tokens_max);
   e->logits_index_.reserve(options.step_tokens_max);
+  e->logits_count_.reserve(options.step_tokens_max);
   e->sampled_.reserve(options.step_tokens_max);
   return e;
 }
@@ -76,7 +114,8 @@ void Executor::ResolveInputs(const StepBatch& batch) {
                      .first_row = first,
                      .rows = row.length,
                      .first_position = row.first_position,
-                     .token_class = row.token_class});
+                     .token_class = row.token_class,
+                     .selector = row.selector});
     for (uint32_t i = 0; i < row.length; ++i) {
       const StepInput input = batch.inputs[row.first_input + i];
       const int32_t token = input >= 0 ? input : sampled_[static_cast<size_t>(~input)];
@@ -103,12 +142,17 @@ void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
 void Executor::ComputeLogits(const StepBatch& batch) {
   wanted_.clear();
   logits_index_.clear();
+  logits_count_.clear();
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    const bool wants = batch.rows[r].want == Want::kLogits || batch.rows[r].want == Want::kLogProbs;
-    logits_index_.push_back(wants ? static_cast<int32_t>(wanted_.size()) : -1);
-    if (wants) wanted_.push_back(first_row_[r] + length_[r] - 1);
+    const Want want = batch.rows[r].want;
+    const bool last = want == Want::kLogits || want == Want::kLogProbs;
+    const bool every = want == Want::kEveryLogits;
+    logits_index_.push_back(last || every ? static_cast<int32_t>(wanted_.size()) : -1);
+    logits_count_.push_back(every ? length_[r] : 1);
+    for (uint32_t i = every ? 0 : length_[r] - 1; (last || every) && i < length_[r]; ++i)
+      wanted_.push_back(first_row_[r] + i);
   }
-  TS_CHECK(wanted_.size() <= options_.sequences_max);
+  TS_CHECK(wanted_.size() <= options_.logits_max);
   const uint64_t vocab = model_->config().vocab;
   for (size_t i = 0; i < wanted_.size(); i += kScoreRows) {
     const size_t n = std::min<size_t>(kScoreRows, wanted_.size() - i);
@@ -144,7 +188,12 @@ void Executor::ComputeLogProbs(const StepBatch& batch) {
 std::span<float> Executor::logits(size_t row) {
   TS_CHECK(logits_index_[row] >= 0);
   const uint64_t vocab = model_->config().vocab;
-  return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab, vocab};
+  return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab,
+          vocab * logits_count_[row]};
+}
+
+std::string Executor::selector_resolved(uint32_t selector) const {
+  return selector == 0 ? "full" : selectors_[selector - 1]->spec().resolved;
 }
 
 std::span<const float> Executor::logprobs(size_t row) const { return logprobs_[row]; }
@@ -158,12 +207,11 @@ StepCost Executor::cost() const {
   const ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
   StepCost cost;
   cost.weight_bytes = products.weight_bytes;
-  cost.kv_bytes = attention_->planned_kv_bytes();
+  cost.kv_bytes = attention_->kv_bytes();
   std::copy(std::begin(products.multiply_adds), std::end(products.multiply_adds),
             std::begin(cost.multiply_adds));
   const auto add = [&](DotKind kind, TokenClass token_class) {
-    cost.multiply_adds[static_cast<uint32_t>(kind)] +=
-        attention_->planned_multiply_adds(token_class);
+    cost.multiply_adds[static_cast<uint32_t>(kind)] += attention_->multiply_adds(token_class);
   };
   add(compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32, TokenClass::kPrompt);
   add(DotKind::kF32, TokenClass::kGenerated);

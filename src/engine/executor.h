@@ -16,6 +16,7 @@
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "model/model.h"
+#include "select/selector.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve {
@@ -28,6 +29,10 @@ struct ExecutorOptions {
   uint32_t sequences_max;
   uint32_t sequence_tokens_max;
   uint32_t step_tokens_max;  // at least sequences_max
+  // Selectors that rows may name: StepRow::selector i is selectors[i - 1]. What they need to know
+  // of a page is kept from the start (src/select/selector.h has the form of a specification).
+  std::vector<std::string> selectors;
+  uint32_t logits_max = 0;  // logits rows of one step; 0: sequences_max
 };
 
 // What a step must read and multiply (nothing that it happens to read twice).
@@ -56,7 +61,8 @@ class Executor {
   void Run(const StepBatch& batch, const LayerHook& hook = {});
 
   // Of the last Run; row: index into batch.rows.
-  std::span<float> logits(size_t row);                // [vocab]; row wanted kLogits or kLogProbs
+  // [vocab]; row wanted kLogits or kLogProbs. kEveryLogits: [length][vocab].
+  std::span<float> logits(size_t row);
   std::span<const float> logprobs(size_t row) const;  // kLogProbs: [length - 1]
   std::span<const float> hidden(
       size_t row) const;  // kHidden: [length][dim] of the residual stream after the last layer
@@ -65,6 +71,11 @@ class Executor {
 
   // Work of the last Run.
   StepCost cost() const;
+  // Pages of all runs since the last call to ResetSelectionCounts.
+  SelectionCounts selection_counts() const { return attention_->selection_counts(); }
+  void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
+  // A selector as it was resolved: its name and every option.
+  std::string selector_resolved(uint32_t selector) const;
   uint64_t steps() const { return steps_; }
   uint32_t step_tokens_max() const { return options_.step_tokens_max; }
 
@@ -80,18 +91,20 @@ class Executor {
   Compute compute_ = Compute::kFast;
   ThreadPool* threads_ = nullptr;
   std::unique_ptr<KvCache> cache_;
+  std::vector<std::unique_ptr<Selector>> selectors_;
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Step> step_;
   std::vector<int32_t> tokens_;      // [rows]
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SequenceRun> runs_;
-  std::vector<uint32_t> wanted_;       // rows whose logits are computed
-  std::vector<uint32_t> first_row_;    // batch row -> first activation row
-  std::vector<uint32_t> length_;       // batch row -> tokens
-  std::vector<int32_t> logits_index_;  // batch row -> index into logits_, -1
-  std::vector<int32_t> sampled_;       // batch row -> token sampled after it, -1
+  std::vector<uint32_t> wanted_;        // rows whose logits are computed
+  std::vector<uint32_t> first_row_;     // batch row -> first activation row
+  std::vector<uint32_t> length_;        // batch row -> tokens
+  std::vector<int32_t> logits_index_;   // batch row -> index into logits_, -1
+  std::vector<uint32_t> logits_count_;  // batch row -> rows of logits from there
+  std::vector<int32_t> sampled_;        // batch row -> token sampled after it, -1
   std::vector<std::vector<float>> logprobs_;
-  Buffer logits_;   // [sequences_max][vocab]
+  Buffer logits_;   // [logits_max][vocab]
   Buffer scoring_;  // [kScoreRows][vocab], for kLogProbs
   uint64_t steps_ = 0;
   uint64_t logits_rows_ = 0;

@@ -12,11 +12,12 @@ namespace tinyserve {
 
 // What a row's results are wanted for.
 enum class Want : uint8_t {
-  kNothing,   // only its keys and values
-  kLogits,    // logits after its last token
-  kLogProbs,  // log-probability of each next token of the row given the ones before
-              // (teacher-forced), and logits after the last
-  kHidden,    // final hidden states of every token
+  kNothing,      // only its keys and values
+  kLogits,       // logits after its last token
+  kLogProbs,     // log-probability of each next token of the row given the ones before
+                 // (teacher-forced), and logits after the last
+  kHidden,       // final hidden states of every token
+  kEveryLogits,  // logits after every token of the row
 };
 
 // One input token: a literal id (>= 0), or what row i of the previous step sampled, written as ~i.
@@ -29,6 +30,7 @@ struct StepRow {
   uint32_t first_input;     // into StepBatch::inputs
   TokenClass token_class;
   Want want;
+  uint32_t selector = 0;   // what generated tokens read: 0 is everything, i is the executor's i-th
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };
 

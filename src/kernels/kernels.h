@@ -119,6 +119,45 @@ struct AppendArgs {
   uint64_t stride;  // floats
 };
 
+// ---- selection ----------------------------------------------------------------------------------
+
+// Makes the record of one full page of one (layer, KV head) from its stored keys: a function of the
+// page alone. `records`: a slab with record_bytes as page_bytes and the same extents.
+struct SummariseArgs {
+  KvShape shape;
+  KvSlab slab;
+  KvSlab records;
+  MetaLayout layout;
+  uint32_t page;
+};
+
+enum class ScoreKind : uint8_t {
+  // sum_c max(q_c * low_c, q_c * high_c): the largest q.k that a key in the page's box can have
+  // (Quest, section 3.2; TinyServe, eq. 2)
+  kBox,
+  // q.mean + alpha * sqrt(sum_c q_c^2 * var_c)
+  kMoments,
+};
+
+// How the g query heads of a KV head make one score of theirs: the largest, the sum, or the sum of
+// each head's softmax over the pages.
+enum class ScorePool : uint8_t { kMax, kSum, kSoftmax };
+
+struct ScoreArgs {
+  MetaLayout layout;
+  KvSlab records;
+  ScoreKind kind;
+  ScorePool pool;
+  float alpha;  // of kMoments
+  uint32_t head_dim;
+  uint32_t group;         // g
+  const float* q;         // [g][head_dim], after RoPE, times the scale of logits
+  const uint32_t* pages;  // [count] page indices, all of full pages
+  uint32_t count;
+  float* head_scores;  // [g][count rounded up to 16], scratch, 64-byte aligned
+  float* scores;       // [count]
+};
+
 // ---- machine peaks ------------------------------------------------------------------------------
 
 // Kinds of multiply-add whose peak a machine has.
@@ -134,11 +173,11 @@ static constexpr uint32_t kDotKinds = 4;
 // ---- the table ----------------------------------------------------------------------------------
 
 struct Kernels {
-  const char* name;  // "ref", "avx2", "avx-vnni", "avx512", "avx512-vnni", "avx512-bf16"
+  const char* name;    // "ref", "avx2", "avx-vnni", "avx512", "avx512-vnni", "avx512-bf16"
+  DotKind prompt_dot;  // what attend_prompt multiplies with under Compute::kFast; f32 under kF32
 
   // Geometry of `type` packed for this table; data and cols*rows are the caller's. Sets everything
   // but `data`.
-  DotKind prompt_dot;  // what attend_prompt multiplies with under Compute::kFast; f32 under kF32
   void (*plan_matrix)(DType type, Compute compute, uint32_t rows, uint32_t cols, PackedMatrix* out);
   // Packs one panel from panel_rows source rows in the type's own format (null: a zero row) to
   // `panel`, panel_bytes.
@@ -179,6 +218,9 @@ struct Kernels {
                          float* out);
   uint64_t (*prompt_scratch_bytes)(const KvShape* shape, uint32_t group, uint32_t rows);
   void (*attend_prompt)(const PromptArgs* args);
+
+  void (*summarise_page)(const SummariseArgs* args);
+  void (*score_pages)(const ScoreArgs* args);
 
   // Sum of all bytes read with the widest loads (bandwidth measurement); bytes a multiple of 4096.
   uint64_t (*read_bytes)(const uint8_t* data, uint64_t bytes);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/checked.h"
@@ -50,11 +51,12 @@ Status CheckOptions(const KvCacheOptions& o) {
 }  // namespace
 
 uint64_t KvCache::BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
-                                uint32_t page_tokens, const Kernels* kernels) {
+                                uint32_t page_tokens, const Kernels* kernels, uint32_t metadata) {
   uint64_t bytes = 0;
   for (const LayerGroup& group : groups) {
     const KvShape shape = ShapeOf(group, codec, page_tokens);
-    const uint64_t page = GeometryOf(shape, kernels).page_bytes;
+    const uint64_t page =
+        GeometryOf(shape, kernels).page_bytes + MetaLayoutOf(metadata, group.head_dim).record_bytes;
     bytes += page * group.layers * group.kv_heads / page_tokens;
   }
   return bytes;
@@ -66,7 +68,8 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   TS_RETURN_IF_ERROR(CheckOptions(options));
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->options_ = options;
-  cache->bytes_per_token_ = BytesPerToken(groups, *options.codec, options.page_tokens, kernels);
+  cache->bytes_per_token_ =
+      BytesPerToken(groups, *options.codec, options.page_tokens, kernels, options.metadata);
   const uint64_t block_bytes = cache->bytes_per_token_ * options.block_tokens;
   const uint64_t blocks = std::min<uint64_t>(options.memory_bytes / block_bytes, UINT32_MAX / 32);
   if (blocks == 0) {
@@ -89,7 +92,9 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
                    .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
                    .run_bytes = run_pages * page.page_bytes,
                    .extent_stride = 0,
-                   .memory = {}};
+                   .meta = MetaLayoutOf(options.metadata, group.head_dim),
+                   .memory = {},
+                   .records = {}};
     s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
     const uint64_t extents = (blocks * pages_per_block + run_pages - 1) / run_pages;
     const Checked bytes = Checked(extents) * Checked(s.extent_stride);
@@ -98,6 +103,11 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
                     fmt::format("a KV pool of {} bytes is too large", options.memory_bytes));
     }
     TS_ASSIGN_OR_RETURN(s.memory, Buffer::Allocate(bytes.value(), /*huge=*/true));
+    // Records are smaller than pages: their bytes do not overflow either.
+    const uint64_t records = bytes.value() / page.page_bytes * s.meta.record_bytes;
+    if (records > 0) {
+      TS_ASSIGN_OR_RETURN(s.records, Buffer::Allocate(records, /*huge=*/true));
+    }
     cache->groups_.push_back(std::move(s));
   }
   cache->sequences_.resize(options.sequences_max);
@@ -219,6 +229,41 @@ KvSlab KvCache::slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) 
       .extent_shift = s.extent_shift,
       .page_bytes = s.page_bytes,
       .v_offset = s.v_offset};
+}
+
+KvSlab KvCache::records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
+  const GroupStorage& s = groups_[group];
+  if (s.meta.record_bytes == 0) return {};
+  const uint64_t run_bytes = (uint64_t{s.meta.record_bytes} << s.extent_shift);
+  return {.base = s.records.data() +
+                  (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) * run_bytes,
+          .extent_stride = run_bytes * s.shape.layers * s.shape.kv_heads,
+          .extent_shift = s.extent_shift,
+          .page_bytes = s.meta.record_bytes,
+          .v_offset = 0};
+}
+
+void KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t first, uint32_t last) {
+  TS_CHECK(from != to && first <= last);
+  TS_CHECK(last <= reserved_tokens(from) && last <= reserved_tokens(to));
+  const auto copy = [](const KvSlab& slab, uint32_t to_page, uint32_t from_page) {
+    std::memcpy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
+  };
+  for (uint32_t g = 0; g < groups(); ++g) {
+    const GroupStorage& s = groups_[g];
+    const std::vector<uint32_t>& source = sequences_[from].tables[g].pages;
+    const std::vector<uint32_t>& target = sequences_[to].tables[g].pages;
+    const uint32_t end = (last + options_.page_tokens - 1) / options_.page_tokens;
+    for (uint32_t layer = 0; layer < s.shape.layers; ++layer) {
+      for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
+        const KvSlab data = slab(g, layer, head), meta = records(g, layer, head);
+        for (uint32_t page = first / options_.page_tokens; page < end; ++page) {
+          copy(data, target[page], source[page]);
+          if (meta.base != nullptr) copy(meta, target[page], source[page]);
+        }
+      }
+    }
+  }
 }
 
 KvShape KvCache::shape(uint32_t group) const { return groups_[group].kv; }

@@ -28,9 +28,10 @@ struct KvCacheOptions {
   const Codec* codec;
   uint32_t page_tokens;   // 16, 32 or 64
   uint32_t block_tokens;  // a multiple of page_tokens, at most 256
-  uint64_t memory_bytes;  // of page storage; the pool never grows past it
+  uint64_t memory_bytes;  // of pages and metadata; the pool never grows past it
   uint32_t sequences_max;
   uint32_t sequence_tokens_max;
+  uint32_t metadata = 0;  // MetaKinds that are kept of every full page
 };
 
 using SequenceSlot = uint32_t;
@@ -43,9 +44,10 @@ class KvCache {
                                                  const KvCacheOptions& options,
                                                  const Kernels* kernels);
 
-  // Bytes of page storage that one token costs over all groups.
+  // Bytes of page storage and metadata that one token costs over all groups.
   static uint64_t BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
-                                uint32_t page_tokens, const Kernels* kernels);
+                                uint32_t page_tokens, const Kernels* kernels,
+                                uint32_t metadata = 0);
 
   // An empty sequence. Errors: kResourceExhausted.
   Result<SequenceSlot> AddSequence();
@@ -58,6 +60,10 @@ class KvCache {
   // Forgets tokens from `tokens` on and gives their blocks back. REQUIRES: tokens >= committed.
   void Truncate(SequenceSlot slot, uint32_t tokens);
 
+  // Copies tokens [first, last) of `from`, with what is kept of their pages, to the same places of
+  // `to`. Whole pages are copied. REQUIRES: both have them reserved.
+  void Copy(SequenceSlot from, SequenceSlot to, uint32_t first, uint32_t last);
+
   uint32_t reserved_tokens(SequenceSlot slot) const;
   uint32_t committed_tokens(SequenceSlot slot) const { return sequences_[slot].committed; }
 
@@ -66,6 +72,9 @@ class KvCache {
   PageView View(SequenceSlot slot, uint32_t group, uint32_t tokens) const;
   KvSlab slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
   KvShape shape(uint32_t group) const;
+  // Records of a slab's pages; base is null where no metadata is kept.
+  KvSlab records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
+  MetaLayout meta_layout(uint32_t group) const { return groups_[group].meta; }
 
   uint32_t block_tokens() const { return options_.block_tokens; }
   uint32_t page_tokens() const { return options_.page_tokens; }
@@ -76,6 +85,7 @@ class KvCache {
   uint32_t BlocksFor(uint32_t tokens) const {
     return (tokens + options_.block_tokens - 1) / options_.block_tokens;
   }
+  // Page storage and metadata.
   uint64_t bytes_per_token() const { return bytes_per_token_; }
   uint64_t pool_bytes() const;
 
@@ -95,7 +105,9 @@ class KvCache {
     uint32_t extent_shift;   // log2 pages an extent holds for each slab
     uint64_t run_bytes;      // of one slab in one extent
     uint64_t extent_stride;  // layers * kv_heads * run_bytes
+    MetaLayout meta;
     Buffer memory;
+    Buffer records;  // laid out like memory, record_bytes a page
   };
   struct Table {
     std::vector<uint32_t> blocks;

@@ -47,6 +47,31 @@ static inline uint8_t* PageAt(const KvSlab& slab, uint32_t page) {
          (uint64_t)(page & ((1u << slab.extent_shift) - 1)) * slab.page_bytes;
 }
 
+// What is kept of a full page beside its data, to choose pages by: a set of kinds, fixed at start.
+enum MetaKind : uint32_t {
+  kMetaBox = 1,      // the least and the largest value of each key channel (TinyServe, Quest)
+  kMetaMoments = 2,  // mean and variance of each key channel
+};
+
+// Layout of a page's record. Kinds follow in the order of their bits; each is two rows of
+// `channels` f16: least and largest value (rounded outward, so that they bound the stored keys), or
+// mean and variance (nearest; at most the largest f16). Records of a slab lie like its pages do,
+// with record_bytes in place of page_bytes. Padding holds zeros.
+struct MetaLayout {
+  uint32_t kinds;
+  uint32_t channels;      // head_dim rounded up to 16
+  uint32_t box_at;        // bytes from the record's start
+  uint32_t moments_at;    // bytes from the record's start
+  uint32_t record_bytes;  // a multiple of 64; 0 without kinds
+};
+
+static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
+  const uint32_t channels = (head_dim + 15) / 16 * 16, kind_bytes = 2 * channels * 2;
+  const uint32_t box = (kinds & kMetaBox) != 0 ? kind_bytes : 0;
+  const uint32_t moments = (kinds & kMetaMoments) != 0 ? kind_bytes : 0;
+  return {kinds, channels, 0, box, (box + moments + 63) / 64 * 64};
+}
+
 // The pages that one query may read, in order of position. Valid until the step ends.
 struct PageView {
   const uint32_t* pages;  // [count] page indices

@@ -1,0 +1,108 @@
+/* Selectors: which KV pages a generated token reads. The built-in ones enter by the same table as
+ * those that are loaded from a shared object (--plugin PATH), which exports
+ *
+ *     const tinyserve_selector_v1* tinyserve_selector(void);
+ *
+ * Everything here is plain C data. The engine owns all memory that it passes; pointers are valid
+ * during the call only. `select` is called from several threads at once, on different items: it
+ * must be reentrant, must not throw, and its answer for an item must depend on that item alone.
+ *
+ * A table that fails, or that answers with pages that do not exist or twice with the same one, is
+ * counted, and the item reads every page: a plugin can cost speed, never an answer. */
+#ifndef TINYSERVE_PLUGIN_H_
+#define TINYSERVE_PLUGIN_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TINYSERVE_SELECTOR_ABI_VERSION 1u
+
+/* What a selector needs to be kept of every full page (bits of `needs`). */
+#define TINYSERVE_NEEDS_BOX 1u     /* least and largest value of each key channel */
+#define TINYSERVE_NEEDS_MOMENTS 2u /* mean and variance of each key channel */
+
+/* Where the records of one (layer, KV head) lie: page p's at
+ * base + (p >> extent_shift) * extent_stride + (p & ((1 << extent_shift) - 1)) * item_bytes. */
+typedef struct tinyserve_slab {
+  const uint8_t* base;
+  uint64_t extent_stride; /* bytes */
+  uint32_t extent_shift;
+  uint32_t item_bytes;
+} tinyserve_slab;
+
+static inline const uint8_t* tinyserve_slab_item(const tinyserve_slab* slab, uint32_t page) {
+  return slab->base + (uint64_t)(page >> slab->extent_shift) * slab->extent_stride +
+         (uint64_t)(page & ((1u << slab->extent_shift) - 1u)) * slab->item_bytes;
+}
+
+/* What a selector is opened for. */
+typedef struct tinyserve_shape {
+  uint32_t struct_size;
+  uint32_t layers;
+  uint32_t kv_heads;
+  uint32_t group;    /* query heads that share a KV head */
+  uint32_t head_dim; /* channels */
+  uint32_t page_tokens;
+  uint32_t pages_max;    /* of one sequence */
+  uint32_t record_kinds; /* TINYSERVE_NEEDS_* that are kept; a record holds them in the order of the
+                            bits, each as two rows of record_channels f16: (least, largest), rounded
+                            outward, or (mean, variance) */
+  uint32_t record_channels; /* head_dim rounded up to 16; the padding holds zeros */
+} tinyserve_shape;
+
+typedef struct tinyserve_error {
+  char message[256]; /* zero-terminated */
+} tinyserve_error;
+
+/* One query token at one (layer, KV head). Candidates are full pages that the engine does not read
+ * anyway: the first (sink) and the newest ones are added by the engine. */
+typedef struct tinyserve_select_item {
+  const float* q;    /* [group][head_dim], after RoPE, times the scale of logits */
+  uint32_t position; /* of the query token */
+  uint32_t sequence; /* slot */
+  uint32_t layer, kv_head;
+  uint32_t first_page;   /* of the candidates, counted from the sequence's first page */
+  uint32_t page_count;   /* candidates */
+  uint32_t budget_pages; /* at most so many may be chosen; less than page_count */
+  const uint32_t* pages; /* [page_count]: the candidates' indices into the slabs */
+  tinyserve_slab records;
+  const void* engine; /* the engine's own, for built-in selectors */
+} tinyserve_select_item;
+
+typedef struct tinyserve_select_in {
+  uint32_t struct_size;
+  const tinyserve_select_item* items;
+  float* scratch;          /* of the calling thread, 64-byte aligned */
+  uint64_t scratch_floats; /* at least (group + 2) * (pages_max + 16) */
+} tinyserve_select_in;
+
+typedef struct tinyserve_select_out {
+  uint32_t struct_size;
+  uint32_t n_pages; /* chosen */
+  uint32_t* pages; /* [budget_pages] chosen candidates, 0 .. page_count - 1, each once, any order */
+} tinyserve_select_out;
+
+typedef struct tinyserve_selector_v1 {
+  uint32_t abi_version; /* TINYSERVE_SELECTOR_ABI_VERSION */
+  uint32_t struct_size; /* sizeof(tinyserve_selector_v1) */
+  const char* name;
+  const char* config_schema; /* JSON schema of the options that are its own: an object whose
+                                properties have a type, a default and their range */
+  uint64_t needs;            /* TINYSERVE_NEEDS_* */
+  /* config_json: an object with every option of its own. 0 and *self, or not 0 and a message. */
+  int (*open)(const tinyserve_shape* shape, const char* config_json, void** self,
+              tinyserve_error* error);
+  /* Chooses for items[first] .. items[first + count - 1] into out[0] .. out[count - 1]. 0: done. */
+  int (*select)(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
+                tinyserve_select_out* out);
+  void (*close)(void* self);
+} tinyserve_selector_v1;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // TINYSERVE_PLUGIN_H_

@@ -1,0 +1,129 @@
+#include "attend/page_chooser.h"
+
+#include <algorithm>
+
+namespace tinyserve {
+namespace {
+
+uint64_t RoundUp16(uint64_t floats) { return (floats + 15) / 16 * 16; }
+
+}  // namespace
+
+void SelectionCounts::Add(const SelectionCounts& other) {
+  queries += other.queries;
+  pages_held += other.pages_held;
+  pages_scored += other.pages_scored;
+  pages_read += other.pages_read;
+  tokens_read += other.tokens_read;
+  bytes_read += other.bytes_read;
+  multiply_adds += other.multiply_adds;
+  failures += other.failures;
+}
+
+Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
+                                                         const Kernels* kernels, uint32_t heads,
+                                                         float scale, uint32_t threads) {
+  std::unique_ptr<PageChooser> c(new PageChooser);
+  c->cache_ = cache;
+  c->kernels_ = kernels;
+  c->heads_ = heads;
+  c->scale_ = scale;
+  c->counts_.resize(threads);
+  uint64_t decode_bytes = 0;
+  for (uint32_t g = 0; g < cache->groups(); ++g) {
+    const KvShape shape = cache->shape(g);
+    const uint32_t group = heads / shape.kv_heads;
+    const uint32_t pages = cache->sequence_tokens_max() / shape.page_tokens + 1;
+    c->q_floats_ = std::max(c->q_floats_, RoundUp16(uint64_t{group} * shape.head_dim));
+    c->partial_floats_ = std::max(c->partial_floats_, RoundUp16(group * (shape.head_dim + 2ull)));
+    c->select_floats_ = std::max(c->select_floats_, RoundUp16(SelectScratchFloats(group, pages)));
+    decode_bytes =
+        std::max(decode_bytes, kernels->decode_scratch_bytes(&shape, group, shape.page_tokens));
+  }
+  const uint64_t floats = c->q_floats_ + c->partial_floats_ + c->select_floats_;
+  // A page apart: threads do not share lines.
+  c->stride_ = (floats * sizeof(float) + decode_bytes + 4095) / 4096 * 4096;
+  TS_ASSIGN_OR_RETURN(c->scratch_, Buffer::Allocate(c->stride_ * threads));
+  return c;
+}
+
+PageChooser::Scratch PageChooser::ScratchOf(uint32_t thread) const {
+  float* at = reinterpret_cast<float*>(scratch_.data() + thread * stride_);
+  return {.q = at,
+          .partial = at + q_floats_,
+          .select = at + q_floats_ + partial_floats_,
+          .decode = at + q_floats_ + partial_floats_ + select_floats_};
+}
+
+uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out) {
+  const KvShape shape = cache_->shape(query.group);
+  const uint32_t group = heads_ / shape.kv_heads;
+  const Scratch scratch = ScratchOf(thread);
+  for (uint32_t i = 0; i < group * shape.head_dim; ++i) scratch.q[i] = query.q[i] * scale_;
+  const ItemStorage storage{
+      .kernels = kernels_,
+      .shape = shape,
+      .slab = cache_->slab(query.group, query.layer_in_group, query.kv_head),
+      .records = cache_->records(query.group, query.layer_in_group, query.kv_head),
+      .layout = cache_->meta_layout(query.group),
+      .group = group,
+      .decode_scratch = scratch.decode,
+      .partial = scratch.partial};
+  const tinyserve_select_item item{.q = scratch.q,
+                                   .position = query.position,
+                                   .sequence = query.slot,
+                                   .layer = query.layer,
+                                   .kv_head = query.kv_head,
+                                   .first_page = 0,
+                                   .page_count = 0,
+                                   .budget_pages = 0,
+                                   .pages = nullptr,
+                                   .records = {.base = storage.records.base,
+                                               .extent_stride = storage.records.extent_stride,
+                                               .extent_shift = storage.records.extent_shift,
+                                               .item_bytes = storage.records.page_bytes},
+                                   .engine = &storage};
+  const PageView all = cache_->View(query.slot, query.group, query.position + 1);
+  bool failed = false;
+  uint32_t n = all.count;
+  if (query.layer < query.selector->dense_layers()) {
+    for (uint32_t i = 0; i < n; ++i) out[i] = i;
+  } else {
+    n = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
+                               {scratch.select, select_floats_}, out, &failed);
+  }
+  Count(query, all.count, n, all.last_tokens, failed, &counts_[thread]);
+  for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
+  return n;
+}
+
+void PageChooser::Count(const Query& query, uint32_t held, uint32_t read, uint32_t last_tokens,
+                        bool failed, SelectionCounts* counts) const {
+  const KvShape shape = cache_->shape(query.group);
+  const SelectorSpec& spec = query.selector->spec();
+  uint64_t scored = 0;
+  if (spec.needs() != 0 && (read < held || failed)) {
+    scored = held - spec.budget.sink - spec.budget.recent;
+  }
+  const uint64_t tokens = (read - 1ull) * shape.page_tokens + last_tokens;
+  ++counts->queries;
+  counts->pages_held += held;
+  counts->pages_scored += scored;
+  counts->pages_read += read;
+  counts->tokens_read += tokens;
+  counts->multiply_adds += (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim;
+  counts->bytes_read +=
+      uint64_t{read} * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
+      scored * MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes;
+  counts->failures += failed ? 1 : 0;
+}
+
+SelectionCounts PageChooser::counts() const {
+  SelectionCounts sum;
+  for (const SelectionCounts& c : counts_) sum.Add(c);
+  return sum;
+}
+
+void PageChooser::ResetCounts() { std::fill(counts_.begin(), counts_.end(), SelectionCounts()); }
+
+}  // namespace tinyserve

@@ -1,0 +1,76 @@
+// Runs selectors for the queries of a step: scratch, checks and counts around Selector::Choose.
+#ifndef TINYSERVE_ATTEND_PAGE_CHOOSER_H_
+#define TINYSERVE_ATTEND_PAGE_CHOOSER_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "kernels/kernels.h"
+#include "kv/kv_cache.h"
+#include "select/selector.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// What selection did, over all queries: a query is one generated token at one (layer, KV head).
+struct SelectionCounts {
+  uint64_t queries = 0;
+  uint64_t pages_held = 0;
+  uint64_t pages_scored = 0;  // candidates of a selector that reads their records
+  uint64_t pages_read = 0;
+  uint64_t tokens_read = 0;
+  uint64_t bytes_read = 0;     // of pages and records
+  uint64_t multiply_adds = 0;  // of scores, q.k and p.v
+  uint64_t failures = 0;       // of selectors: everything was read
+
+  void Add(const SelectionCounts& other);
+};
+
+class PageChooser {
+ public:
+  // For every group of `cache`. Errors: kOutOfMemory.
+  static Result<std::unique_ptr<PageChooser>> Create(const KvCache* cache, const Kernels* kernels,
+                                                     uint32_t heads, float scale, uint32_t threads);
+
+  struct Query {
+    const Selector* selector;
+    uint32_t group, layer, layer_in_group, kv_head;
+    SequenceSlot slot;
+    uint32_t position;
+    const float* q;  // [query heads of the KV head][head_dim], not scaled
+  };
+  // Writes the pages that a query reads, as indices into slabs in order of position, to out
+  // [pages of its tokens]; returns how many. The last one is the query's own page.
+  uint32_t Choose(const Query& query, uint32_t thread, uint32_t* out);
+
+  SelectionCounts counts() const;
+  void ResetCounts();
+
+ private:
+  PageChooser() = default;
+  void Count(const Query& query, uint32_t held, uint32_t read, uint32_t last_tokens, bool failed,
+             SelectionCounts* counts) const;
+
+  struct Scratch {
+    float* q;        // [g][head_dim], scaled
+    float* partial;  // [g * (head_dim + 2)]
+    float* select;
+    void* decode;
+  };
+  Scratch ScratchOf(uint32_t thread) const;
+
+  const KvCache* cache_ = nullptr;
+  const Kernels* kernels_ = nullptr;
+  uint32_t heads_ = 0;
+  float scale_ = 0;
+  uint64_t q_floats_ = 0, partial_floats_ = 0, select_floats_ = 0, stride_ = 0;
+  Buffer scratch_;                       // [thread][stride_] bytes
+  std::vector<SelectionCounts> counts_;  // one a thread
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ATTEND_PAGE_CHOOSER_H_

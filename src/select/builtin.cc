@@ -1,0 +1,253 @@
+#include "select/builtin.h"
+
+#include <algorithm>
+#include <boost/json/parse.hpp>
+#include <boost/json/value.hpp>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "select/selector.h"
+#include "select/top_pages.h"
+
+namespace tinyserve {
+namespace {
+
+// ---- what the tables have in common ----
+
+int Refuse(tinyserve_error* error, const std::string& message) {
+  std::snprintf(error->message, sizeof error->message, "%s", message.c_str());
+  return 1;
+}
+
+boost::json::object Options(const char* config_json) {
+  return boost::json::parse(config_json).as_object();
+}
+
+template <class T>
+void Close(void* self) {
+  std::unique_ptr<T>(static_cast<T*>(self));
+}
+
+// Calls choose(item, scratch, out pages) -> pages chosen, for each item.
+template <class Choose>
+int ForItems(const tinyserve_select_in* in, uint32_t first, uint32_t count,
+             tinyserve_select_out* out, Choose choose) {
+  for (uint32_t i = 0; i < count; ++i) {
+    out[i].n_pages = choose(in->items[first + i], in->scratch, out[i].pages);
+  }
+  return 0;
+}
+
+constexpr char kNoOptions[] = R"({"type":"object","properties":{}})";
+
+// ---- streaming: the newest pages (StreamingLLM's window, in pages; the sinks are the engine's)
+// ----
+
+struct Streaming {
+  static int Open(const tinyserve_shape*, const char*, void** self, tinyserve_error*) {
+    *self = std::make_unique<Streaming>().release();
+    return 0;
+  }
+  static int Select(void*, const tinyserve_select_in* in, uint32_t first, uint32_t count,
+                    tinyserve_select_out* out) {
+    return ForItems(in, first, count, out,
+                    [](const tinyserve_select_item& item, float*, uint32_t* pages) {
+                      for (uint32_t i = 0; i < item.budget_pages; ++i)
+                        pages[i] = item.page_count - item.budget_pages + i;
+                      return item.budget_pages;
+                    });
+  }
+};
+
+// ---- random: the control that a claim is held against ----
+
+uint64_t Mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+struct Random {
+  uint64_t seed;
+
+  static int Open(const tinyserve_shape*, const char* config_json, void** self, tinyserve_error*) {
+    *self = std::make_unique<Random>(
+                Random{.seed = Options(config_json).at("seed").to_number<uint64_t>()})
+                .release();
+    return 0;
+  }
+  static int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
+                    tinyserve_select_out* out) {
+    const uint64_t seed = static_cast<Random*>(self)->seed;
+    return ForItems(in, first, count, out,
+                    [seed](const tinyserve_select_item& item, float* scores, uint32_t* pages) {
+                      const uint64_t place =
+                          Mix(seed + 0x9e3779b97f4a7c15u * (uint64_t{item.position} << 32 |
+                                                            item.layer << 16 | item.kv_head));
+                      for (uint32_t i = 0; i < item.page_count; ++i)
+                        scores[i] = static_cast<float>(Mix(place + item.first_page + i) >> 40);
+                      TopPages({scores, item.page_count}, item.budget_pages, pages);
+                      return item.budget_pages;
+                    });
+  }
+};
+
+// ---- box and moments: pages by an estimate of their best key ----
+
+struct Scored {
+  ScoreKind kind;
+  ScorePool pool;
+  float alpha;
+
+  static int OpenKind(ScoreKind kind, const char* config_json, void** self,
+                      tinyserve_error* error) {
+    const boost::json::object options = Options(config_json);
+    const std::string pool(options.at("pool").as_string());
+    auto scored =
+        std::make_unique<Scored>(Scored{.kind = kind, .pool = ScorePool::kSoftmax, .alpha = 0});
+    if (pool == "max") {
+      scored->pool = ScorePool::kMax;
+    } else if (pool == "sum") {
+      scored->pool = ScorePool::kSum;
+    } else if (pool != "softmax") {
+      return Refuse(error, "pool is '" + pool + "': allowed are max, sum and softmax");
+    }
+    if (kind == ScoreKind::kMoments) scored->alpha = options.at("alpha").to_number<float>();
+    *self = scored.release();
+    return 0;
+  }
+  static int OpenBox(const tinyserve_shape*, const char* config, void** self,
+                     tinyserve_error* error) {
+    return OpenKind(ScoreKind::kBox, config, self, error);
+  }
+  static int OpenMoments(const tinyserve_shape*, const char* config, void** self,
+                         tinyserve_error* error) {
+    return OpenKind(ScoreKind::kMoments, config, self, error);
+  }
+
+  uint32_t Choose(const tinyserve_select_item& item, float* scratch, uint32_t* pages) const {
+    const auto& storage = *static_cast<const ItemStorage*>(item.engine);
+    const uint32_t group = storage.group;
+    const uint64_t padded = (item.page_count + 15u) / 16u * 16u;
+    const ScoreArgs args{.layout = storage.layout,
+                         .records = storage.records,
+                         .kind = kind,
+                         .pool = pool,
+                         .alpha = alpha,
+                         .head_dim = storage.shape.head_dim,
+                         .group = group,
+                         .q = item.q,
+                         .pages = item.pages,
+                         .count = item.page_count,
+                         .head_scores = scratch,
+                         .scores = scratch + group * padded};
+    storage.kernels->score_pages(&args);
+    TopPages({args.scores, item.page_count}, item.budget_pages, pages);
+    return item.budget_pages;
+  }
+  static int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
+                    tinyserve_select_out* out) {
+    return ForItems(in, first, count, out,
+                    [self](const tinyserve_select_item& item, float* scratch, uint32_t* pages) {
+                      return static_cast<Scored*>(self)->Choose(item, scratch, pages);
+                    });
+  }
+};
+
+// ---- oracle: pages by their true share of the attention. Reads every key: for evaluation only
+// ----
+
+struct Oracle {
+  static int Open(const tinyserve_shape*, const char*, void** self, tinyserve_error*) {
+    *self = std::make_unique<Oracle>().release();
+    return 0;
+  }
+  static uint32_t Choose(const tinyserve_select_item& item, float* scratch, uint32_t* pages) {
+    const auto& storage = *static_cast<const ItemStorage*>(item.engine);
+    const uint32_t group = storage.group, n = item.page_count;
+    const uint64_t padded = (n + 15u) / 16u * 16u;
+    float* scores = scratch + group * padded;  // [n]
+    // Per head: log of each page's sum of exp(logit); its softmax over the pages is their mass.
+    for (uint32_t p = 0; p < n; ++p) {
+      PageMass(storage, item.q, item.pages[p], scratch + p, padded);
+    }
+    std::fill(scores, scores + n, 0.0f);
+    for (uint32_t h = 0; h < group; ++h) {
+      const float* log_mass = scratch + h * padded;
+      const float top = *std::max_element(log_mass, log_mass + n);
+      double sum = 0;
+      for (uint32_t p = 0; p < n; ++p) sum += std::exp(log_mass[p] - top);
+      for (uint32_t p = 0; p < n; ++p)
+        scores[p] += static_cast<float>(std::exp(log_mass[p] - top) / sum);
+    }
+    TopPages({scores, n}, item.budget_pages, pages);
+    return item.budget_pages;
+  }
+  // log(sum exp(logit)) of one page's keys, head h's to out[h * stride].
+  static void PageMass(const ItemStorage& storage, const float* q, uint32_t page, float* out,
+                       uint64_t stride) {
+    const uint32_t group = storage.group;
+    float* partial = storage.partial;  // [group * (head_dim + 2)]
+    const DecodeArgs args{.shape = storage.shape,
+                          .slab = storage.slab,
+                          .view = {.pages = &page,
+                                   .count = 1,
+                                   .last_tokens = storage.shape.page_tokens,
+                                   .space = MemorySpace::kHost},
+                          .group = group,
+                          .scale = 1.0f,
+                          .q = q,
+                          .out = {.m = partial, .d = partial + group, .o = partial + 2 * group},
+                          .scratch = storage.decode_scratch,
+                          .next_slab = {},
+                          .next_view = {}};
+    storage.kernels->attend_decode(&args);
+    for (uint32_t h = 0; h < group; ++h)
+      out[h * stride] = partial[h] + std::log(partial[group + h]);
+  }
+  static int Select(void*, const tinyserve_select_in* in, uint32_t first, uint32_t count,
+                    tinyserve_select_out* out) {
+    return ForItems(in, first, count, out, Choose);
+  }
+};
+
+constexpr char kBoxSchema[] = R"({"type":"object","properties":{
+  "pool":{"type":"string","enum":["max","sum","softmax"],"default":"max"}}})";
+constexpr char kMomentsSchema[] = R"({"type":"object","properties":{
+  "pool":{"type":"string","enum":["max","sum","softmax"],"default":"softmax"},
+  "alpha":{"type":"number","minimum":0,"maximum":100,"default":2}}})";
+constexpr char kRandomSchema[] = R"({"type":"object","properties":{
+  "seed":{"type":"integer","minimum":0,"maximum":4294967295,"default":0}}})";
+
+template <class T>
+constexpr tinyserve_selector_v1 Table(const char* name, const char* schema, uint64_t needs,
+                                      decltype(tinyserve_selector_v1::open) open) {
+  return {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+          .struct_size = sizeof(tinyserve_selector_v1),
+          .name = name,
+          .config_schema = schema,
+          .needs = needs,
+          .open = open,
+          .select = T::Select,
+          .close = Close<T>};
+}
+
+constexpr tinyserve_selector_v1 kStreaming =
+    Table<Streaming>("streaming", kNoOptions, 0, Streaming::Open);
+constexpr tinyserve_selector_v1 kRandom = Table<Random>("random", kRandomSchema, 0, Random::Open);
+constexpr tinyserve_selector_v1 kBox =
+    Table<Scored>("box", kBoxSchema, TINYSERVE_NEEDS_BOX, Scored::OpenBox);
+constexpr tinyserve_selector_v1 kMoments =
+    Table<Scored>("moments", kMomentsSchema, TINYSERVE_NEEDS_MOMENTS, Scored::OpenMoments);
+constexpr tinyserve_selector_v1 kOracle = Table<Oracle>("oracle", kNoOptions, 0, Oracle::Open);
+
+constexpr const tinyserve_selector_v1* kBuiltins[] = {&kBox, &kMoments, &kStreaming, &kRandom,
+                                                      &kOracle};
+
+}  // namespace
+
+std::span<const tinyserve_selector_v1* const> BuiltinSelectors() { return kBuiltins; }
+
+}  // namespace tinyserve

@@ -1,0 +1,86 @@
+#include "select/selector.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace tinyserve {
+
+uint32_t SelectorBudget::PagesOf(uint32_t pages, uint32_t page_tokens) const {
+  const auto in_pages = [page_tokens](uint64_t n) { return (n + page_tokens - 1) / page_tokens; };
+  const uint64_t wanted =
+      tokens != 0 ? in_pages(tokens) : static_cast<uint64_t>(std::lround(ratio * pages));
+  const uint64_t least = std::max<uint64_t>(in_pages(min_tokens), uint64_t{sink} + recent);
+  return static_cast<uint32_t>(std::min<uint64_t>(std::max(wanted, least), pages));
+}
+
+uint64_t SelectScratchFloats(uint32_t group, uint32_t pages_max) {
+  return (group + 2ull) * (pages_max + 16ull);
+}
+
+Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
+                                                 const tinyserve_shape& shape) {
+  std::unique_ptr<Selector> selector(new Selector);
+  selector->spec_ = spec;
+  if (spec.table == nullptr) return selector;
+  tinyserve_error error{};
+  if (spec.table->open(&shape, spec.config_json.c_str(), &selector->self_, &error) != 0) {
+    error.message[sizeof error.message - 1] = '\0';
+    return Status(Code::kInvalidArgument,
+                  fmt::format("selector '{}': {}", spec.typed, error.message));
+  }
+  return selector;
+}
+
+Selector::~Selector() {
+  if (self_ != nullptr) spec_.table->close(self_);
+}
+
+// Asks the table; false where its answer is none.
+bool Selector::Ask(const tinyserve_select_item& item, std::span<float> scratch, uint32_t* chosen,
+                   uint32_t* n) const {
+  const tinyserve_select_in in{.struct_size = sizeof in,
+                               .items = &item,
+                               .scratch = scratch.data(),
+                               .scratch_floats = scratch.size()};
+  tinyserve_select_out out{.struct_size = sizeof out, .n_pages = 0, .pages = chosen};
+  if (spec_.table->select(self_, &in, 0, 1, &out) != 0) return false;
+  if (out.n_pages > item.budget_pages) return false;
+  std::sort(chosen, chosen + out.n_pages);
+  if (std::adjacent_find(chosen, chosen + out.n_pages) != chosen + out.n_pages) return false;
+  if (out.n_pages > 0 && chosen[out.n_pages - 1] >= item.page_count) return false;
+  *n = out.n_pages;
+  return true;
+}
+
+uint32_t Selector::Choose(tinyserve_select_item item, std::span<const uint32_t> pages,
+                          uint32_t page_tokens, std::span<float> scratch, uint32_t* chosen,
+                          bool* failed) const {
+  const uint32_t count = static_cast<uint32_t>(pages.size());
+  const SelectorBudget& b = spec_.budget;
+  const uint32_t budget = b.PagesOf(count, page_tokens);
+  *failed = false;
+  uint32_t n = 0;
+  if (budget < count) {
+    const uint32_t recent_from = count - b.recent;
+    item.first_page = b.sink;
+    item.page_count = recent_from - b.sink;
+    item.pages = pages.data() + b.sink;
+    item.budget_pages = budget - b.sink - b.recent;
+    for (; n < b.sink; ++n) chosen[n] = n;
+    uint32_t asked = 0;
+    if (item.budget_pages == 0 || Ask(item, scratch, chosen + n, &asked)) {
+      for (uint32_t i = 0; i < asked; ++i) chosen[n++] += b.sink;
+      for (uint32_t page = recent_from; page < count; ++page) chosen[n++] = page;
+      return n;
+    }
+    *failed = true;
+  }
+  for (n = 0; n < count; ++n) chosen[n] = n;
+  return n;
+}
+
+}  // namespace tinyserve

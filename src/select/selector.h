@@ -1,0 +1,98 @@
+// A selector: which pages a generated token reads. Opened from a specification, over a table of
+// include/tinyserve/plugin.h; what all selectors have in common (budget, pages that are always
+// read, where everything is read) is done here, so that a table only ranks candidates.
+#ifndef TINYSERVE_SELECT_SELECTOR_H_
+#define TINYSERVE_SELECT_SELECTOR_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "page/page.h"
+#include "tinyserve/plugin.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// How much is read. Pages and tokens are counted over the whole context of a query.
+struct SelectorBudget {
+  double ratio = 0.3;           // of the pages, (0, 1]
+  uint32_t tokens = 0;          // instead of the ratio, where not 0
+  uint32_t min_tokens = 256;    // never fewer than these
+  uint32_t dense_layers = 2;    // first layers, which read everything
+  uint32_t sink = 1;            // first pages, always read
+  uint32_t recent = 2;          // newest pages, always read; at least 1
+  uint32_t min_context = 1024;  // below, everything is read
+
+  // Pages of `pages` that a query may read in all, sinks and newest ones included.
+  uint32_t PagesOf(uint32_t pages, uint32_t page_tokens) const;
+};
+
+// What a specification says: NAME[:key=value,...].
+struct SelectorSpec {
+  std::string typed;
+  const tinyserve_selector_v1* table = nullptr;  // null: "full"
+  SelectorBudget budget;
+  std::string config_json = "{}";  // the table's own options
+  std::string resolved;            // NAME:key=value,... with every option
+
+  // MetaKinds that must be kept for it.
+  uint32_t needs() const { return table == nullptr ? 0 : static_cast<uint32_t>(table->needs); }
+};
+
+// Errors: kInvalidArgument, naming the option and what is allowed.
+Result<SelectorSpec> ParseSelector(const std::string& text);
+// Every selector by name, with its options, ranges and defaults, for help texts.
+std::string DescribeSelectors();
+
+// The storage of an item: what built-in selectors find behind tinyserve_select_item::engine.
+struct ItemStorage {
+  const Kernels* kernels;
+  KvShape shape;
+  KvSlab slab, records;
+  MetaLayout layout;
+  uint32_t group;        // query heads of a KV head
+  void* decode_scratch;  // of the calling thread
+  float* partial;        // [group * (head_dim + 2)], of the calling thread
+};
+
+class Selector {
+ public:
+  // `kernels` must outlive the selector. Errors: what the table's open says, with the selector's
+  // name.
+  static Result<std::unique_ptr<Selector>> Open(const SelectorSpec& spec,
+                                                const tinyserve_shape& shape);
+  ~Selector();
+
+  const SelectorSpec& spec() const { return spec_; }
+  // Whether a query with this many tokens before and at it reads everything in every layer.
+  bool ReadsAll(uint32_t tokens) const {
+    return spec_.table == nullptr || tokens <= spec_.budget.min_context;
+  }
+  uint32_t dense_layers() const { return spec_.budget.dense_layers; }
+
+  // Chooses pages of 0 .. count - 1 for one query: ascending, each once, the sinks and the newest
+  // ones among them, into chosen [count]; returns how many. All pages when the budget covers them,
+  // or when the table fails: then *failed is set. `item`: everything but the candidates, which are
+  // set here; pages: [count].
+  uint32_t Choose(tinyserve_select_item item, std::span<const uint32_t> pages, uint32_t page_tokens,
+                  std::span<float> scratch, uint32_t* chosen, bool* failed) const;
+
+ private:
+  Selector() = default;
+  bool Ask(const tinyserve_select_item& item, std::span<float> scratch, uint32_t* chosen,
+           uint32_t* n) const;
+
+  SelectorSpec spec_;
+  void* self_ = nullptr;
+};
+
+// Floats of scratch that Choose wants.
+uint64_t SelectScratchFloats(uint32_t group, uint32_t pages_max);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_SELECT_SELECTOR_H_

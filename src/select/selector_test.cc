@@ -1,0 +1,164 @@
+#include "select/selector.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+namespace tinyserve {
+namespace {
+
+std::string MessageOf(const std::string& spec) { return ParseSelector(spec).status().message(); }
+
+TEST(ParseSelector, ResolvesEveryOption) {
+  EXPECT_EQ(ParseSelector("full")->resolved, "full");
+  EXPECT_EQ(
+      ParseSelector("box")->resolved,
+      "box:ratio=0.3,min_tokens=256,dense_layers=2,sink=1,recent=2,min_context=1024,pool=max");
+  EXPECT_EQ(ParseSelector("moments:tokens=800,alpha=3.5,pool=sum,sink=0")->resolved,
+            "moments:tokens=800,min_tokens=256,dense_layers=2,sink=0,recent=2,min_context=1024,"
+            "pool=sum,alpha=3.5");
+  const SelectorSpec again = *ParseSelector(ParseSelector("random:seed=7,ratio=0.05")->resolved);
+  EXPECT_EQ(again.resolved, ParseSelector("random:seed=7,ratio=0.05")->resolved);
+  EXPECT_EQ(again.budget.ratio, 0.05);
+}
+
+TEST(ParseSelector, SaysWhatIsAllowed) {
+  EXPECT_EQ(
+      MessageOf("boxes"),
+      "selector 'boxes': there is no selector 'boxes': full, box, moments, streaming, random, "
+      "oracle are known");
+  EXPECT_EQ(MessageOf("box:ratio=0"),
+            "selector 'box:ratio=0': ratio is '0': allowed is a number from 0.001 to 1");
+  EXPECT_EQ(MessageOf("box:recent=0"),
+            "selector 'box:recent=0': recent is '0': allowed is a whole number from 1 to 1048576");
+  EXPECT_EQ(MessageOf("box:sink=1.5"),
+            "selector 'box:sink=1.5': sink is '1.5': allowed is a whole number from 0 to 1048576");
+  EXPECT_EQ(MessageOf("box:pool=mean"),
+            "selector 'box:pool=mean': pool is 'mean': allowed are max, sum, softmax");
+  EXPECT_EQ(MessageOf("moments:alpha=nan"),
+            "selector 'moments:alpha=nan': alpha is 'nan': allowed is a number from 0 to 100");
+  EXPECT_NE(MessageOf("box:alpha=2").find("'alpha' is no option of it: it has ratio, tokens"),
+            std::string::npos);
+  for (const char* spec : {"box:", "box:ratio", "box:=1", "box:ratio=0.1,", "box:,ratio=0.1",
+                           "full:ratio=1", "", ":", "box:ratio=0.1,,sink=1", "box:ratio=1e400"}) {
+    EXPECT_FALSE(ParseSelector(spec).ok()) << spec;
+  }
+}
+
+TEST(SelectorBudget, CountsPagesWithTheirFloors) {
+  SelectorBudget b;
+  EXPECT_EQ(b.PagesOf(500, 16), 150u);
+  EXPECT_EQ(b.PagesOf(20, 16), 16u);  // 256 tokens
+  EXPECT_EQ(b.PagesOf(10, 16), 10u);
+  b.tokens = 100;
+  b.min_tokens = 0;
+  EXPECT_EQ(b.PagesOf(500, 16), 7u);
+  b.sink = 4;
+  b.recent = 6;
+  EXPECT_EQ(b.PagesOf(500, 16), 10u);
+}
+
+// ---- a table that answers as a test says ----
+
+using Answer = std::function<int(const tinyserve_select_item&, tinyserve_select_out*)>;
+Answer* g_answer = nullptr;
+
+constexpr tinyserve_selector_v1 kScripted = {
+    .abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+    .struct_size = sizeof(tinyserve_selector_v1),
+    .name = "scripted",
+    .config_schema = R"({"type":"object","properties":{}})",
+    .needs = 0,
+    .open =
+        [](const tinyserve_shape*, const char*, void** self, tinyserve_error*) {
+          *self = g_answer;
+          return 0;
+        },
+    .select =
+        [](void* self, const tinyserve_select_in* in, uint32_t first, uint32_t,
+           tinyserve_select_out* out) {
+          return (*static_cast<Answer*>(self))(in->items[first], out);
+        },
+    .close = [](void*) {}};
+
+struct Chosen {
+  std::vector<uint32_t> pages;
+  bool failed;
+};
+
+// Choice over `count` pages with a budget of 6: one sink, two newest, three candidates.
+Chosen Choose(uint32_t count, Answer answer) {
+  g_answer = &answer;
+  SelectorSpec spec;
+  spec.table = &kScripted;
+  spec.budget = {.tokens = 96, .min_tokens = 0};
+  const auto selector = Selector::Open(spec, {});
+  std::vector<uint32_t> pages(count), chosen(count);
+  std::iota(pages.begin(), pages.end(), 1000);
+  std::vector<float> scratch(SelectScratchFloats(1, count));
+  Chosen out{};
+  const uint32_t n = (*selector)->Choose({}, pages, 16, scratch, chosen.data(), &out.failed);
+  out.pages.assign(chosen.begin(), chosen.begin() + n);
+  return out;
+}
+
+TEST(Selector, AddsSinksAndNewestPagesInOrder) {
+  const Chosen c = Choose(20, [](const tinyserve_select_item& item, tinyserve_select_out* out) {
+    EXPECT_EQ(item.first_page, 1u);
+    EXPECT_EQ(item.page_count, 17u);
+    EXPECT_EQ(item.budget_pages, 3u);
+    EXPECT_EQ(item.pages[0], 1001u);
+    out->n_pages = 3;
+    out->pages[0] = 16;
+    out->pages[1] = 0;
+    out->pages[2] = 5;
+    return 0;
+  });
+  EXPECT_FALSE(c.failed);
+  EXPECT_EQ(c.pages, (std::vector<uint32_t>{0, 1, 6, 17, 18, 19}));
+}
+
+TEST(Selector, FewerThanTheBudgetIsFine) {
+  const Chosen c = Choose(20, [](const tinyserve_select_item&, tinyserve_select_out* out) {
+    out->n_pages = 0;
+    return 0;
+  });
+  EXPECT_FALSE(c.failed);
+  EXPECT_EQ(c.pages, (std::vector<uint32_t>{0, 18, 19}));
+}
+
+TEST(Selector, ReadsEverythingAfterAWrongAnswer) {
+  std::vector<uint32_t> all(20);
+  std::iota(all.begin(), all.end(), 0);
+  const auto wrong = [&](const Answer& answer) {
+    const Chosen c = Choose(20, answer);
+    EXPECT_TRUE(c.failed);
+    EXPECT_EQ(c.pages, all);
+  };
+  const auto pages = [](std::vector<uint32_t> list, uint32_t n) {
+    return [=](const tinyserve_select_item&, tinyserve_select_out* out) {
+      std::copy(list.begin(), list.end(), out->pages);
+      out->n_pages = n;
+      return 0;
+    };
+  };
+  wrong([](const tinyserve_select_item&, tinyserve_select_out*) { return 1; });  // an error
+  wrong(pages({1, 2, 17}, 3));                                                   // no such page
+  wrong(pages({4, 2, 4}, 3));                                                    // twice
+  wrong(pages({1, 2, 3}, 4));  // more than was asked for
+  wrong(pages({1, 2, 3}, UINT32_MAX));
+}
+
+TEST(Selector, IsNotAskedWhereTheBudgetCoversEverything) {
+  const Chosen c = Choose(6, [](const tinyserve_select_item&, tinyserve_select_out*) {
+    ADD_FAILURE();
+    return 1;
+  });
+  EXPECT_EQ(c.pages.size(), 6u);
+  EXPECT_FALSE(c.failed);
+}
+
+}  // namespace
+}  // namespace tinyserve

@@ -1,0 +1,221 @@
+// Reads a selector's specification: NAME[:key=value,...].
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value.hpp>
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+#include "select/builtin.h"
+#include "select/selector.h"
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+// An option of SelectorBudget, which every selector has.
+struct BudgetOption {
+  const char* name;
+  double low, high;
+  double (*get)(const SelectorBudget&);
+  void (*set)(SelectorBudget*, double);
+};
+
+template <auto kField>
+constexpr BudgetOption IntegerOption(const char* name, double low, double high) {
+  return {.name = name,
+          .low = low,
+          .high = high,
+          .get = [](const SelectorBudget& b) { return static_cast<double>(b.*kField); },
+          .set = [](SelectorBudget* b, double v) { b->*kField = static_cast<uint32_t>(v); }};
+}
+
+constexpr BudgetOption kBudgetOptions[] = {
+    {.name = "ratio",
+     .low = 0.001,
+     .high = 1,
+     .get = [](const SelectorBudget& b) { return b.ratio; },
+     .set = [](SelectorBudget* b, double v) { b->ratio = v; }},
+    IntegerOption<&SelectorBudget::tokens>("tokens", 0, 1 << 24),
+    IntegerOption<&SelectorBudget::min_tokens>("min_tokens", 0, 1 << 24),
+    IntegerOption<&SelectorBudget::dense_layers>("dense_layers", 0, 1024),
+    IntegerOption<&SelectorBudget::sink>("sink", 0, 1 << 20),
+    IntegerOption<&SelectorBudget::recent>("recent", 1, 1 << 20),
+    IntegerOption<&SelectorBudget::min_context>("min_context", 0, 1 << 24),
+};
+
+Status Bad(const std::string& spec, const std::string& what) {
+  return Status(Code::kInvalidArgument, fmt::format("selector '{}': {}", spec, what));
+}
+
+std::optional<double> Number(std::string_view text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return {};
+  return value;
+}
+
+// `text` as a number in [low, high], whole if asked for.
+Result<double> NumberIn(const std::string& spec, std::string_view key, std::string_view text,
+                        double low, double high, bool whole) {
+  const std::optional<double> value = Number(text);
+  if (!value || *value < low || *value > high || (whole && *value != std::floor(*value))) {
+    return Bad(spec, fmt::format("{} is '{}': allowed is {} from {} to {}", key, text,
+                                 whole ? "a whole number" : "a number", low, high));
+  }
+  return *value;
+}
+
+double Bound(const json::object& option, const char* name, double fallback) {
+  const json::value* bound = option.if_contains(name);
+  return bound != nullptr ? bound->to_number<double>() : fallback;
+}
+
+// `text` as the table's schema wants `key`.
+Result<json::value> OwnValue(const std::string& spec, std::string_view key, std::string_view text,
+                             const json::object& option) {
+  const std::string_view type = option.at("type").as_string();
+  if (type == "string") {
+    const json::value* allowed = option.if_contains("enum");
+    if (allowed == nullptr) return json::value(text);
+    std::string names;
+    for (const json::value& name : allowed->as_array()) {
+      if (name.as_string() == text) return name;
+      names += (names.empty() ? "" : ", ") + std::string(name.as_string());
+    }
+    return Bad(spec, fmt::format("{} is '{}': allowed are {}", key, text, names));
+  }
+  const bool whole = type == "integer";
+  TS_ASSIGN_OR_RETURN(const double value,
+                      NumberIn(spec, key, text, Bound(option, "minimum", -1e300),
+                               Bound(option, "maximum", 1e300), whole));
+  if (whole) return json::value(static_cast<int64_t>(value));
+  return json::value(value);
+}
+
+const tinyserve_selector_v1* FindTable(std::string_view name) {
+  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+    if (name == table->name) return table;
+  }
+  return nullptr;
+}
+
+std::string Names() {
+  std::string names = "full";
+  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+    names += fmt::format(", {}", table->name);
+  }
+  return names;
+}
+
+json::object SchemaOf(const tinyserve_selector_v1& table) {
+  return json::parse(table.config_schema).as_object().at("properties").as_object();
+}
+
+std::string Shown(const json::value& value) {
+  if (value.is_string()) return std::string(value.as_string());
+  return value.is_int64() ? fmt::format("{}", value.as_int64())
+                          : fmt::format("{}", value.to_number<double>());
+}
+
+// Sets key=value in the budget or the table's own options.
+Status SetOption(std::string_view key, std::string_view value, const json::object& schema,
+                 SelectorSpec* spec, json::object* own) {
+  for (const BudgetOption& option : kBudgetOptions) {
+    if (key != option.name) continue;
+    const bool whole = key != "ratio";
+    TS_ASSIGN_OR_RETURN(const double number,
+                        NumberIn(spec->typed, key, value, option.low, option.high, whole));
+    option.set(&spec->budget, number);
+    return Status();
+  }
+  if (const json::value* option = schema.if_contains(key)) {
+    TS_ASSIGN_OR_RETURN((*own)[key], OwnValue(spec->typed, key, value, option->as_object()));
+    return Status();
+  }
+  std::string known;
+  for (const BudgetOption& option : kBudgetOptions) known += fmt::format("{}, ", option.name);
+  for (const auto& [name, unused] : schema) known += fmt::format("{}, ", std::string_view(name));
+  known.resize(known.size() - 2);
+  return Bad(spec->typed, fmt::format("'{}' is no option of it: it has {}", key, known));
+}
+
+// Every option, as it was set or left.
+std::string Resolved(const SelectorSpec& spec, const json::object& own) {
+  std::string text = spec.table->name;
+  char separator = ':';
+  const auto add = [&](std::string_view name, const std::string& value) {
+    text += fmt::format("{}{}={}", separator, name, value);
+    separator = ',';
+  };
+  for (const BudgetOption& option : kBudgetOptions) {
+    // The ratio is not used where a number of tokens is given, nor the other way round.
+    const bool by_tokens = spec.budget.tokens != 0;
+    if (std::string_view(option.name) == (by_tokens ? "ratio" : "tokens")) continue;
+    add(option.name, fmt::format("{}", option.get(spec.budget)));
+  }
+  for (const auto& [name, value] : own) add(name, Shown(value));
+  return text;
+}
+
+}  // namespace
+
+Result<SelectorSpec> ParseSelector(const std::string& text) {
+  SelectorSpec spec;
+  spec.typed = text;
+  const size_t colon = text.find(':');
+  const std::string name = text.substr(0, colon);
+  if (name == "full") {
+    if (colon != std::string::npos) return Bad(text, "full has no options");
+    spec.resolved = name;
+    return spec;
+  }
+  spec.table = FindTable(name);
+  if (spec.table == nullptr) {
+    return Bad(text, fmt::format("there is no selector '{}': {} are known", name, Names()));
+  }
+  const json::object schema = SchemaOf(*spec.table);
+  json::object own;
+  for (const auto& [key, option] : schema) own[key] = option.as_object().at("default");
+  std::string_view rest =
+      colon == std::string::npos ? "" : std::string_view(text).substr(colon + 1);
+  if (colon != std::string::npos && rest.empty()) return Bad(text, "options are missing after ':'");
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view pair = rest.substr(0, comma);
+    const size_t equals = pair.find('=');
+    if (equals == std::string_view::npos || equals == 0) {
+      return Bad(text, fmt::format("'{}' is not of the form key=value", pair));
+    }
+    TS_RETURN_IF_ERROR(
+        SetOption(pair.substr(0, equals), pair.substr(equals + 1), schema, &spec, &own));
+    if (comma + 1 == rest.size()) return Bad(text, "an option is missing after the last ','");
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+  }
+  spec.config_json = json::serialize(own);
+  spec.resolved = Resolved(spec, own);
+  return spec;
+}
+
+std::string DescribeSelectors() {
+  std::string text = "full: every page\n";
+  const SelectorBudget defaults;
+  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+    text += fmt::format("{}:", table->name);
+    for (const auto& [name, option] : SchemaOf(*table)) {
+      text +=
+          fmt::format(" {}={}", std::string_view(name), Shown(option.as_object().at("default")));
+    }
+    text += "\n";
+  }
+  text += "all but full:";
+  for (const BudgetOption& option : kBudgetOptions)
+    text += fmt::format(" {}={}", option.name, option.get(defaults));
+  return text + "\n";
+}
+
+}  // namespace tinyserve
