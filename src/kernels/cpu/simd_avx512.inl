@@ -91,6 +91,11 @@ TS_INLINE float MaxLanes(VF a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+// The lanes from 8 on folded onto the first eight.
+template <class Op>
+TS_INLINE __m256 FoldToEight(VF a) {
+  return Op::Of(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
 
 // ---- half and bfloat16, round to nearest even ----
 

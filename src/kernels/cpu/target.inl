@@ -4,6 +4,7 @@
 #include "kernels/cpu/peaks.inl"
 #include "kernels/cpu/products.inl"
 #include "kernels/cpu/rows.inl"
+#include "kernels/cpu/selection.inl"
 #include "kernels/tables.h"
 
 namespace tinyserve {
@@ -30,6 +31,8 @@ constexpr Kernels kTable = {
     .merge_partials = MergePartials,
     .prompt_scratch_bytes = PromptScratchBytes,
     .attend_prompt = AttendPrompt,
+    .summarise_page = SummarisePage,
+    .score_pages = ScorePages,
     .read_bytes = ReadBytes,
     .run_dots = RunDots,
 };

@@ -4,6 +4,7 @@
 #include "kernels/ref/attention.h"
 #include "kernels/ref/products.h"
 #include "kernels/ref/rows.h"
+#include "kernels/ref/selection.h"
 #include "kernels/tables.h"
 
 namespace tinyserve {
@@ -49,6 +50,8 @@ constexpr Kernels kTable = {
     .merge_partials = ref::MergePartials,
     .prompt_scratch_bytes = ref::PromptScratchBytes,
     .attend_prompt = ref::AttendPrompt,
+    .summarise_page = ref::SummarisePage,
+    .score_pages = ref::ScorePages,
     .read_bytes = ReadBytes,
     .run_dots = RunDots,
 };
