@@ -59,7 +59,6 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   TS_ASSIGN_OR_RETURN(a->partials_, Buffer::Allocate(partials * partial_floats * sizeof(float)));
   TS_ASSIGN_OR_RETURN(a->partial_views_, Buffer::Allocate(partials * sizeof(Partial)));
   TS_ASSIGN_OR_RETURN(a->scratch_, Buffer::Allocate(a->scratch_stride_ * threads->threads()));
-  if (options.selectors.empty()) return a;
   TS_ASSIGN_OR_RETURN(a->chooser_, PageChooser::Create(cache, kernels, options.heads, options.scale,
                                                        threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
@@ -80,10 +79,8 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   runs_.assign(runs.begin(), runs.end());
   planned_kv_bytes_ = 0;
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
-  if (chooser_ != nullptr) {
-    counts_before_.Add(chooser_->counts());
-    chooser_->ResetCounts();
-  }
+  counts_before_.Add(chooser_->counts());
+  chooser_->ResetCounts();
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= options_.selectors.size());
@@ -200,25 +197,23 @@ void Attention::CountWork(uint32_t group) {
   }
 }
 
-uint64_t Attention::kv_bytes() const {
-  return planned_kv_bytes_ + (chooser_ != nullptr ? chooser_->counts().bytes_read : 0);
-}
+uint64_t Attention::kv_bytes() const { return planned_kv_bytes_ + chooser_->counts().bytes_read; }
 
 uint64_t Attention::multiply_adds(TokenClass token_class) const {
-  const bool generated = token_class == TokenClass::kGenerated && chooser_ != nullptr;
+  const bool generated = token_class == TokenClass::kGenerated;
   return planned_multiply_adds_[static_cast<uint32_t>(token_class)] +
          (generated ? chooser_->counts().multiply_adds : 0);
 }
 
 SelectionCounts Attention::selection_counts() const {
   SelectionCounts counts = counts_before_;
-  if (chooser_ != nullptr) counts.Add(chooser_->counts());
+  counts.Add(chooser_->counts());
   return counts;
 }
 
 void Attention::ResetSelectionCounts() {
   counts_before_ = {};
-  if (chooser_ != nullptr) chooser_->ResetCounts();
+  chooser_->ResetCounts();
 }
 
 void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t stride) {

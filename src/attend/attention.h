@@ -136,16 +136,16 @@ class Attention {
   std::vector<uint32_t> layer_in_group_;
   std::vector<SequenceRun> runs_;
   std::vector<Group> groups_;
-  std::unique_ptr<PageChooser> chooser_;  // where there are selectors
-  uint32_t first_sparse_layer_ = 0;       // of the planned step
-  uint32_t list_pages_ = 0;               // pages that one list holds
-  Buffer lists_;                          // [kListsPerThread * threads][list_pages_] page indices
-  std::vector<uint32_t> list_counts_;     // pages in them
-  std::vector<uint32_t> first_split_;     // of each list, and the end
-  SelectionCounts counts_before_;         // of the steps before the planned one
-  Buffer partials_;                       // [partial][g * (head_dim + 2)] floats
-  Buffer partial_views_;                  // [partial] Partial, for merge_partials
-  Buffer scratch_;                        // [thread][scratch_stride_]
+  std::unique_ptr<PageChooser> chooser_;
+  uint32_t first_sparse_layer_ = 0;    // of the planned step
+  uint32_t list_pages_ = 0;            // pages that one list holds
+  Buffer lists_;                       // [kListsPerThread * threads][list_pages_] page indices
+  std::vector<uint32_t> list_counts_;  // pages in them
+  std::vector<uint32_t> first_split_;  // of each list, and the end
+  SelectionCounts counts_before_;      // of the steps before the planned one
+  Buffer partials_;                    // [partial][g * (head_dim + 2)] floats
+  Buffer partial_views_;               // [partial] Partial, for merge_partials
+  Buffer scratch_;                     // [thread][scratch_stride_]
   uint64_t scratch_stride_ = 0;
   uint64_t planned_kv_bytes_ = 0;           // of rows that read everything
   uint64_t planned_multiply_adds_[2] = {};  // by TokenClass

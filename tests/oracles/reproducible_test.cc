@@ -22,6 +22,7 @@ struct Setup {
   const Kernels* kernels;
   Compute compute;
   std::string model;
+  std::string selector = "";  // of generated tokens; empty: they read everything
 
   bool IsRef() const { return std::string(kernels->name) == "ref"; }
 };
@@ -43,14 +44,21 @@ struct Rig {
                                      .kv_memory_bytes = 64 << 20,
                                      .sequences_max = 8,
                                      .sequence_tokens_max = 512,
-                                     .step_tokens_max = 512});
+                                     .step_tokens_max = 512,
+                                     .selectors = SelectorsOf(setup)});
     EXPECT_TRUE(created.ok()) << created.status().message();
     executor = *std::move(created);
+    selector = setup.selector.empty() ? 0 : 1;
+  }
+  static std::vector<std::string> SelectorsOf(const Setup& setup) {
+    if (setup.selector.empty()) return {};
+    return {setup.selector};
   }
 
   ThreadPool threads;
   std::unique_ptr<Model> model;
   std::unique_ptr<Executor> executor;
+  uint32_t selector;  // of every row
 };
 
 using Logits = std::vector<float>;
@@ -82,7 +90,8 @@ struct Sequence {
                            .length = static_cast<uint32_t>(tokens.size()),
                            .first_input = static_cast<uint32_t>(batch->inputs.size()),
                            .token_class = token_class,
-                           .want = want});
+                           .want = want,
+                           .selector = rig->selector});
     batch->inputs.insert(batch->inputs.end(), tokens.begin(), tokens.end());
     done += static_cast<uint32_t>(tokens.size());
   }
@@ -283,6 +292,10 @@ std::vector<Setup> Setups() {
     setups.push_back({kernels, Compute::kFast, "llama-q4_1"});
     setups.push_back({kernels, Compute::kF32, "llama-q4_1"});
     setups.push_back({kernels, Compute::kFast, "gpt2"});
+    setups.push_back({kernels, Compute::kFast, "llama-q4_1",
+                      "moments:ratio=0.3,min_tokens=0,min_context=40,dense_layers=1"});
+    setups.push_back({kernels, Compute::kFast, "gpt2",
+                      "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=0,recent=1"});
     // `ref` is slow, and has one loop for every type of weight.
     if (setups.back().IsRef()) continue;
     for (const char* model : {"llama", "llama-q6_k", "qwen2"}) {
@@ -295,6 +308,8 @@ std::vector<Setup> Setups() {
 std::string NameOf(const testing::TestParamInfo<Setup>& test) {
   std::string name = std::string(test.param.kernels->name) + "_" + test.param.model +
                      (test.param.compute == Compute::kFast ? "_fast" : "_f32");
+  if (!test.param.selector.empty())
+    name += "_" + test.param.selector.substr(0, test.param.selector.find(':'));
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }

@@ -1,0 +1,236 @@
+// Selection over a real cache: all pages chosen is dense attention bit for bit; a page with a
+// planted key is found; counts equal a recount; records do not depend on how tokens were appended.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attend/attention.h"
+#include "kernels/targets.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr uint32_t kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadDim = 32, kTokens = 1000;
+constexpr uint32_t kGroup = kHeads / kKvHeads, kPageTokens = 16;
+
+// A cache of one sequence of random keys and values, and an attention over it.
+class Rig {
+ public:
+  Rig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
+      uint32_t threads = 2)
+      : threads_(threads), k_(Random(1, 1)), v_(Random(2, 1)) {
+    std::vector<const Selector*> selectors;
+    uint32_t needs = 0;
+    for (const std::string& spec : specs) needs |= ParseSelector(spec)->needs();
+    const std::vector<LayerGroup> groups = {
+        {.layers = kLayers, .kv_heads = kKvHeads, .head_dim = kHeadDim}};
+    cache_ = *KvCache::Create(groups,
+                              {.codec = *FindCodec("f16"),
+                               .page_tokens = kPageTokens,
+                               .block_tokens = 32,
+                               .memory_bytes = 8 << 20,
+                               .sequences_max = 2,
+                               .sequence_tokens_max = kTokens,
+                               .metadata = needs},
+                              kernels);
+    for (const std::string& spec : specs) {
+      selectors_.push_back(*Selector::Open(*ParseSelector(spec), {}));
+      selectors.push_back(selectors_.back().get());
+    }
+    attention_ = *Attention::Create({.group_of_layer = {0, 0},
+                                     .heads = kHeads,
+                                     .scale = 0.2f,
+                                     .compute = Compute::kFast,
+                                     .rows_max = 64,
+                                     .selectors = selectors},
+                                    cache_.get(), kernels, &threads_);
+    slot_ = *cache_->AddSequence();
+    EXPECT_TRUE(cache_->Reserve(slot_, kTokens).ok());
+    Fill(chunk);
+  }
+
+  // Output of one generated token at the last position.
+  std::vector<float> Decode(uint32_t layer, const std::vector<float>& q, uint32_t selector) {
+    const SequenceRun run{.slot = slot_,
+                          .first_row = 0,
+                          .rows = 1,
+                          .first_position = kTokens - 1,
+                          .token_class = TokenClass::kGenerated,
+                          .selector = selector};
+    attention_->Plan({&run, 1});
+    std::vector<float> out(q.size());
+    attention_->Run(layer, q.data(), q.size(), out.data(), out.size());
+    return out;
+  }
+
+  // Overwrites the key of a token in every layer and head, and makes its page's records anew.
+  void PlantKey(uint32_t token, const float* key) {
+    std::copy(key, key + kHeadDim, &k_[uint64_t{token} * kKvHeads * kHeadDim]);
+    std::copy(key, key + kHeadDim, &k_[(uint64_t{token} * kKvHeads + 1) * kHeadDim]);
+    Fill(64);
+  }
+
+  static std::vector<float> Random(uint32_t seed, float scale) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> x(uint64_t{kTokens} * kKvHeads * kHeadDim);
+    for (float& f : x) f = normal(random);
+    return x;
+  }
+
+  KvCache* cache() { return cache_.get(); }
+  Attention* attention() { return attention_.get(); }
+  SequenceSlot slot() const { return slot_; }
+
+ private:
+  void Fill(uint32_t chunk) {
+    for (uint32_t at = 0; at < kTokens; at += chunk) {
+      const SequenceRun run{.slot = slot_,
+                            .first_row = 0,
+                            .rows = std::min(chunk, kTokens - at),
+                            .first_position = at,
+                            .token_class = TokenClass::kPrompt};
+      attention_->Plan({&run, 1});
+      const uint64_t stride = uint64_t{kKvHeads} * kHeadDim;
+      for (uint32_t layer = 0; layer < kLayers; ++layer)
+        attention_->Append(layer, &k_[at * stride], &v_[at * stride], stride);
+    }
+  }
+
+  ThreadPool threads_;
+  std::vector<float> k_, v_;  // [token][kv head][channel], the same in every layer
+  std::unique_ptr<KvCache> cache_;
+  std::vector<std::unique_ptr<Selector>> selectors_;
+  std::unique_ptr<Attention> attention_;
+  SequenceSlot slot_ = 0;
+};
+
+std::vector<float> Query(uint32_t seed) {
+  std::vector<float> q = Rig::Random(seed, 1);
+  q.resize(kHeads * kHeadDim);
+  return q;
+}
+
+class Selection : public testing::TestWithParam<const Kernels*> {};
+
+TEST_P(Selection, AllPagesChosenIsDense) {
+  // A budget of all pages but one, and of all: the first asks the selector, the second does not.
+  for (const char* name : {"box", "moments", "streaming", "random", "oracle"}) {
+    Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0,dense_layers=0"});
+    const auto q = Query(3);
+    EXPECT_EQ(rig.Decode(1, q, 0), rig.Decode(1, q, 1)) << name;
+  }
+}
+
+TEST_P(Selection, FirstLayersAreDense) {
+  Rig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=0,dense_layers=1"});
+  const auto q = Query(4);
+  EXPECT_EQ(rig.Decode(0, q, 0), rig.Decode(0, q, 1));
+  EXPECT_NE(rig.Decode(1, q, 0), rig.Decode(1, q, 1));
+}
+
+TEST_P(Selection, ShortContextsAreDense) {
+  Rig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=1000,dense_layers=0"});
+  const auto q = Query(5);
+  EXPECT_EQ(rig.Decode(1, q, 0), rig.Decode(1, q, 1));
+  EXPECT_EQ(rig.attention()->selection_counts().queries, 0u);
+}
+
+// The output with selection follows from the pages: with the planted page it is near the planted
+// key's value, which dense attention gives too.
+TEST_P(Selection, FindsAPlantedKey) {
+  for (const char* spec : {"box:tokens=64", "box:tokens=64,pool=softmax", "box:tokens=64,pool=sum",
+                           "moments:tokens=64", "moments:tokens=64,pool=max", "oracle:tokens=64"}) {
+    Rig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"});
+    std::vector<float> q = Query(6);
+    // Every head looks for the same key.
+    for (uint32_t h = 1; h < kHeads; ++h)
+      std::copy_n(q.begin(), kHeadDim, q.begin() + h * kHeadDim);
+    std::vector<float> key(q.begin(), q.begin() + kHeadDim);
+    for (float& f : key) f *= 4;
+    rig.PlantKey(457, key.data());
+    const auto dense = rig.Decode(1, q, 0), sparse = rig.Decode(1, q, 1);
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < dense.size(); ++i) {
+      error += (dense[i] - sparse[i]) * (dense[i] - sparse[i]);
+      norm += dense[i] * dense[i];
+    }
+    EXPECT_LT(std::sqrt(error / norm), 0.02) << spec;
+  }
+}
+
+TEST_P(Selection, RandomAndStreamingMissIt) {
+  for (const char* spec : {"random:tokens=64", "streaming:tokens=64"}) {
+    Rig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"});
+    std::vector<float> q = Query(6);
+    for (uint32_t h = 1; h < kHeads; ++h)
+      std::copy_n(q.begin(), kHeadDim, q.begin() + h * kHeadDim);
+    std::vector<float> key(q.begin(), q.begin() + kHeadDim);
+    for (float& f : key) f *= 4;
+    rig.PlantKey(457, key.data());
+    const auto dense = rig.Decode(1, q, 0), sparse = rig.Decode(1, q, 1);
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < dense.size(); ++i) {
+      error += (dense[i] - sparse[i]) * (dense[i] - sparse[i]);
+      norm += dense[i] * dense[i];
+    }
+    EXPECT_GT(std::sqrt(error / norm), 0.2) << spec;
+  }
+}
+
+TEST_P(Selection, CountsEqualARecount) {
+  Rig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0,dense_layers=1"});
+  rig.attention()->ResetSelectionCounts();
+  rig.Decode(0, Query(7), 1);
+  rig.Decode(1, Query(7), 1);
+  const SelectionCounts c = rig.attention()->selection_counts();
+  const uint64_t pages = (kTokens + kPageTokens - 1) / kPageTokens;  // 63
+  const uint64_t read = 16;                                          // round(0.25 * 63)
+  EXPECT_EQ(c.queries, kKvHeads);
+  EXPECT_EQ(c.pages_held, kKvHeads * pages);
+  EXPECT_EQ(c.pages_scored, kKvHeads * (pages - 3));
+  EXPECT_EQ(c.pages_read, kKvHeads * read);
+  const uint64_t tokens = (read - 1) * kPageTokens + kTokens % kPageTokens;
+  EXPECT_EQ(c.tokens_read, kKvHeads * tokens);
+  const uint64_t page_bytes = rig.cache()->slab(0, 0, 0).page_bytes;
+  const uint64_t record_bytes = 2 * kHeadDim * 2;
+  EXPECT_EQ(c.bytes_read, kKvHeads * (read * page_bytes + (pages - 3) * record_bytes));
+  EXPECT_EQ(c.multiply_adds, kKvHeads * (tokens + pages - 3) * 2 * kGroup * kHeadDim);
+  EXPECT_EQ(c.failures, 0u);
+}
+
+TEST_P(Selection, RecordsDoNotDependOnTheChunks) {
+  const std::vector<std::string> specs = {"box", "moments"};
+  Rig whole(GetParam(), specs, 64), pieces(GetParam(), specs, 7), single(GetParam(), specs, 1);
+  for (Rig* other : {&pieces, &single}) {
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      for (uint32_t head = 0; head < kKvHeads; ++head) {
+        const KvSlab a = whole.cache()->records(0, layer, head);
+        const KvSlab b = other->cache()->records(0, layer, head);
+        const PageView view = whole.cache()->View(whole.slot(), 0, kTokens);
+        for (uint32_t page = 0; page < kTokens / kPageTokens; ++page) {
+          ASSERT_EQ(
+              std::memcmp(PageAt(a, view.pages[page]), PageAt(b, view.pages[page]), a.page_bytes),
+              0)
+              << page;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Selection, testing::ValuesIn(AvailableTargets()),
+                         [](const auto& test) {
+                           std::string name = test.param->name;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace tinyserve
