@@ -65,10 +65,11 @@ class Chat {
   Conversation conversation_;
   InterruptFlag interrupt_;
   LineReader reader_;
-  Usage last_;               // of the last answer
-  uint64_t answered_ = 0;    // tokens of all answers
-  double bandwidth_ = 0;     // measured at the first /stats
-  uint64_t peak_bytes_ = 0;  // before the bandwidth was measured, which takes memory too
+  Usage last_;                  // of the last answer
+  EngineStats before_, after_;  // around it
+  uint64_t answered_ = 0;       // tokens of all answers
+  double bandwidth_ = 0;        // measured at the first /stats
+  uint64_t peak_bytes_ = 0;     // before the bandwidth was measured, which takes memory too
 };
 
 Status Chat::Run() {
@@ -176,6 +177,7 @@ Status Chat::Answer(const std::string& question) {
                                 },
                             .prompt_progress = {},
                             .interrupt = &interrupt_};
+  const EngineStats before = engine_->stats();
   const Result<Generation> generation = Generate(engine_, request, hooks);
   if (!generation.ok()) {
     conversation_.TakeBack();
@@ -184,6 +186,8 @@ Status Chat::Answer(const std::string& question) {
   TS_RETURN_IF_ERROR(shown);
   TS_RETURN_IF_ERROR(ShowText("\n"));
   last_ = generation->usage;
+  before_ = before;
+  after_ = engine_->stats();
   answered_ += last_.completion_tokens;
   Note(*generation, fitted->answer_tokens_max);
   if (generation->text.empty()) {
@@ -211,7 +215,7 @@ void Chat::Note(const Generation& generation, uint32_t answer_tokens_max) const 
 
 void Chat::PrintStats() {
   if (last_.completion_tokens == 0) return Say("Nothing was answered yet.");
-  RunCost cost = CostOf(last_, engine_->info(), load_seconds_);
+  RunCost cost = CostOf(last_, engine_->info(), before_, after_, load_seconds_);
   if (bandwidth_ == 0) {
     peak_bytes_ = cost.peak_resident_bytes;
     bandwidth_ = StderrIsTerminal() ? QuickBandwidth(engine_->info().threads) : 0;
@@ -251,6 +255,7 @@ void AddChat(CLI::App* parent, Command* run) {
          {"drop", "refuse"});
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);
+  AddSelectorOption(app, &flags->engine.selector);
   AddExample(app, "tinyserve chat --model model.gguf --system \"You answer in one sentence.\"");
   app->callback([=] { *run = [=] { return RunChat(*flags); }; });
 }

@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "base/machine.h"
+#include "select/selector.h"
 
 namespace tinyserve {
 namespace {
@@ -36,6 +37,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.threads = threads;
   options.kv_memory_bytes = kv_memory_bytes;
   options.kv = kv;
+  options.selector = selector;
   options.compute = compute;
   options.target = target;
   options.page_tokens = page_tokens;
@@ -107,6 +109,22 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
   Choose(
       add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page")->capture_default_str(),
       {"16", "32", "64"});
+}
+
+void AddSelectorOption(CLI::App* app, std::string* selector) {
+  app->add_option(
+         "--selector", *selector,
+         "Which KV pages generated tokens read, NAME[:key=value,...]; docs/selection.md has "
+         "the list")
+      ->type_name("SPEC")
+      ->capture_default_str()
+      ->group("Engine")
+      ->check(
+          [](const std::string& text) {
+            const Result<SelectorSpec> spec = ParseSelector(text);
+            return spec.ok() ? std::string() : spec.status().message();
+          },
+          "");
 }
 
 Status SamplingFlags::Apply(Request* request) const {

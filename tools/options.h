@@ -21,6 +21,7 @@ struct EngineFlags {
   uint32_t threads = 0;
   uint64_t kv_memory_bytes = 0;
   std::string kv = "f16";
+  std::string selector = "full";
   std::string compute = "fast";
   std::string target;
   uint32_t page_tokens = 16;
@@ -30,6 +31,8 @@ struct EngineFlags {
 
 void AddModelOption(CLI::App* app, std::string* path, bool required);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
+// --selector: what generated tokens read.
+void AddSelectorOption(CLI::App* app, std::string* selector);
 
 struct SamplingFlags {
   uint32_t max_tokens = 512;

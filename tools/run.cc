@@ -137,7 +137,7 @@ Status PrintLogprobs(const Engine& engine, const Generation& generation) {
 
 Result<int> Report(const RunFlags& flags, const Engine& engine, const Generation& generation,
                    double load_seconds, JsonOutput* output) {
-  RunCost cost = CostOf(generation.usage, engine.info(), load_seconds);
+  RunCost cost = CostOf(generation.usage, engine.info(), {}, engine.stats(), load_seconds);
   if (flags.logprobs >= 0 && !output->wanted())
     TS_RETURN_IF_ERROR(PrintLogprobs(engine, generation));
   if ((StderrIsTerminal() && !flags.quiet) || flags.stats) {
@@ -210,6 +210,7 @@ void AddRun(CLI::App* parent, Command* run) {
   AddJsonOption(app, &flags->json);
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);
+  AddSelectorOption(app, &flags->engine.selector);
   AddExample(app,
              "tinyserve run --model model.gguf --prompt \"What is a cache?\" --max-tokens 100\n"
              "  tinyserve run --model model.gguf --system \"Summarise the text.\" < report.txt");

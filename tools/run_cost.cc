@@ -25,7 +25,8 @@ double RunCost::bandwidth_share() const {
   return bytes_per_token * decode_tokens_per_s / bandwidth_bytes_per_s;
 }
 
-RunCost CostOf(const Usage& usage, const ModelInfo& info, double load_seconds) {
+RunCost CostOf(const Usage& usage, const ModelInfo& info, const EngineStats& before,
+               const EngineStats& after, double load_seconds) {
   RunCost cost;
   cost.peak_resident_bytes = PeakResidentBytes();
   cost.prompt_tokens = usage.prompt_tokens;
@@ -39,9 +40,14 @@ RunCost CostOf(const Usage& usage, const ModelInfo& info, double load_seconds) {
   const uint64_t held = uint64_t{usage.prompt_tokens} + usage.completion_tokens;
   cost.kv_bytes = held * info.kv_bytes_per_token;
   cost.kv_pool_bytes = info.kv_pool_bytes;
-  const double mean_length = usage.prompt_tokens + usage.completion_tokens / 2.0;
-  cost.bytes_per_token = static_cast<double>(info.step_weight_bytes) +
-                         mean_length * static_cast<double>(info.kv_bytes_per_token);
+  cost.bytes_per_token = static_cast<double>(info.step_weight_bytes);
+  const auto ratio = [](uint64_t part, uint64_t whole, double fallback) {
+    return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : fallback;
+  };
+  cost.bytes_per_token += ratio(after.decode_kv_bytes - before.decode_kv_bytes,
+                                after.decode_tokens - before.decode_tokens, 0);
+  cost.pages_read_share = ratio(after.selection.pages_read - before.selection.pages_read,
+                                after.selection.pages_held - before.selection.pages_held, 1);
   return cost;
 }
 
@@ -76,6 +82,8 @@ std::string FormatCost(const RunCost& cost) {
     out += fmt::format(": {} of the {} that this machine reads", FormatShare(share),
                        FormatBandwidth(cost.bandwidth_bytes_per_s));
   }
+  if (cost.pages_read_share < 1)
+    out += fmt::format("; {} of the KV pages", FormatShare(cost.pages_read_share));
   return out + "\n";
 }
 
@@ -90,6 +98,7 @@ boost::json::object CostJson(const RunCost& cost) {
           {"kv_bytes", cost.kv_bytes},
           {"kv_pool_bytes", cost.kv_pool_bytes},
           {"bytes_per_token", cost.bytes_per_token},
+          {"pages_read_share", cost.pages_read_share},
           {"bandwidth_bytes_per_s", cost.bandwidth_bytes_per_s},
           {"bandwidth_share", cost.bandwidth_share()}};
 }

@@ -19,15 +19,17 @@ struct RunCost {
   uint64_t peak_resident_bytes = 0;  // of the process
   uint64_t kv_bytes = 0;             // of the tokens held
   uint64_t kv_pool_bytes = 0;        // reserved address space; touched only as far as it is used
-  double bytes_per_token = 0;        // that a decode step reads: weights, and keys and values at
-                                     // the answer's mean length
+  double bytes_per_token = 0;        // that a decode step had to read: weights, keys and values
+  double pages_read_share = 1;       // of the pages that selecting queries held
   double bandwidth_bytes_per_s = 0;  // measured; 0: it was not
   // Of the measured bandwidth; NaN where one of the two is not known.
   double bandwidth_share() const;
 };
 
-// REQUIRES: call it before anything else takes memory, as it asks for the peak.
-RunCost CostOf(const Usage& usage, const ModelInfo& info, double load_seconds);
+// `before`, `after`: the engine's counts around the answer, nothing else running. REQUIRES: call it
+// before anything else takes memory, as it asks for the peak.
+RunCost CostOf(const Usage& usage, const ModelInfo& info, const EngineStats& before,
+               const EngineStats& after, double load_seconds);
 
 // This machine's read bandwidth, in a fifth of a second or so; 0 where memory is too short for it.
 double QuickBandwidth(uint32_t threads);

@@ -40,6 +40,10 @@ struct EngineOptions {
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
   std::string
       target;  // SIMD target by name; empty: TINYSERVE_TARGET, else the best of this machine
+  // What generated tokens read: NAME[:key=value,...] as docs/selection.md lists them. What a
+  // selector needs to know of a page is kept from the start, so a request may only ask for another
+  // one that needs no more.
+  std::string selector = "full";
   uint32_t page_tokens = 16;       // 16, 32, 64
   uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
   uint32_t sequences_max = 64;     // requests that run at once
@@ -79,7 +83,7 @@ struct Request {
   std::string salt;     // prefix sharing happens only among equal salts
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none
-  std::string selector;      // "" or "full": every page is read
+  std::string selector;      // as EngineOptions::selector; "": the engine's own
 };
 
 using RequestId = uint64_t;
@@ -128,6 +132,7 @@ struct Message {
 
 struct ModelInfo {
   std::string name, architecture, target, kv;
+  std::string selector;            // with every option
   uint64_t parameters = 0;         // elements of all tensors
   uint64_t tensor_bytes = 0;       // as stored in the file
   uint64_t packed_bytes = 0;       // as repacked in memory
@@ -140,10 +145,21 @@ struct ModelInfo {
   bool has_chat_template = false;  // the file carries one: a model that follows instructions
 };
 
+// What selecting queries did; a query is one generated token at one (layer, KV head).
+struct SelectionStats {
+  uint64_t queries = 0;
+  uint64_t pages_held = 0, pages_scored = 0, pages_read = 0;
+  uint64_t bytes_read = 0;  // pages and what is kept of them
+  uint64_t failures = 0;    // of a selector: everything was read
+};
+
 struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, requests = 0, preemptions = 0;
   uint32_t running = 0, waiting = 0;
   uint32_t blocks_total = 0, blocks_used = 0, blocks_used_max = 0;
+  uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
+  uint64_t decode_tokens = 0;    // of those steps
+  SelectionStats selection;
 };
 
 class Engine {

@@ -72,7 +72,7 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
 
 bool Attention::Selects(const SequenceRun& run, uint32_t row) const {
   return run.token_class == TokenClass::kGenerated && run.selector != 0 &&
-         !options_.selectors[run.selector - 1]->ReadsAll(run.first_position + row + 1);
+         !selectors_[run.selector - 1]->ReadsAll(run.first_position + row + 1);
 }
 
 void Attention::Plan(std::span<const SequenceRun> runs) {
@@ -83,10 +83,10 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   chooser_->ResetCounts();
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
-    TS_CHECK(run.selector <= options_.selectors.size());
+    TS_CHECK(run.selector <= selectors_.size());
     if (run.rows > 0 && Selects(run, run.rows - 1)) {
       first_sparse_layer_ =
-          std::min(first_sparse_layer_, options_.selectors[run.selector - 1]->dense_layers());
+          std::min(first_sparse_layer_, selectors_[run.selector - 1]->dense_layers());
     }
   }
   for (uint32_t g = 0; g < groups_.size(); ++g) {
@@ -387,7 +387,7 @@ const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const
 uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread,
                                 uint32_t* list) {
   const SequenceRun& run = runs_[item.run];
-  return chooser_->Choose({.selector = options_.selectors[run.selector - 1],
+  return chooser_->Choose({.selector = selectors_[run.selector - 1],
                            .group = options_.group_of_layer[io.layer],
                            .layer = io.layer,
                            .layer_in_group = layer_in_group_[io.layer],

@@ -27,16 +27,15 @@ struct SequenceRun {
   uint32_t rows;            // tokens, at least 1
   uint32_t first_position;  // absolute
   TokenClass token_class;
-  uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is selectors[i - 1]
+  uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the i-th selector
 };
 
 struct AttentionOptions {
-  std::vector<uint32_t> group_of_layer;    // layer -> layer group of the cache
-  uint32_t heads;                          // query heads of every layer
-  float scale;                             // logit = scale * q.k, usually 1/sqrt(head_dim)
-  Compute compute;                         // arithmetic of prompt attention
-  uint32_t rows_max;                       // tokens of one step
-  std::vector<const Selector*> selectors;  // that runs may name; they outlive the attention
+  std::vector<uint32_t> group_of_layer;  // layer -> layer group of the cache
+  uint32_t heads;                        // query heads of every layer
+  float scale;                           // logit = scale * q.k, usually 1/sqrt(head_dim)
+  Compute compute;                       // arithmetic of prompt attention
+  uint32_t rows_max;                     // tokens of one step
 };
 
 class Attention {
@@ -44,6 +43,9 @@ class Attention {
   // Everything is allocated here; a step allocates nothing. Errors: kOutOfMemory.
   static Result<std::unique_ptr<Attention>> Create(const AttentionOptions& options, KvCache* cache,
                                                    const Kernels* kernels, ThreadPool* threads);
+
+  // Gives runs another selector to name, the next higher index; it must outlive the attention.
+  void AddSelector(const Selector* selector) { selectors_.push_back(selector); }
 
   // Plans one step. REQUIRES: room is reserved for every run's tokens, runs cover rows
   // 0..sum(rows)-1 in order. The cache's tables must not change until the step's last layer has
@@ -136,6 +138,7 @@ class Attention {
   std::vector<uint32_t> layer_in_group_;
   std::vector<SequenceRun> runs_;
   std::vector<Group> groups_;
+  std::vector<const Selector*> selectors_;
   std::unique_ptr<PageChooser> chooser_;
   uint32_t first_sparse_layer_ = 0;    // of the planned step
   uint32_t list_pages_ = 0;            // pages that one list holds

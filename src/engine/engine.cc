@@ -43,6 +43,7 @@ struct Job {
   double submitted = 0, started = 0, first_token = 0,
          last_token = 0;  // seconds, steady clock; 0: not yet
   SequenceSlot slot = 0;
+  uint32_t selector = 0;  // of the executor
   bool running = false;
   std::unique_ptr<Sampler> sampler;
   std::unique_ptr<AnswerText> answer;
@@ -78,6 +79,7 @@ class EngineImpl : public Engine {
   void EndCancelledAndLate();
   void StartAdmitted();
   void RunStep();
+  void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
   void TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
   void EmitToken(Job* job, const ScheduledRow& row, size_t index);
@@ -86,6 +88,7 @@ class EngineImpl : public Engine {
 
   EngineOptions options_;
   ModelInfo info_;
+  uint32_t metadata_ = 0;  // MetaKinds that the cache keeps
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
@@ -183,6 +186,7 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
+  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
   auto engine = std::make_unique<EngineImpl>();
   EngineImpl& e = *engine;
   e.options_ = options;
@@ -208,7 +212,7 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
   const uint64_t bytes_per_token =
-      KvCache::BytesPerToken(groups, *codec, options.page_tokens, kernels);
+      KvCache::BytesPerToken(groups, *codec, options.page_tokens, kernels, selector.needs());
   TS_ASSIGN_OR_RETURN(const KvSizes sizes,
                       ChooseKvSizes(options, config, bytes_per_token, e.model_->packed_bytes()));
   TS_ASSIGN_OR_RETURN(e.executor_,
@@ -219,17 +223,20 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
                                         .block_tokens = options.block_tokens,
                                         .sequences_max = options.sequences_max,
                                         .sequence_tokens_max = sizes.context_tokens,
-                                        .step_tokens_max = options.step_tokens_max}));
+                                        .step_tokens_max = options.step_tokens_max,
+                                        .selectors = {options.selector}}));
   const KvCache& cache = *e.executor_->cache();
   e.scheduler_ =
       std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = options.step_tokens_max,
                                                   .sequences_max = options.sequences_max,
                                                   .blocks = cache.pool(0).total(),
                                                   .block_tokens = options.block_tokens});
+  e.metadata_ = selector.needs();
   e.info_ = {.name = config.name,
              .architecture = config.architecture,
              .target = kernels->name,
              .kv = codec->name,
+             .selector = selector.resolved,
              .parameters = ParametersOf(*file),
              .tensor_bytes = file->tensor_bytes(),
              .packed_bytes = e.model_->packed_bytes(),
@@ -297,8 +304,9 @@ Status EngineImpl::Check(const Request& r) const {
       return bad(fmt::format("stop_tokens holds {}: allowed are 0 to {}", token, info_.vocab - 1));
     }
   }
-  if (!r.selector.empty() && r.selector != "full") {
-    return bad(fmt::format("selector is '{}': only full is available", r.selector));
+  if (!r.selector.empty()) {
+    TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
+    TS_RETURN_IF_ERROR(CheckMetadata(selector, metadata_));
   }
   const uint32_t blocks =
       scheduler_->BlocksFor({.id = 0,
@@ -436,6 +444,14 @@ void EngineImpl::StartAdmitted() {
     TS_CHECK(slot.ok());  // the scheduler admits at most sequences_max
     job.slot = *slot;
     job.running = true;
+    const std::string& selector = job.request.selector;
+    const Result<uint32_t> found =
+        executor_->FindSelector(selector.empty() ? options_.selector : selector);
+    if (!found.ok()) {
+      Finish(&job, FinishReason::kError, "", found.status());
+      continue;
+    }
+    job.selector = *found;
     job.started = NowSeconds();
     job.sampler = std::make_unique<Sampler>(job.request.sampling, info_.vocab, job.request.prompt);
     job.answer = std::make_unique<AnswerText>(job.request.stop);
@@ -457,7 +473,8 @@ void EngineImpl::RunStep() {
                            .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
                            .want = scored    ? Want::kLogProbs
                                    : sampled ? Want::kLogits
-                                             : Want::kNothing});
+                                             : Want::kNothing,
+                           .selector = job.selector});
     if (row.prompt) {
       const auto first = job.request.prompt.begin() + row.first_position;
       batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
@@ -469,10 +486,27 @@ void EngineImpl::RunStep() {
     TS_CHECK(room.ok());
   }
   executor_->Run(batch_);
+  CountDecode();
   for (size_t i = 0; i < rows_.size(); ++i) {
     executor_->cache()->Commit(batch_.rows[i].slot, rows_[i].first_position + rows_[i].length);
   }
   for (size_t i = 0; i < rows_.size(); ++i) FinishRow(rows_[i], i);
+}
+
+void EngineImpl::CountDecode() {
+  const SelectionCounts counts = executor_->selection_counts();
+  std::lock_guard lock(mutex_);
+  stats_.selection = {.queries = counts.queries,
+                      .pages_held = counts.pages_held,
+                      .pages_scored = counts.pages_scored,
+                      .pages_read = counts.pages_read,
+                      .bytes_read = counts.bytes_read,
+                      .failures = counts.failures};
+  for (const ScheduledRow& row : rows_) {
+    if (row.prompt) return;
+  }
+  stats_.decode_kv_bytes += executor_->cost().kv_bytes;
+  stats_.decode_tokens += rows_.size();
 }
 
 void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {

@@ -13,28 +13,21 @@ namespace {
 // Rows whose logits are computed at a time; bounds the memory of kLogProbs over long rows.
 constexpr uint32_t kScoreRows = 64;
 
-// Opens every selector for the cache's shape.
-Result<std::vector<std::unique_ptr<Selector>>> OpenSelectors(const std::vector<SelectorSpec>& specs,
-                                                             const KvCache& cache,
-                                                             const ModelConfig& config) {
-  std::vector<std::unique_ptr<Selector>> selectors;
+// Different selectors that requests may ask for.
+constexpr size_t kSelectorsMax = 64;
+
+tinyserve_shape ShapeFor(const KvCache& cache, const ModelConfig& config) {
   const KvShape shape = cache.shape(0);
   const MetaLayout layout = cache.meta_layout(0);
-  for (const SelectorSpec& spec : specs) {
-    TS_ASSIGN_OR_RETURN(
-        std::unique_ptr<Selector> selector,
-        Selector::Open(spec, {.struct_size = sizeof(tinyserve_shape),
-                              .layers = config.layers,
-                              .kv_heads = config.kv_heads,
-                              .group = config.heads / config.kv_heads,
-                              .head_dim = config.head_dim,
-                              .page_tokens = shape.page_tokens,
-                              .pages_max = cache.sequence_tokens_max() / shape.page_tokens + 1,
-                              .record_kinds = layout.kinds,
-                              .record_channels = layout.channels}));
-    selectors.push_back(std::move(selector));
-  }
-  return selectors;
+  return {.struct_size = sizeof(tinyserve_shape),
+          .layers = config.layers,
+          .kv_heads = config.kv_heads,
+          .group = config.heads / config.kv_heads,
+          .head_dim = config.head_dim,
+          .page_tokens = shape.page_tokens,
+          .pages_max = cache.sequence_tokens_max() / shape.page_tokens + 1,
+          .record_kinds = layout.kinds,
+          .record_channels = layout.channels};
 }
 
 }  // namespace
@@ -58,12 +51,10 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  std::vector<SelectorSpec> specs;
   uint32_t metadata = 0;
   for (const std::string& text : options.selectors) {
-    TS_ASSIGN_OR_RETURN(SelectorSpec spec, ParseSelector(text));
+    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
     metadata |= spec.needs();
-    specs.push_back(std::move(spec));
   }
   const KvCacheOptions cache{.codec = codec,
                              .page_tokens = options.page_tokens,
@@ -73,17 +64,16 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
                              .sequence_tokens_max = options.sequence_tokens_max,
                              .metadata = metadata};
   TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
-  TS_ASSIGN_OR_RETURN(e->selectors_, OpenSelectors(specs, *e->cache_, config));
-  std::vector<const Selector*> selectors;
-  for (const auto& selector : e->selectors_) selectors.push_back(selector.get());
   const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),
                                    .heads = config.heads,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
                                    .compute = compute,
-                                   .rows_max = options.step_tokens_max,
-                                   .selectors = std::move(selectors)};
+                                   .rows_max = options.step_tokens_max};
   TS_ASSIGN_OR_RETURN(e->attention_,
                       Attention::Create(attention, e->cache_.get(), kernels, threads));
+  for (const std::string& text : options.selectors) {
+    TS_RETURN_IF_ERROR(e->FindSelector(text).status());
+  }
   TS_ASSIGN_OR_RETURN(
       e->step_, Step::Create(model->Sizes(options.step_tokens_max, kScoreRows), kernels, threads));
   const uint64_t row_bytes = uint64_t{config.vocab} * sizeof(float);
@@ -190,6 +180,26 @@ std::span<float> Executor::logits(size_t row) {
   const uint64_t vocab = model_->config().vocab;
   return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab,
           vocab * logits_count_[row]};
+}
+
+Result<uint32_t> Executor::FindSelector(const std::string& text) {
+  TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
+  if (spec.table == nullptr) return 0u;
+  for (size_t i = 0; i < selectors_.size(); ++i) {
+    if (selectors_[i]->spec().resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
+  }
+  TS_RETURN_IF_ERROR(CheckMetadata(spec, cache_->meta_layout(0).kinds));
+  if (selectors_.size() >= kSelectorsMax) {
+    return Status(Code::kResourceExhausted,
+                  fmt::format("selector '{}': {} different ones are open already, the most that "
+                              "are allowed",
+                              text, kSelectorsMax));
+  }
+  TS_ASSIGN_OR_RETURN(std::unique_ptr<Selector> selector,
+                      Selector::Open(spec, ShapeFor(*cache_, model_->config())));
+  selectors_.push_back(std::move(selector));
+  attention_->AddSelector(selectors_.back().get());
+  return static_cast<uint32_t>(selectors_.size());
 }
 
 std::string Executor::selector_resolved(uint32_t selector) const {

@@ -74,6 +74,9 @@ class Executor {
   // Pages of all runs since the last call to ResetSelectionCounts.
   SelectionCounts selection_counts() const { return attention_->selection_counts(); }
   void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
+  // The index of a selector, opened if it is new. Errors: kInvalidArgument (what is wrong with it,
+  // or that the cache keeps too little for it), kResourceExhausted (too many different ones).
+  Result<uint32_t> FindSelector(const std::string& text);
   // A selector as it was resolved: its name and every option.
   std::string selector_resolved(uint32_t selector) const;
   uint64_t steps() const { return steps_; }

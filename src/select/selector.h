@@ -45,6 +45,9 @@ struct SelectorSpec {
 
 // Errors: kInvalidArgument, naming the option and what is allowed.
 Result<SelectorSpec> ParseSelector(const std::string& text);
+// Whether `kinds` (MetaKinds that a cache keeps) serve it. Errors: kInvalidArgument, naming what is
+// missing and how to keep it.
+Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds);
 // Every selector by name, with its options, ranges and defaults, for help texts.
 std::string DescribeSelectors();
 

@@ -25,7 +25,6 @@ class Rig {
   Rig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
       uint32_t threads = 2)
       : threads_(threads), k_(Random(1, 1)), v_(Random(2, 1)) {
-    std::vector<const Selector*> selectors;
     uint32_t needs = 0;
     for (const std::string& spec : specs) needs |= ParseSelector(spec)->needs();
     const std::vector<LayerGroup> groups = {
@@ -41,15 +40,14 @@ class Rig {
                               kernels);
     for (const std::string& spec : specs) {
       selectors_.push_back(*Selector::Open(*ParseSelector(spec), {}));
-      selectors.push_back(selectors_.back().get());
     }
     attention_ = *Attention::Create({.group_of_layer = {0, 0},
                                      .heads = kHeads,
                                      .scale = 0.2f,
                                      .compute = Compute::kFast,
-                                     .rows_max = 64,
-                                     .selectors = selectors},
+                                     .rows_max = 64},
                                     cache_.get(), kernels, &threads_);
+    for (const auto& selector : selectors_) attention_->AddSelector(selector.get());
     slot_ = *cache_->AddSequence();
     EXPECT_TRUE(cache_->Reserve(slot_, kTokens).ok());
     Fill(chunk);
