@@ -7,7 +7,6 @@
 #include <charconv>
 
 #include "base/machine.h"
-#include "select/selector.h"
 
 namespace tinyserve {
 namespace {
@@ -38,6 +37,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.kv_memory_bytes = kv_memory_bytes;
   options.kv = kv;
   options.selector = selector;
+  options.plugins = plugins;
   options.compute = compute;
   options.target = target;
   options.page_tokens = page_tokens;
@@ -118,13 +118,7 @@ void AddSelectorOption(CLI::App* app, std::string* selector) {
          "the list")
       ->type_name("SPEC")
       ->capture_default_str()
-      ->group("Engine")
-      ->check(
-          [](const std::string& text) {
-            const Result<SelectorSpec> spec = ParseSelector(text);
-            return spec.ok() ? std::string() : spec.status().message();
-          },
-          "");
+      ->group("Engine");
 }
 
 Status SamplingFlags::Apply(Request* request) const {

@@ -22,6 +22,7 @@ struct EngineFlags {
   uint64_t kv_memory_bytes = 0;
   std::string kv = "f16";
   std::string selector = "full";
+  std::vector<std::string> plugins;
   std::string compute = "fast";
   std::string target;
   uint32_t page_tokens = 16;
@@ -31,8 +32,10 @@ struct EngineFlags {
 
 void AddModelOption(CLI::App* app, std::string* path, bool required);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
-// --selector: what generated tokens read.
-void AddSelectorOption(CLI::App* app, std::string* selector);
+// --plugin: shared objects that bring selectors.
+void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins);
+// --selector, what generated tokens read, and --plugin.
+void AddSelectorOption(CLI::App* app, std::string* selector, std::vector<std::string>* plugins);
 
 struct SamplingFlags {
   uint32_t max_tokens = 512;

@@ -210,7 +210,7 @@ void AddRun(CLI::App* parent, Command* run) {
   AddJsonOption(app, &flags->json);
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);
-  AddSelectorOption(app, &flags->engine.selector);
+  AddSelectorOption(app, &flags->engine.selector, &flags->engine.plugins);
   AddExample(app,
              "tinyserve run --model model.gguf --prompt \"What is a cache?\" --max-tokens 100\n"
              "  tinyserve run --model model.gguf --system \"Summarise the text.\" < report.txt");

@@ -44,11 +44,12 @@ struct EngineOptions {
   // selector needs to know of a page is kept from the start, so a request may only ask for another
   // one that needs no more.
   std::string selector = "full";
-  uint32_t page_tokens = 16;       // 16, 32, 64
-  uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
-  uint32_t sequences_max = 64;     // requests that run at once
-  uint32_t step_tokens_max = 512;  // tokens of one step: decodes first, the rest is prefill
-  uint32_t queue_max = 1024;       // requests that wait
+  std::vector<std::string> plugins;  // shared objects that bring selectors (tinyserve/plugin.h)
+  uint32_t page_tokens = 16;         // 16, 32, 64
+  uint32_t block_tokens = 32;        // a multiple of page_tokens, at most 256
+  uint32_t sequences_max = 64;       // requests that run at once
+  uint32_t step_tokens_max = 512;    // tokens of one step: decodes first, the rest is prefill
+  uint32_t queue_max = 1024;         // requests that wait
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 

@@ -13,6 +13,7 @@
 #define TINYSERVE_PLUGIN_H_
 
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -36,6 +37,20 @@ typedef struct tinyserve_slab {
 static inline const uint8_t* tinyserve_slab_item(const tinyserve_slab* slab, uint32_t page) {
   return slab->base + (uint64_t)(page >> slab->extent_shift) * slab->extent_stride +
          (uint64_t)(page & ((1u << slab->extent_shift) - 1u)) * slab->item_bytes;
+}
+
+/* IEEE half precision, as records hold it. */
+static inline float tinyserve_half(uint16_t half) {
+  const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = half >> 10 & 31u;
+  uint32_t bits = sign | (exponent + 112u) << 23 | (uint32_t)(half & 1023u) << 13;
+  float value;
+  if (exponent == 0) { /* zero and subnormal: a multiple of 2^-24 */
+    value = (float)(half & 1023u) * 0x1p-24f;
+    return sign != 0 ? -value : value;
+  }
+  if (exponent == 31) bits |= 255u << 23;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 /* What a selector is opened for. */

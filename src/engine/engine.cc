@@ -22,6 +22,7 @@
 #include "engine/vocab.h"
 #include "kernels/targets.h"
 #include "model/model.h"
+#include "select/registry.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -72,6 +73,9 @@ class EngineImpl : public Engine {
   EngineStats stats() const override;
 
  private:
+  Status OpenText(const GgufFile& file);
+  Status OpenExecutor(const Kernels* kernels, Compute compute);
+  void DescribeModel(const GgufFile& file, const Kernels* kernels);
   Status Check(const Request& request) const;
   void Loop();
   bool TakeInbox();                    // false: stop
@@ -181,75 +185,94 @@ uint64_t ParametersOf(const GgufFile& file) {
   return parameters;
 }
 
+// The tokenizer and the chat template. The file's own vocabulary is let go before weights are
+// loaded: it may be tens of megabytes.
+Status EngineImpl::OpenText(const GgufFile& file) {
+  TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(file));
+  TS_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(vocab));
+  const std::string source = ReadChatTemplate(file);
+  TS_ASSIGN_OR_RETURN(template_,
+                      ChatTemplate::Create(source.empty() ? DefaultChatTemplate() : source,
+                                           Spelled(vocab, vocab.bos), Spelled(vocab, vocab.eos)));
+  info_.has_chat_template = !source.empty();
+  return Status();
+}
+
+// Cache, executor and scheduler for the model.
+Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
+  const EngineOptions& o = options_;
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(o.kv));
+  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(o.selector));
+  const ModelConfig& config = model_->config();
+  const std::vector<LayerGroup> groups = {
+      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
+  metadata_ = selector.needs();
+  info_.selector = selector.resolved;
+  info_.kv = codec->name;
+  info_.kv_bytes_per_token =
+      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, metadata_);
+  TS_ASSIGN_OR_RETURN(const KvSizes sizes,
+                      ChooseKvSizes(o, config, info_.kv_bytes_per_token, model_->packed_bytes()));
+  info_.context_tokens = sizes.context_tokens;
+  TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.get(), kernels, compute, threads_.get(),
+                                                  {.kv = o.kv,
+                                                   .kv_memory_bytes = sizes.pool_bytes,
+                                                   .page_tokens = o.page_tokens,
+                                                   .block_tokens = o.block_tokens,
+                                                   .sequences_max = o.sequences_max,
+                                                   .sequence_tokens_max = sizes.context_tokens,
+                                                   .step_tokens_max = o.step_tokens_max,
+                                                   .selectors = {o.selector}}));
+  const KvCache& cache = *executor_->cache();
+  info_.kv_pool_bytes = cache.pool_bytes();
+  stats_.blocks_total = cache.pool(0).total();
+  scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = o.step_tokens_max,
+                                                           .sequences_max = o.sequences_max,
+                                                           .blocks = stats_.blocks_total,
+                                                           .block_tokens = o.block_tokens});
+  return Status();
+}
+
+void EngineImpl::DescribeModel(const GgufFile& file, const Kernels* kernels) {
+  const ModelConfig& config = model_->config();
+  info_.name = config.name;
+  info_.architecture = config.architecture;
+  info_.target = kernels->name;
+  info_.parameters = ParametersOf(file);
+  info_.tensor_bytes = file.tensor_bytes();
+  info_.packed_bytes = model_->packed_bytes();
+  info_.step_weight_bytes = model_->CostOf(1, 1).weight_bytes;
+  info_.layers = config.layers;
+  info_.vocab = config.vocab;
+  info_.threads = threads_->threads();
+  info_.context_trained = config.context;
+}
+
 Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_RETURN_IF_ERROR(CheckOptions(options));
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
-  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
-  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
+  for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
+  // What costs nothing to refuse is refused before anything is read.
+  TS_RETURN_IF_ERROR(FindCodec(options.kv).status());
+  TS_RETURN_IF_ERROR(ParseSelector(options.selector).status());
   auto engine = std::make_unique<EngineImpl>();
   EngineImpl& e = *engine;
   e.options_ = options;
   e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
-
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
-  TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(*file));
-  TS_ASSIGN_OR_RETURN(e.tokenizer_, Tokenizer::Create(vocab));
-  const std::string source = ReadChatTemplate(*file);
-  TS_ASSIGN_OR_RETURN(e.template_,
-                      ChatTemplate::Create(source.empty() ? DefaultChatTemplate() : source,
-                                           Spelled(vocab, vocab.bos), Spelled(vocab, vocab.eos)));
+  TS_RETURN_IF_ERROR(e.OpenText(*file));
   TS_ASSIGN_OR_RETURN(e.model_, LoadModel(*file, {.kernels = kernels,
                                                   .compute = compute,
                                                   .threads = e.threads_.get(),
                                                   .progress = options.on_load_progress}));
-  const ModelConfig& config = e.model_->config();
-  if (e.tokenizer_->size() > config.vocab) {
+  if (e.tokenizer_->size() > e.model_->config().vocab) {
     return Status(Code::kCorrupt,
                   fmt::format("the tokenizer has {} tokens, the embedding only {} rows",
-                              e.tokenizer_->size(), config.vocab));
+                              e.tokenizer_->size(), e.model_->config().vocab));
   }
-  const std::vector<LayerGroup> groups = {
-      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  const uint64_t bytes_per_token =
-      KvCache::BytesPerToken(groups, *codec, options.page_tokens, kernels, selector.needs());
-  TS_ASSIGN_OR_RETURN(const KvSizes sizes,
-                      ChooseKvSizes(options, config, bytes_per_token, e.model_->packed_bytes()));
-  TS_ASSIGN_OR_RETURN(e.executor_,
-                      Executor::Create(e.model_.get(), kernels, compute, e.threads_.get(),
-                                       {.kv = options.kv,
-                                        .kv_memory_bytes = sizes.pool_bytes,
-                                        .page_tokens = options.page_tokens,
-                                        .block_tokens = options.block_tokens,
-                                        .sequences_max = options.sequences_max,
-                                        .sequence_tokens_max = sizes.context_tokens,
-                                        .step_tokens_max = options.step_tokens_max,
-                                        .selectors = {options.selector}}));
-  const KvCache& cache = *e.executor_->cache();
-  e.scheduler_ =
-      std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = options.step_tokens_max,
-                                                  .sequences_max = options.sequences_max,
-                                                  .blocks = cache.pool(0).total(),
-                                                  .block_tokens = options.block_tokens});
-  e.metadata_ = selector.needs();
-  e.info_ = {.name = config.name,
-             .architecture = config.architecture,
-             .target = kernels->name,
-             .kv = codec->name,
-             .selector = selector.resolved,
-             .parameters = ParametersOf(*file),
-             .tensor_bytes = file->tensor_bytes(),
-             .packed_bytes = e.model_->packed_bytes(),
-             .step_weight_bytes = e.model_->CostOf(1, 1).weight_bytes,
-             .layers = config.layers,
-             .vocab = config.vocab,
-             .threads = e.threads_->threads(),
-             .context_trained = config.context,
-             .context_tokens = sizes.context_tokens,
-             .kv_bytes_per_token = bytes_per_token,
-             .kv_pool_bytes = cache.pool_bytes(),
-             .has_chat_template = !source.empty()};
-  e.stats_.blocks_total = cache.pool(0).total();
+  e.DescribeModel(*file, kernels);
+  TS_RETURN_IF_ERROR(e.OpenExecutor(kernels, compute));
   e.thread_ = std::thread([&e] { e.Loop(); });
   return std::unique_ptr<Engine>(std::move(engine));
 }

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <optional>
 
-#include "select/builtin.h"
+#include "select/registry.h"
 #include "select/selector.h"
 
 namespace tinyserve {
@@ -98,7 +98,7 @@ Result<json::value> OwnValue(const std::string& spec, std::string_view key, std:
 }
 
 const tinyserve_selector_v1* FindTable(std::string_view name) {
-  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+  for (const tinyserve_selector_v1* table : AllSelectors()) {
     if (name == table->name) return table;
   }
   return nullptr;
@@ -106,7 +106,7 @@ const tinyserve_selector_v1* FindTable(std::string_view name) {
 
 std::string Names() {
   std::string names = "full";
-  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+  for (const tinyserve_selector_v1* table : AllSelectors()) {
     names += fmt::format(", {}", table->name);
   }
   return names;
@@ -212,7 +212,7 @@ Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds) {
 std::string DescribeSelectors() {
   std::string text = "full: every page\n";
   const SelectorBudget defaults;
-  for (const tinyserve_selector_v1* table : BuiltinSelectors()) {
+  for (const tinyserve_selector_v1* table : AllSelectors()) {
     text += fmt::format("{}:", table->name);
     for (const auto& [name, option] : SchemaOf(*table)) {
       text +=

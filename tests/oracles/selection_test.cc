@@ -12,6 +12,7 @@
 
 #include "attend/attention.h"
 #include "kernels/targets.h"
+#include "select/registry.h"
 
 namespace tinyserve {
 namespace {
@@ -38,8 +39,17 @@ class Rig {
                                .sequence_tokens_max = kTokens,
                                .metadata = needs},
                               kernels);
+    const tinyserve_shape shape{.struct_size = sizeof shape,
+                                .layers = kLayers,
+                                .kv_heads = kKvHeads,
+                                .group = kGroup,
+                                .head_dim = kHeadDim,
+                                .page_tokens = kPageTokens,
+                                .pages_max = kTokens / kPageTokens + 1,
+                                .record_kinds = needs,
+                                .record_channels = kHeadDim};
     for (const std::string& spec : specs) {
-      selectors_.push_back(*Selector::Open(*ParseSelector(spec), {}));
+      selectors_.push_back(*Selector::Open(*ParseSelector(spec), shape));
     }
     attention_ = *Attention::Create({.group_of_layer = {0, 0},
                                      .heads = kHeads,
@@ -221,6 +231,24 @@ TEST_P(Selection, RecordsDoNotDependOnTheChunks) {
       }
     }
   }
+}
+
+// The example's shared object ranks as the built-in box does; their sums are rounded differently,
+// so a page may differ where two scores all but tie.
+TEST_P(Selection, PluginEqualsBuiltIn) {
+  ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");
+  ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");  // again: nothing happens
+  const std::string options = "ratio=0.2,min_tokens=0,min_context=0,dense_layers=0";
+  Rig rig(GetParam(), {"box:pool=max," + options, "skeleton:" + options});
+  uint32_t same = 0;
+  for (uint32_t seed = 0; seed < 40; ++seed) {
+    const auto q = Query(100 + seed);
+    const auto built_in = rig.Decode(1, q, 1), plugin = rig.Decode(1, q, 2);
+    same += built_in == plugin;
+    EXPECT_NE(plugin, rig.Decode(1, q, 0));
+  }
+  EXPECT_GE(same, 38u);
+  EXPECT_EQ(rig.attention()->selection_counts().failures, 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Selection, testing::ValuesIn(AvailableTargets()),

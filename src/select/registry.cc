@@ -1,0 +1,150 @@
+#include "select/registry.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/parse.hpp>
+#include <boost/json/value.hpp>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string_view>
+
+#include "select/builtin.h"
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+constexpr size_t kNameMax = 64, kSchemaMax = 64 << 10;
+
+std::mutex g_mutex;
+// Of plugins, under g_mutex.
+std::vector<const tinyserve_selector_v1*>& Loaded() {
+  static std::vector<const tinyserve_selector_v1*> loaded;
+  return loaded;
+}
+
+Status Bad(std::string what) { return Status(Code::kInvalidArgument, std::move(what)); }
+
+bool IsName(std::string_view name) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  };
+  return !name.empty() && name.size() <= kNameMax && std::all_of(name.begin(), name.end(), allowed);
+}
+
+// One property of config_schema: a type that specifications can write, and a default of that type.
+Status CheckOption(std::string_view name, const json::value& value) {
+  const auto bad = [&](const char* what) {
+    return Bad(fmt::format("config_schema: property '{}' {}", name, what));
+  };
+  if (!IsName(name)) return bad("has a name that is not of a-z, 0-9, _ and -");
+  const json::object* option = value.if_object();
+  const json::value* type = option != nullptr ? option->if_contains("type") : nullptr;
+  const json::value* fallback = option != nullptr ? option->if_contains("default") : nullptr;
+  if (type == nullptr || !type->is_string() || fallback == nullptr) {
+    return bad("must be an object with a type and a default");
+  }
+  const std::string_view kind = type->as_string();
+  if (kind != "string" && kind != "number" && kind != "integer") {
+    return bad("has another type than string, number and integer");
+  }
+  if ((kind == "string") != fallback->is_string() || (kind != "string" && !fallback->is_number()) ||
+      (kind == "integer" && !fallback->is_int64() && !fallback->is_uint64())) {
+    return bad("has a default of another type");
+  }
+  for (const char* bound : {"minimum", "maximum"}) {
+    const json::value* limit = option->if_contains(bound);
+    if (limit != nullptr && !limit->is_number()) return bad("has a bound that is no number");
+  }
+  if (const json::value* words = option->if_contains("enum")) {
+    const json::array* list = words->if_array();
+    const auto is_word = [](const json::value& word) { return word.is_string(); };
+    if (kind != "string" || list == nullptr || !std::all_of(list->begin(), list->end(), is_word)) {
+      return bad("has an enum that is no list of strings");
+    }
+  }
+  return Status();
+}
+
+Status CheckSchema(const char* schema) {
+  if (schema == nullptr || ::strnlen(schema, kSchemaMax) == kSchemaMax) {
+    return Bad(fmt::format("config_schema must be a string of less than {} bytes", kSchemaMax));
+  }
+  boost::system::error_code error;
+  const json::value value = json::parse(schema, error);
+  const json::object* object = error ? nullptr : value.if_object();
+  const json::value* properties = object != nullptr ? object->if_contains("properties") : nullptr;
+  if (properties == nullptr || !properties->is_object()) {
+    return Bad("config_schema must be a JSON object with an object of properties");
+  }
+  for (const auto& [name, option] : properties->as_object()) {
+    TS_RETURN_IF_ERROR(CheckOption(name, option));
+  }
+  return Status();
+}
+
+}  // namespace
+
+std::vector<const tinyserve_selector_v1*> AllSelectors() {
+  const auto builtin = BuiltinSelectors();
+  std::vector<const tinyserve_selector_v1*> all(builtin.begin(), builtin.end());
+  const std::lock_guard lock(g_mutex);
+  all.insert(all.end(), Loaded().begin(), Loaded().end());
+  return all;
+}
+
+Status CheckSelectorTable(const tinyserve_selector_v1* table) {
+  if (table == nullptr) return Bad("the table is null");
+  // These two come first in every version: nothing else is read before they are right.
+  if (table->abi_version != TINYSERVE_SELECTOR_ABI_VERSION) {
+    return Bad(fmt::format("abi_version is {}: {} is needed", table->abi_version,
+                           TINYSERVE_SELECTOR_ABI_VERSION));
+  }
+  if (table->struct_size < sizeof(tinyserve_selector_v1)) {
+    return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
+                           table->abi_version, sizeof(tinyserve_selector_v1)));
+  }
+  if (table->name == nullptr || !IsName({table->name, ::strnlen(table->name, kNameMax + 1)})) {
+    return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
+  }
+  constexpr uint64_t kKnown = TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS;
+  if ((table->needs & ~kKnown) != 0) {
+    return Bad(fmt::format("needs is {:#x}: known are the bits {:#x}", table->needs, kKnown));
+  }
+  if (table->open == nullptr || table->select == nullptr || table->close == nullptr) {
+    return Bad("open, select and close must all be there");
+  }
+  return CheckSchema(table->config_schema);
+}
+
+Status LoadSelectorPlugin(const std::string& path) {
+  const auto bad = [&](Code code, const std::string& what) {
+    return Status(code, fmt::format("plugin {}: {}", path, what));
+  };
+  // Never closed: its table and code stay in use.
+  void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) return bad(Code::kNotFound, ::dlerror());
+  using Entry = const tinyserve_selector_v1* (*)();
+  const auto entry = reinterpret_cast<Entry>(::dlsym(handle, "tinyserve_selector"));
+  if (entry == nullptr) return bad(Code::kInvalidArgument, "it exports no tinyserve_selector");
+  const tinyserve_selector_v1* table = entry();
+  if (const Status status = CheckSelectorTable(table); !status.ok()) {
+    return bad(Code::kInvalidArgument, status.message());
+  }
+  for (const tinyserve_selector_v1* other : AllSelectors()) {
+    if (other == table) return Status();
+    if (std::string_view(other->name) == table->name || std::string_view("full") == table->name) {
+      return bad(Code::kInvalidArgument, fmt::format("the name '{}' is taken", table->name));
+    }
+  }
+  const std::lock_guard lock(g_mutex);
+  Loaded().push_back(table);
+  return Status();
+}
+
+}  // namespace tinyserve

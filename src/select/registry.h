@@ -1,0 +1,26 @@
+// Every selector by name: the built-in ones, and those that plugins brought.
+#ifndef TINYSERVE_SELECT_REGISTRY_H_
+#define TINYSERVE_SELECT_REGISTRY_H_
+
+#include <string>
+#include <vector>
+
+#include "tinyserve/plugin.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// Built-in ones first, then in the order of loading. Tables live as long as the process.
+std::vector<const tinyserve_selector_v1*> AllSelectors();
+
+// Whether a table can be used. Errors: kInvalidArgument, naming the field and what is allowed.
+Status CheckSelectorTable(const tinyserve_selector_v1* table);
+
+// Loads a shared object that exports tinyserve_selector(). Loading one again changes nothing.
+// Errors: kNotFound (what the dynamic linker says), kInvalidArgument (its table, or its name is
+// taken), all with the path. Thread-safe.
+Status LoadSelectorPlugin(const std::string& path);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_SELECT_REGISTRY_H_

@@ -1,0 +1,90 @@
+#include "select/registry.h"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+
+#include "select/selector.h"
+
+namespace tinyserve {
+namespace {
+
+tinyserve_selector_v1 Table(const char* name = "mine",
+                            const char* schema = R"({"properties":{}})") {
+  return {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+          .struct_size = sizeof(tinyserve_selector_v1),
+          .name = name,
+          .config_schema = schema,
+          .needs = 0,
+          .open = [](const tinyserve_shape*, const char*, void**, tinyserve_error*) { return 0; },
+          .select = [](void*, const tinyserve_select_in*, uint32_t, uint32_t,
+                       tinyserve_select_out*) { return 0; },
+          .close = [](void*) {}};
+}
+
+std::string MessageOf(const tinyserve_selector_v1& table) {
+  return CheckSelectorTable(&table).message();
+}
+
+TEST(CheckSelectorTable, BuiltinsPass) {
+  ASSERT_FALSE(AllSelectors().empty());
+  for (const tinyserve_selector_v1* table : AllSelectors()) {
+    EXPECT_EQ(CheckSelectorTable(table).message(), "") << table->name;
+  }
+  EXPECT_EQ(MessageOf(Table()), "");
+}
+
+TEST(CheckSelectorTable, OtherVersionsAndTruncatedTablesAreRefused) {
+  EXPECT_EQ(CheckSelectorTable(nullptr).message(), "the table is null");
+  // Only what the table has: reading on would leave it (the address sanitizer sees that).
+  struct {
+    uint32_t abi_version, struct_size;
+  } header{.abi_version = 0, .struct_size = 8};
+  const auto* table = reinterpret_cast<const tinyserve_selector_v1*>(&header);
+  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 0: 1 is needed");
+  header.abi_version = 2;
+  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 2: 1 is needed");
+  header.abi_version = 1;
+  EXPECT_EQ(CheckSelectorTable(table).message(), "struct_size is 8: version 1 has " +
+                                                     std::to_string(sizeof(tinyserve_selector_v1)) +
+                                                     " bytes");
+}
+
+TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
+  for (const char* name : {"", "Upper", "a b", "a:b", "a,b"}) {
+    EXPECT_NE(MessageOf(Table(name)).find("name must be"), std::string::npos) << name;
+  }
+  tinyserve_selector_v1 table = Table();
+  table.needs = 1u << 20;
+  EXPECT_EQ(MessageOf(table), "needs is 0x100000: known are the bits 0x3");
+  table = Table();
+  table.select = nullptr;
+  EXPECT_EQ(MessageOf(table), "open, select and close must all be there");
+}
+
+TEST(CheckSelectorTable, SchemasMustBeOnesThatSpecificationsCanWrite) {
+  for (const char* schema :
+       {"", "{", "[]", "{}", R"({"properties":[]})", R"({"properties":{"a":1}})",
+        R"({"properties":{"a":{"type":"number"}}})",
+        R"({"properties":{"a":{"type":"array","default":[]}}})",
+        R"({"properties":{"a":{"type":"number","default":"x"}}})",
+        R"({"properties":{"a":{"type":"integer","default":1.5}}})",
+        R"({"properties":{"a":{"type":"string","default":1}}})",
+        R"({"properties":{"a":{"type":"number","default":1,"minimum":"low"}}})",
+        R"({"properties":{"a":{"type":"string","default":"x","enum":[1]}}})",
+        R"({"properties":{"a=b":{"type":"number","default":1}}})"}) {
+    EXPECT_NE(MessageOf(Table("mine", schema)), "") << schema;
+  }
+}
+
+TEST(LoadSelectorPlugin, SaysWhatIsMissing) {
+  const Status none = LoadSelectorPlugin("/nowhere/none.so");
+  EXPECT_EQ(none.code(), Code::kNotFound);
+  EXPECT_NE(none.message().find("plugin /nowhere/none.so: "), std::string::npos);
+  // A shared object, but no plugin.
+  const Status other = LoadSelectorPlugin("libm.so.6");
+  EXPECT_EQ(other.message(), "plugin libm.so.6: it exports no tinyserve_selector");
+}
+
+}  // namespace
+}  // namespace tinyserve
