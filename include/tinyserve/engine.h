@@ -150,6 +150,9 @@ struct ModelInfo {
 struct SelectionStats {
   uint64_t queries = 0;
   uint64_t pages_held = 0, pages_scored = 0, pages_read = 0;
+  // Of the pages read by queries whose sequence also decoded at the position before: how many, and
+  // how many of them were read there too. Hit rate: pages_reused / pages_followed.
+  uint64_t pages_followed = 0, pages_reused = 0;
   uint64_t bytes_read = 0;  // pages and what is kept of them
   uint64_t failures = 0;    // of a selector: everything was read
 };

@@ -59,8 +59,10 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   TS_ASSIGN_OR_RETURN(a->partials_, Buffer::Allocate(partials * partial_floats * sizeof(float)));
   TS_ASSIGN_OR_RETURN(a->partial_views_, Buffer::Allocate(partials * sizeof(Partial)));
   TS_ASSIGN_OR_RETURN(a->scratch_, Buffer::Allocate(a->scratch_stride_ * threads->threads()));
-  TS_ASSIGN_OR_RETURN(a->chooser_, PageChooser::Create(cache, kernels, options.heads, options.scale,
-                                                       threads->threads()));
+  TS_ASSIGN_OR_RETURN(
+      a->chooser_,
+      PageChooser::Create(cache, kernels, static_cast<uint32_t>(options.group_of_layer.size()),
+                          options.heads, options.scale, threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
   a->list_pages_ = cache->sequence_tokens_max() / cache->page_tokens() + 1;
   TS_ASSIGN_OR_RETURN(a->lists_,
@@ -84,6 +86,8 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= selectors_.size());
+    // A slot that holds another sequence now begins with a prompt.
+    if (run.token_class == TokenClass::kPrompt) chooser_->Forget(run.slot);
     if (run.rows > 0 && Selects(run, run.rows - 1)) {
       first_sparse_layer_ =
           std::min(first_sparse_layer_, selectors_[run.selector - 1]->dense_layers());
@@ -394,6 +398,7 @@ uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint3
                            .kv_head = item.kv_head,
                            .slot = run.slot,
                            .position = run.first_position + item.row,
+                           .alone = run.rows == 1,
                            .q = QueryOf(item, io)},
                           thread, list);
 }

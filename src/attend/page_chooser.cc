@@ -14,6 +14,8 @@ void SelectionCounts::Add(const SelectionCounts& other) {
   pages_held += other.pages_held;
   pages_scored += other.pages_scored;
   pages_read += other.pages_read;
+  pages_followed += other.pages_followed;
+  pages_reused += other.pages_reused;
   tokens_read += other.tokens_read;
   bytes_read += other.bytes_read;
   multiply_adds += other.multiply_adds;
@@ -21,8 +23,9 @@ void SelectionCounts::Add(const SelectionCounts& other) {
 }
 
 Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
-                                                         const Kernels* kernels, uint32_t heads,
-                                                         float scale, uint32_t threads) {
+                                                         const Kernels* kernels, uint32_t layers,
+                                                         uint32_t heads, float scale,
+                                                         uint32_t threads) {
   std::unique_ptr<PageChooser> c(new PageChooser);
   c->cache_ = cache;
   c->kernels_ = kernels;
@@ -33,6 +36,7 @@ Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
   for (uint32_t g = 0; g < cache->groups(); ++g) {
     const KvShape shape = cache->shape(g);
     const uint32_t group = heads / shape.kv_heads;
+    c->kv_heads_max_ = std::max(c->kv_heads_max_, shape.kv_heads);
     const uint32_t pages = cache->sequence_tokens_max() / shape.page_tokens + 1;
     c->q_floats_ = std::max(c->q_floats_, RoundUp16(uint64_t{group} * shape.head_dim));
     c->partial_floats_ = std::max(c->partial_floats_, RoundUp16(group * (shape.head_dim + 2ull)));
@@ -44,6 +48,11 @@ Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
   // A page apart: threads do not share lines.
   c->stride_ = (floats * sizeof(float) + decode_bytes + 4095) / 4096 * 4096;
   TS_ASSIGN_OR_RETURN(c->scratch_, Buffer::Allocate(c->stride_ * threads));
+  c->layers_ = layers;
+  c->last_words_ = 1 + (cache->sequence_tokens_max() / cache->page_tokens() + 64) / 64;
+  const uint64_t words =
+      uint64_t{cache->sequences_max()} * layers * c->kv_heads_max_ * c->last_words_;
+  TS_ASSIGN_OR_RETURN(c->last_, Buffer::Allocate(words * sizeof(uint64_t)));
   return c;
 }
 
@@ -93,6 +102,7 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                {scratch.select, select_floats_}, out, &failed);
   }
   Count(query, all.count, n, all.last_tokens, failed, &counts_[thread]);
+  if (query.alone) Follow(query, {out, n}, &counts_[thread]);
   for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
   return n;
 }
@@ -116,6 +126,32 @@ void PageChooser::Count(const Query& query, uint32_t held, uint32_t read, uint32
       uint64_t{read} * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
       scored * MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes;
   counts->failures += failed ? 1 : 0;
+}
+
+uint64_t* PageChooser::LastOf(SequenceSlot slot, uint32_t layer, uint32_t kv_head) const {
+  return last_.as<uint64_t>() +
+         ((uint64_t{slot} * layers_ + layer) * kv_heads_max_ + kv_head) * last_words_;
+}
+
+void PageChooser::Forget(SequenceSlot slot) {
+  for (uint32_t layer = 0; layer < layers_; ++layer) {
+    for (uint32_t head = 0; head < kv_heads_max_; ++head) *LastOf(slot, layer, head) = 0;
+  }
+}
+
+void PageChooser::Follow(const Query& query, std::span<const uint32_t> pages,
+                         SelectionCounts* counts) {
+  uint64_t* last = LastOf(query.slot, query.layer, query.kv_head);
+  uint64_t* bits = last + 1;
+  // Positions are kept plus one, so that memory of zeros follows nothing: a selecting query has
+  // tokens before it.
+  if (last[0] == query.position) {
+    counts->pages_followed += pages.size();
+    for (uint32_t page : pages) counts->pages_reused += bits[page / 64] >> page % 64 & 1;
+  }
+  std::fill(bits, last + last_words_, 0);
+  for (uint32_t page : pages) bits[page / 64] |= uint64_t{1} << page % 64;
+  last[0] = query.position + 1ull;
 }
 
 SelectionCounts PageChooser::counts() const {

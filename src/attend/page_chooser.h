@@ -21,6 +21,9 @@ struct SelectionCounts {
   uint64_t pages_held = 0;
   uint64_t pages_scored = 0;  // candidates of a selector that reads their records
   uint64_t pages_read = 0;
+  // Of the pages that a query read whose sequence also decoded at the position before: how many,
+  // and how many of them were read there too. Their ratio is the hit rate.
+  uint64_t pages_followed = 0, pages_reused = 0;
   uint64_t tokens_read = 0;
   uint64_t bytes_read = 0;     // of pages and records
   uint64_t multiply_adds = 0;  // of scores, q.k and p.v
@@ -33,18 +36,23 @@ class PageChooser {
  public:
   // For every group of `cache`. Errors: kOutOfMemory.
   static Result<std::unique_ptr<PageChooser>> Create(const KvCache* cache, const Kernels* kernels,
-                                                     uint32_t heads, float scale, uint32_t threads);
+                                                     uint32_t layers, uint32_t heads, float scale,
+                                                     uint32_t threads);
 
   struct Query {
     const Selector* selector;
     uint32_t group, layer, layer_in_group, kv_head;
     SequenceSlot slot;
     uint32_t position;
+    bool alone;      // the step's only row of its sequence: its hit rate is counted
     const float* q;  // [query heads of the KV head][head_dim], not scaled
   };
   // Writes the pages that a query reads, as indices into slabs in order of position, to out
   // [pages of its tokens]; returns how many. The last one is the query's own page.
   uint32_t Choose(const Query& query, uint32_t thread, uint32_t* out);
+
+  // The next query of a sequence slot follows none.
+  void Forget(SequenceSlot slot);
 
   SelectionCounts counts() const;
   void ResetCounts();
@@ -61,6 +69,10 @@ class PageChooser {
     void* decode;
   };
   Scratch ScratchOf(uint32_t thread) const;
+  uint64_t* LastOf(SequenceSlot slot, uint32_t layer, uint32_t kv_head) const;
+  // Compares the pages of a query, counted from the sequence's first, with those of the position
+  // before, and keeps them for the next.
+  void Follow(const Query& query, std::span<const uint32_t> pages, SelectionCounts* counts);
 
   const KvCache* cache_ = nullptr;
   const Kernels* kernels_ = nullptr;
@@ -69,6 +81,11 @@ class PageChooser {
   uint64_t q_floats_ = 0, partial_floats_ = 0, select_floats_ = 0, stride_ = 0;
   Buffer scratch_;                       // [thread][stride_] bytes
   std::vector<SelectionCounts> counts_;  // one a thread
+  // What the last query of each (sequence slot, layer, KV head) read: a bit a page, after a word
+  // that holds its position.
+  uint32_t layers_ = 0, kv_heads_max_ = 0;
+  uint64_t last_words_ = 0;  // of one, the position's included
+  Buffer last_;              // [slot][layer][KV head][last_words_] uint64
 };
 
 }  // namespace tinyserve

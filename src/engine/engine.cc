@@ -523,6 +523,8 @@ void EngineImpl::CountDecode() {
                       .pages_held = counts.pages_held,
                       .pages_scored = counts.pages_scored,
                       .pages_read = counts.pages_read,
+                      .pages_followed = counts.pages_followed,
+                      .pages_reused = counts.pages_reused,
                       .bytes_read = counts.bytes_read,
                       .failures = counts.failures};
   for (const ScheduledRow& row : rows_) {

@@ -78,6 +78,7 @@ class KvCache {
 
   uint32_t block_tokens() const { return options_.block_tokens; }
   uint32_t page_tokens() const { return options_.page_tokens; }
+  uint32_t sequences_max() const { return options_.sequences_max; }
   uint32_t sequence_tokens_max() const { return options_.sequence_tokens_max; }
   const BlockPool& pool(uint32_t group) const { return groups_[group].pool; }
   uint32_t groups() const { return static_cast<uint32_t>(groups_.size()); }

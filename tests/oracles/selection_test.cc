@@ -63,12 +63,13 @@ class Rig {
     Fill(chunk);
   }
 
-  // Output of one generated token at the last position.
-  std::vector<float> Decode(uint32_t layer, const std::vector<float>& q, uint32_t selector) {
+  // Output of one generated token, at the last position or another.
+  std::vector<float> Decode(uint32_t layer, const std::vector<float>& q, uint32_t selector,
+                            uint32_t position = kTokens - 1) {
     const SequenceRun run{.slot = slot_,
                           .first_row = 0,
                           .rows = 1,
-                          .first_position = kTokens - 1,
+                          .first_position = position,
                           .token_class = TokenClass::kGenerated,
                           .selector = selector};
     attention_->Plan({&run, 1});
@@ -211,6 +212,24 @@ TEST_P(Selection, CountsEqualARecount) {
   EXPECT_EQ(c.bytes_read, kKvHeads * (read * page_bytes + (pages - 3) * record_bytes));
   EXPECT_EQ(c.multiply_adds, kKvHeads * (tokens + pages - 3) * 2 * kGroup * kHeadDim);
   EXPECT_EQ(c.failures, 0u);
+}
+
+// The newest pages move on at a page's border; all else of this selector stays.
+TEST_P(Selection, HitRateCountsPagesReadBefore) {
+  Rig rig(GetParam(), {"streaming:tokens=96,min_tokens=0,min_context=0,dense_layers=0"});
+  rig.attention()->ResetSelectionCounts();
+  const auto counts_after = [&](uint32_t position) {
+    rig.Decode(0, Query(8), 1, position);
+    const SelectionCounts c = rig.attention()->selection_counts();
+    return std::pair(c.pages_followed, c.pages_reused);
+  };
+  using Counts = std::pair<uint64_t, uint64_t>;
+  EXPECT_EQ(counts_after(957), Counts(0, 0));
+  EXPECT_EQ(counts_after(958), Counts(kKvHeads * 6, kKvHeads * 6));
+  EXPECT_EQ(counts_after(959), Counts(kKvHeads * 12, kKvHeads * 12));
+  EXPECT_EQ(counts_after(960), Counts(kKvHeads * 18, kKvHeads * 17));  // a new page
+  EXPECT_EQ(counts_after(962), Counts(kKvHeads * 18, kKvHeads * 17));  // a gap: follows nothing
+  EXPECT_EQ(counts_after(963), Counts(kKvHeads * 24, kKvHeads * 23));
 }
 
 TEST_P(Selection, RecordsDoNotDependOnTheChunks) {
