@@ -111,7 +111,15 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       {"16", "32", "64"});
 }
 
-void AddSelectorOption(CLI::App* app, std::string* selector) {
+void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins) {
+  app->add_option("--plugin", *plugins,
+                  "Shared object that brings a selector (tinyserve/plugin.h); may be repeated")
+      ->type_name("FILE")
+      ->group("Engine");
+}
+
+void AddSelectorOption(CLI::App* app, std::string* selector, std::vector<std::string>* plugins) {
+  AddPluginOption(app, plugins);
   app->add_option(
          "--selector", *selector,
          "Which KV pages generated tokens read, NAME[:key=value,...]; docs/selection.md has "
