@@ -15,9 +15,9 @@ TEST(ParseSelector, ResolvesEveryOption) {
   EXPECT_EQ(ParseSelector("full")->resolved, "full");
   EXPECT_EQ(
       ParseSelector("box")->resolved,
-      "box:ratio=0.3,min_tokens=256,dense_layers=2,sink=1,recent=2,min_context=1024,pool=max");
+      "box:ratio=0.3,min_tokens=256,dense_layers=0,sink=1,recent=2,min_context=1024,pool=max");
   EXPECT_EQ(ParseSelector("moments:tokens=800,alpha=3.5,pool=sum,sink=0")->resolved,
-            "moments:tokens=800,min_tokens=256,dense_layers=2,sink=0,recent=2,min_context=1024,"
+            "moments:tokens=800,min_tokens=256,dense_layers=0,sink=0,recent=2,min_context=1024,"
             "pool=sum,alpha=3.5");
   const SelectorSpec again = *ParseSelector(ParseSelector("random:seed=7,ratio=0.05")->resolved);
   EXPECT_EQ(again.resolved, ParseSelector("random:seed=7,ratio=0.05")->resolved);
