@@ -22,7 +22,7 @@ struct SelectorBudget {
   double ratio = 0.3;           // of the pages, (0, 1]
   uint32_t tokens = 0;          // instead of the ratio, where not 0
   uint32_t min_tokens = 256;    // never fewer than these
-  uint32_t dense_layers = 2;    // first layers, which read everything
+  uint32_t dense_layers = 0;    // first layers, which read everything
   uint32_t sink = 1;            // first pages, always read
   uint32_t recent = 2;          // newest pages, always read; at least 1
   uint32_t min_context = 1024;  // below, everything is read
