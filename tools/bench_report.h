@@ -12,10 +12,16 @@
 
 namespace tinyserve {
 
+struct SelectorName {
+  std::string typed, resolved;
+};
+
 struct BenchSetup {
   std::string model, target, kv, compute;
+  std::string text;  // what prompts are made of; "": random tokens
   uint32_t threads = 0;
   uint32_t chunk_tokens = 0;
+  std::vector<SelectorName> selectors = {{"full", "full"}};  // by BenchCase::selector
   MachinePeaks peaks;
 };
 
@@ -35,7 +41,14 @@ struct CaseFigures {
 // REQUIRES: at least one sample, no time is 0.
 CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks);
 
-boost::json::object CaseJson(const CaseResult& result, const BenchSetup& setup);
+// How many times as fast as the same decode under `full` in the same rounds (median); NaN where the
+// results have none.
+double SpeedupOverFull(const CaseResult& result, const std::vector<CaseResult>& results,
+                       const BenchSetup& setup);
+
+// `results`: all of the run.
+boost::json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& results,
+                             const BenchSetup& setup);
 boost::json::object SkippedJson(const SkippedCase& skipped);
 boost::json::object PeaksJson(const BenchSetup& setup);
 std::string PeaksTable(const BenchSetup& setup);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tools/json_output.h"
 
 namespace tinyserve {
@@ -39,11 +41,29 @@ TEST(BenchReport, MedianOfAnEvenNumberIsBetweenTheTwo) {
 }
 
 TEST(BenchReport, JsonLine) {
-  EXPECT_EQ(ToJson(CaseJson(Decode({2.0}), TestSetup())),
+  const CaseResult result = Decode({2.0});
+  EXPECT_EQ(ToJson(CaseJson(result, {result}, TestSetup())),
             R"({"engine": "tinyserve", "kind": "decode", "tokens": 64, "depth": 4096, "batch": 8, )"
-            R"("tokens_per_s": {"median": 256, "min": 256, "max": 256}, )"
+            R"("selector": "full", "resolved": "full", )"
+            R"("tokens_per_s": {"median": 256, "min": 256, "max": 256}, "speedup_over_full": 1, )"
             R"("bytes_per_step": 100000000, "roofline_share": 0.4, "bandwidth_share": 0.32, )"
-            R"("target": "avx2", "threads": 2, "kv": "f16", "compute": "fast"})");
+            R"("target": "avx2", "threads": 2, "kv": "f16", "compute": "fast", "text": null})");
+}
+
+TEST(BenchReport, SpeedupComparesTheSameRounds) {
+  BenchSetup setup = TestSetup();
+  setup.selectors = {{"box", "box:ratio=0.3"}, {"full", "full"}};
+  CaseResult box = Decode({1.0, 2.0, 1.0}), full = Decode({4.0, 4.0, 2.0}), shallow = full;
+  full.bench_case.selector = 1;
+  shallow.bench_case.selector = 1;
+  shallow.bench_case.depth = 0;
+  EXPECT_DOUBLE_EQ(SpeedupOverFull(box, {box, shallow, full}, setup), 2);  // of 4, 2 and 2
+  EXPECT_TRUE(std::isnan(SpeedupOverFull(box, {box, shallow}, setup)));
+  const std::string table = CaseTable({box, full}, setup);
+  EXPECT_NE(table.find("    2.00  box\n"), std::string::npos) << table;
+  EXPECT_NE(table.find("    1.00  full\n"), std::string::npos) << table;
+  setup.selectors.resize(1);
+  EXPECT_NE(CaseTable({box}, setup).find("       -  box\n"), std::string::npos);
 }
 
 TEST(BenchReport, SkippedLineNamesTheCase) {

@@ -1,8 +1,9 @@
 #include "tools/bench_runner.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
 #include "base/check.h"
 #include "engine/sampler.h"
@@ -27,42 +28,56 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                                          const BenchPlan& plan) {
   std::unique_ptr<BenchRunner> runner(new BenchRunner);
   runner->options_ = options;
+  const LoadedModel& model = *options.model;
   const auto sequences = static_cast<uint32_t>(plan.sequence_tokens.size());
-  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
-  const ModelConfig& config = options.model->config();
-  const std::vector<LayerGroup> groups = {
-      {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  const uint64_t token_bytes =
-      KvCache::BytesPerToken(groups, *codec, options.page_tokens, options.kernels);
   const uint32_t longest =
       *std::max_element(plan.sequence_tokens.begin(), plan.sequence_tokens.end());
+  if (runner->has_text() && options.text.tokens.size() < longest) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("--text has {} tokens: the longest sequence needs {}",
+                              options.text.tokens.size(), longest));
+  }
+  TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(options.selectors));
+  TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
+                      model.KvBytesPerToken(options.kv, options.page_tokens, metadata));
   const ExecutorOptions executor{.kv = options.kv,
                                  .kv_memory_bytes = plan.pool_tokens() * token_bytes,
                                  .page_tokens = options.page_tokens,
                                  .block_tokens = options.block_tokens,
                                  .sequences_max = sequences,
                                  .sequence_tokens_max = longest,
-                                 .step_tokens_max = std::max(options.chunk_tokens, sequences)};
-  TS_ASSIGN_OR_RETURN(
-      runner->executor_,
-      Executor::Create(options.model, options.kernels, options.compute, options.threads, executor));
-  for (uint32_t s = 0; s < sequences; ++s) {
-    TS_ASSIGN_OR_RETURN(const SequenceSlot slot, runner->executor_->cache()->AddSequence());
-    TS_RETURN_IF_ERROR(runner->executor_->cache()->Reserve(slot, plan.sequence_tokens[s]));
-    runner->slots_.push_back(slot);
+                                 .step_tokens_max = std::max(options.chunk_tokens, sequences),
+                                 .selectors = options.selectors};
+  TS_ASSIGN_OR_RETURN(runner->executor_,
+                      Executor::Create(model.model.get(), model.kernels, model.compute,
+                                       model.threads.get(), executor));
+  for (const std::string& selector : options.selectors) {
+    TS_ASSIGN_OR_RETURN(const uint32_t index, runner->executor_->FindSelector(selector));
+    runner->selectors_.push_back(index);
   }
-  runner->filled_.assign(sequences, 0);
+  for (uint32_t s = 0; s < sequences; ++s) {
+    Sequence sequence;
+    TS_ASSIGN_OR_RETURN(sequence.slot, runner->executor_->cache()->AddSequence());
+    TS_RETURN_IF_ERROR(runner->executor_->cache()->Reserve(sequence.slot, plan.sequence_tokens[s]));
+    runner->sequences_.push_back(sequence);
+  }
   return runner;
 }
 
-// A number that looks random and depends on sequence and position alone (the finaliser of
-// splitmix64).
 int32_t BenchRunner::PromptToken(uint32_t sequence, uint32_t position) const {
+  const TextTokens& text = options_.text;
+  if (has_text()) {
+    if (position < text.prefix.size()) return text.prefix[position];
+    const uint64_t start = sequence * uint64_t{text.tokens.size()} / sequences_.size();
+    return text.tokens[(start + position - text.prefix.size()) % text.tokens.size()];
+  }
+  // A number that looks random and depends on sequence and position alone (the finaliser of
+  // splitmix64).
   uint64_t x = (uint64_t{sequence} << 32 | position) + 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   x ^= x >> 31;
-  return static_cast<int32_t>(x % options_.model->config().vocab);
+  return static_cast<int32_t>(x % options_.model->model->config().vocab);
 }
 
 void BenchRunner::CountStep(BenchSample* sample) const {
@@ -72,107 +87,80 @@ void BenchRunner::CountStep(BenchSample* sample) const {
   ++sample->steps;
 }
 
-void BenchRunner::Prefill(uint32_t first, uint32_t last, BenchSample* sample,
-                          const std::function<void(double)>& progress) {
+void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
+                          const std::function<void(uint32_t)>& progress) {
+  Sequence& s = sequences_[sequence];
   for (uint32_t at = first; at < last;) {
     const uint32_t length = std::min(options_.chunk_tokens, last - at);
     const bool ends = at + length == last;
     batch_.Clear();
-    batch_.rows.push_back({.slot = slots_[0],
+    batch_.rows.push_back({.slot = s.slot,
                            .first_position = at,
                            .length = length,
                            .first_input = 0,
                            .token_class = TokenClass::kPrompt,
                            .want = ends ? Want::kLogits : Want::kNothing});
-    for (uint32_t i = 0; i < length; ++i) batch_.inputs.push_back(PromptToken(0, at + i));
+    for (uint32_t i = 0; i < length; ++i) batch_.inputs.push_back(PromptToken(sequence, at + i));
     executor_->Run(batch_);
     if (ends) executor_->SetSampled(0, Argmax(executor_->logits(0)));
     CountStep(sample);
     at += length;
-    if (progress) progress(static_cast<double>(at - first) / (last - first));
+    if (progress) progress(length);
   }
-  filled_[0] = std::max(filled_[0], last);
+  s.filled = std::max(s.filled, last);
 }
 
 void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample) {
   for (uint32_t step = 0; step < steps; ++step) {
     batch_.Clear();
     for (uint32_t s = 0; s < c.batch; ++s) {
-      batch_.rows.push_back({.slot = slots_[s],
+      batch_.rows.push_back({.slot = sequences_[s].slot,
                              .first_position = c.depth + step,
                              .length = 1,
                              .first_input = s,
                              .token_class = TokenClass::kGenerated,
-                             .want = Want::kLogits});
+                             .want = Want::kLogits,
+                             .selector = selectors_[c.selector]});
       batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
     }
     executor_->Run(batch_);
-    options_.threads->For(c.batch, [&](uint32_t s, uint32_t) {
+    options_.model->threads->For(c.batch, [&](uint32_t s, uint32_t) {
       executor_->SetSampled(s, Argmax(executor_->logits(s)));
     });
     CountStep(sample);
   }
 }
 
-void BenchRunner::VisitPages(uint32_t first, uint32_t last,
-                             const std::function<void(uint8_t*, uint32_t)>& visit) const {
-  KvCache* cache = executor_->cache();
-  for (uint32_t group = 0; group < cache->groups(); ++group) {
-    const ModelConfig& config = options_.model->config();
-    const KvShape shape = cache->shape(group);
-    const PageView view = cache->View(slots_[0], group, last);
-    for (uint32_t layer = 0; layer < config.layers; ++layer) {
-      for (uint32_t head = 0; head < shape.kv_heads; ++head) {
-        const KvSlab slab = cache->slab(group, layer, head);
-        for (uint32_t page = first / shape.page_tokens; page < view.count; ++page) {
-          visit(PageAt(slab, view.pages[page]), slab.page_bytes);
-        }
-      }
+void BenchRunner::Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress) {
+  BenchSample untimed;
+  for (uint32_t i = 0; i < c.batch; ++i) {
+    Sequence& s = sequences_[i];
+    if (s.overwritten_last > s.overwritten_first && s.overwritten_first != c.depth) {
+      Prefill(i, s.overwritten_first, std::min(s.overwritten_last, s.filled), &untimed, progress);
+      s.overwritten_first = s.overwritten_last = 0;
+    }
+    if (s.filled >= c.depth) continue;
+    if (i == 0 || has_text()) {
+      Prefill(i, s.filled, c.depth, &untimed, progress);
+    } else {
+      executor_->cache()->Copy(sequences_[0].slot, s.slot, s.filled, c.depth);
+      s.filled = c.depth;
     }
   }
 }
 
-void BenchRunner::CopyPages(uint32_t sequence, uint32_t first, uint32_t last) {
-  KvCache* cache = executor_->cache();
-  const ModelConfig& config = options_.model->config();
-  for (uint32_t group = 0; group < cache->groups(); ++group) {
-    const KvShape shape = cache->shape(group);
-    const PageView from = cache->View(slots_[0], group, last);
-    const PageView to = cache->View(slots_[sequence], group, last);
-    options_.threads->For(config.layers, [&](uint32_t layer, uint32_t) {
-      for (uint32_t head = 0; head < shape.kv_heads; ++head) {
-        const KvSlab slab = cache->slab(group, layer, head);
-        for (uint32_t page = first / shape.page_tokens; page < from.count; ++page) {
-          std::memcpy(PageAt(slab, to.pages[page]), PageAt(slab, from.pages[page]),
-                      slab.page_bytes);
-        }
-      }
-    });
-  }
-}
-
-void BenchRunner::Prepare(const BenchCase& c, const std::function<void(double)>& progress) {
-  BenchSample untimed;
-  if (filled_[0] < c.depth) Prefill(filled_[0], c.depth, &untimed, progress);
-  for (uint32_t s = 1; s < c.batch; ++s) {
-    if (filled_[s] >= c.depth) continue;
-    CopyPages(s, filled_[s], c.depth);
-    filled_[s] = c.depth;
-  }
-}
-
 BenchSample BenchRunner::Run(const BenchCase& c) {
-  TS_CHECK(filled_[0] >= c.depth && c.batch <= slots_.size());
+  TS_CHECK(c.batch <= sequences_.size() && sequences_[0].filled >= c.depth);
   return c.kind == BenchKind::kPrefill ? RunPrefill(c) : RunDecode(c);
 }
 
 BenchSample BenchRunner::RunPrefill(const BenchCase& c) {
   BenchSample warm_up, sample;
-  Prefill(c.depth, c.depth + std::min(c.tokens, options_.chunk_tokens), &warm_up, {});
+  Prefill(0, c.depth, c.depth + std::min(c.tokens, options_.chunk_tokens), &warm_up, {});
   uint32_t runs = 0;
   const Clock::time_point start = Clock::now();
   do {
-    Prefill(c.depth, c.depth + c.tokens, &sample, {});
+    Prefill(0, c.depth, c.depth + c.tokens, &sample, {});
     ++runs;
   } while (SecondsSince(start) < kPrefillSecondsMin);
   sample.seconds = SecondsSince(start) / runs;
@@ -183,28 +171,20 @@ BenchSample BenchRunner::RunPrefill(const BenchCase& c) {
 }
 
 BenchSample BenchRunner::RunDecode(const BenchCase& c) {
-  const uint32_t end = c.depth + c.tokens;
-  const uint32_t kept_end = std::min(filled_[0], end);
-  saved_.clear();
-  if (kept_end > c.depth) {
-    VisitPages(c.depth, kept_end, [&](uint8_t* page, uint32_t bytes) {
-      saved_.insert(saved_.end(), page, page + bytes);
-    });
-  }
   BenchSample warm_up, sample;
   Decode(c, std::min(c.tokens, kWarmUpSteps), &warm_up);
   const Clock::time_point start = Clock::now();
   Decode(c, c.tokens, &sample);
   sample.seconds = SecondsSince(start);
-  size_t at = 0;
-  if (kept_end > c.depth) {
-    VisitPages(c.depth, kept_end, [&](uint8_t* page, uint32_t bytes) {
-      std::memcpy(page, saved_.data() + at, bytes);
-      at += bytes;
-    });
+  for (uint32_t i = 0; i < c.batch; ++i) {
+    Sequence& s = sequences_[i];
+    if (i == 0 || has_text()) {
+      s.overwritten_first = c.depth;
+      s.overwritten_last = std::max(s.overwritten_last, c.depth + c.tokens);
+    } else {
+      s.filled = std::min(s.filled, c.depth);  // copying again is cheap
+    }
   }
-  // Copies are only remembered up to where they were overwritten.
-  for (uint32_t s = 1; s < c.batch; ++s) filled_[s] = std::min(filled_[s], c.depth);
   return sample;
 }
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "engine/executor.h"
-#include "model/model.h"
 #include "tools/bench_plan.h"
+#include "tools/loaded_model.h"
 #include "tools/machine_peaks.h"
 
 namespace tinyserve {
@@ -23,52 +23,59 @@ struct BenchSample {
 };
 
 struct BenchRunnerOptions {
-  const Model* model;
-  const Kernels* kernels;
-  Compute compute;
-  ThreadPool* threads;
+  const LoadedModel* model;
   std::string kv;
   uint32_t page_tokens, block_tokens;
-  uint32_t chunk_tokens;  // prompt tokens of one step
+  uint32_t chunk_tokens;               // prompt tokens of one step
+  std::vector<std::string> selectors;  // that cases name by their index
+  TextTokens text;                     // what prompts are made of; no tokens: random ones
   MachinePeaks peaks;
 };
 
-// Sequence 0 always holds prompt tokens that are a function of their position, so that a prefill
-// case may run over what is already there. The other sequences are copies of it in blocks of their
-// own; a decode case overwrites some tokens, which are put back afterwards. So the context is
-// computed once, not once a case.
+// Sequences hold prompt tokens that are a function of their position, so that a case may run over
+// what is already there. Over a text, each sequence reads it from another place on. Random prompts
+// are the same for all: sequence 0's is computed, the others are copies of it in blocks of their
+// own. A decode case overwrites some tokens; they are put back before a case at another depth. So a
+// context is computed once, not once a case.
 class BenchRunner {
  public:
-  // Errors: kOutOfMemory, kInvalidArgument.
+  // Errors: kOutOfMemory, kInvalidArgument (a selector, a text that is too short).
   static Result<std::unique_ptr<BenchRunner>> Create(const BenchRunnerOptions& options,
                                                      const BenchPlan& plan);
 
-  // Makes sure that the case's sequences hold its depth. `progress`: 0..1 of a long fill.
-  void Prepare(const BenchCase& c, const std::function<void(double)>& progress);
+  // Makes sure that the case's sequences hold its depth. `progress` gets the tokens of each step
+  // that this takes.
+  void Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress);
   // REQUIRES: Prepare(c) was the last call.
   BenchSample Run(const BenchCase& c);
 
+  // A selector with every option.
+  std::string selector_resolved(uint32_t selector) const {
+    return executor_->selector_resolved(selectors_[selector]);
+  }
+
  private:
+  struct Sequence {
+    SequenceSlot slot = 0;
+    uint32_t filled = 0;                                   // tokens [0, filled) are its prompt,
+    uint32_t overwritten_first = 0, overwritten_last = 0;  // but for these
+  };
+
   BenchRunner() = default;
-  // Runs prompt tokens [first, last) of sequence 0 in chunks.
-  void Prefill(uint32_t first, uint32_t last, BenchSample* sample,
-               const std::function<void(double)>& progress);
+  bool has_text() const { return !options_.text.tokens.empty(); }
+  // Runs prompt tokens [first, last) of a sequence in chunks.
+  void Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
+               const std::function<void(uint32_t)>& progress);
   void Decode(const BenchCase& c, uint32_t steps, BenchSample* sample);
   void CountStep(BenchSample* sample) const;
   int32_t PromptToken(uint32_t sequence, uint32_t position) const;
-  // Copies whole pages that hold tokens [first, last) from sequence 0 to `sequence`.
-  void CopyPages(uint32_t sequence, uint32_t first, uint32_t last);
-  // Calls visit(page bytes, size) for every page of sequence 0 that holds tokens [first, last).
-  void VisitPages(uint32_t first, uint32_t last,
-                  const std::function<void(uint8_t*, uint32_t)>& visit) const;
   BenchSample RunPrefill(const BenchCase& c);
   BenchSample RunDecode(const BenchCase& c);
 
   BenchRunnerOptions options_;
   std::unique_ptr<Executor> executor_;
-  std::vector<SequenceSlot> slots_;
-  std::vector<uint32_t> filled_;  // tokens of each sequence that are sequence 0's prompt
-  std::vector<uint8_t> saved_;    // pages of sequence 0 that a decode overwrites
+  std::vector<uint32_t> selectors_;  // the executor's
+  std::vector<Sequence> sequences_;
   StepBatch batch_;
 };
 

@@ -105,6 +105,15 @@ class CommandLine(unittest.TestCase):
             ("run", "--model", MODEL, "--prompt", "x", "--target", "z80"): "z80",
             ("bench",): "--model FILE",
             ("eval", "--model", MODEL, "--text", __file__, "--stride", "100000"): "--stride 100000: allowed are 1 to",
+            ("eval", "--model", MODEL, "--text", __file__, "--context", "64,128"): "--context: give one value",
+            ("eval", "--model", MODEL, "--text", __file__, "--long", "16"): "--long requires --method",
+            ("eval", "--model", MODEL, "--text", __file__, "--method", "boxes"): "selector 'boxes': there is no",
+            ("eval", "--model", MODEL, "--text", __file__, "--method", "full", "--stride", "8"): "--stride excludes",
+            ("eval", "--model", MODEL, "--text", __file__, "--method", "full", "--context", "200"):
+                "--context 200: allowed are 257 to ",
+            ("eval", "--model", MODEL, "--text", __file__, "--method", "full", "--long", "100000"):
+                "--long 100000 after --long-prompt 4096: the model was trained for",
+            ("bench", "--model", MODEL, "--selector", "box:ratio=2"): "selector 'box:ratio=2': ratio is '2'",
         }
         for args, message in cases.items():
             done = tinyserve(*args)
@@ -313,6 +322,63 @@ class Measure(unittest.TestCase):
         skipped = [json.loads(line) for line in done.stderr.splitlines()]
         self.assertEqual({s["skipped"]["depth"] for s in skipped}, {0, 40})
         self.assertTrue(all(s["skipped"]["tokens"] == 100000 and s["reason"] for s in skipped))
+
+    def test_bench_compares_selectors_over_a_text(self):
+        sparse = "box:ratio=0.25,min_tokens=0,min_context=0,dense_layers=0"
+        args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "4", "--depth", "256,320", "--batch", "1,3",
+                "--repeat", "2", "--selector", "full", "--selector", sparse, "--json", "-")
+        done = tinyserve(*args, "--text", __file__)
+        cases = self.lines(done)
+        self.assertEqual(done.stderr, b"")
+        self.assertEqual({(c["kind"], c["depth"], c["batch"], c["selector"]) for c in cases},
+                         {("prefill", d, 1, "full") for d in (256, 320)} |
+                         {("decode", d, b, s) for d in (256, 320) for b in (1, 3) for s in ("full", sparse)})
+        decodes = [c for c in cases if c["kind"] == "decode"]
+        for full, box in zip(decodes[::2], decodes[1::2]):
+            self.assertEqual((full["resolved"], full["speedup_over_full"]), ("full", 1))
+            self.assertTrue(box["resolved"].startswith("box:ratio=0.25,"), box)
+            self.assertGreater(box["speedup_over_full"], 0)
+            self.assertLess(box["bytes_per_step"], full["bytes_per_step"])
+            self.assertEqual(box["text"], __file__)
+        done = tinyserve(*args)
+        self.assertIn(b"random tokens", done.stderr)
+        self.assertTrue(all(c["text"] is None for c in self.lines(done)))
+
+    def test_eval_holds_methods_against_dense_attention(self):
+        methods = ("full", *(f"{name}:ratio=0.25,min_tokens=0,min_context=0,dense_layers=0"
+                             for name in ("oracle", "random", "box")))
+        with tempfile.TemporaryDirectory() as folder:
+            plot, table = os.path.join(folder, "p.svg"), os.path.join(folder, "table.json")
+            args = ("eval", "--model", MODEL, "--text", __file__, "--context", "256,320", "--score", "40", "--tokens",
+                    "80", "--long", "80", "--long-prompt", "200", *(a for m in methods for a in ("--method", m)))
+            lines = self.lines(tinyserve(*args, "--plot", plot, "--json", "-"))
+            shown = tinyserve(*args[:-4], "--json", table).stdout.decode()
+            with open(plot, encoding="utf-8") as file:
+                self.assertEqual(file.read().count("<circle"), 2 * len(lines))
+            with open(table, encoding="utf-8") as file:
+                self.assertEqual(len(file.readlines()), 3 * (len(methods) - 2))
+        self.assertRegex(shown, r"full +256 +80 +0 +0 +1\.0000 ")
+        self.assertEqual([(line["context"], line["method"]) for line in lines],
+                         [(c, m) for c in (256, 320, 280) for m in methods])
+        for full, oracle, random, box in (lines[i:i + 4] for i in range(0, len(lines), 4)):
+            self.assertEqual([full[k] for k in ("resolved", "kl", "kl_p99", "top1", "dppl", "kv_fraction_read")],
+                             ["full", 0, 0, 1, 0, 1])
+            self.assertLess(0, oracle["kl"])
+            self.assertLess(oracle["kl"], random["kl"])
+            self.assertGreater(random["kl_p99"], random["kl"])
+            self.assertLess(random["top1"], 1)
+            self.assertGreater(random["dppl_se"], 0)
+            self.assertEqual(random["kv_bytes"], full["kv_bytes"])
+            self.assertGreater(box["kv_bytes"], full["kv_bytes"])  # what it keeps of pages
+            self.assertLess(box["kv_bytes_read_per_token"], 0.5 * full["kv_bytes_read_per_token"])
+            for line in (full, oracle, random, box):
+                self.assertEqual(line["scored_tokens"], 80)
+                self.assertEqual(line["selector_failures"], 0)
+                self.assertGreater(line["decode_tokens_per_s"], 0)
+                self.assertEqual(line["kind"], "long_decode" if line["context"] == 280 else "method")
+        drift = lines[-1]["kl_by_position"]
+        self.assertEqual(len(drift), 1)
+        self.assertAlmostEqual(drift[0], lines[-1]["kl"], places=5)
 
     def test_eval_agrees_whatever_the_window_may_see_of_it(self):
         with tempfile.NamedTemporaryFile() as file:

@@ -1,4 +1,4 @@
-// `tinyserve eval`: perplexity of a text.
+// `tinyserve eval`: perplexity of a text, and what selectors change of its predictions.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "tools/commands.h"
+#include "tools/eval_methods.h"
 #include "tools/format.h"
 #include "tools/generation.h"
 #include "tools/json_output.h"
@@ -23,6 +24,7 @@ constexpr uint64_t kTextBytesMax = 256 << 20;
 
 struct EvalFlags {
   EngineFlags engine;
+  MethodEvalFlags methods;  // --context and --tokens are its own, too
   std::string text, json;
   uint32_t stride = 0, tokens_max = 0;
 };
@@ -137,13 +139,11 @@ boost::json::object EvalJson(const EvalFlags& flags, const ModelInfo& info, cons
           {"compute", flags.engine.compute}};
 }
 
-Result<int> Eval(const EvalFlags& flags) {
-  TS_ASSIGN_OR_RETURN(JsonOutput output, JsonOutput::Open(flags.json));
-  EngineOptions options = flags.engine.ToOptions();
-  TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(options));
+Result<int> EvalPerplexity(const EvalFlags& flags, JsonOutput* output) {
+  TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(flags.engine.ToOptions()));
   TS_ASSIGN_OR_RETURN(const EvalResult result, Evaluate(flags, engine.get()));
-  if (output.wanted()) TS_RETURN_IF_ERROR(output.Write(EvalJson(flags, engine->info(), result)));
-  if (!output.on_stdout()) {
+  if (output->wanted()) TS_RETURN_IF_ERROR(output->Write(EvalJson(flags, engine->info(), result)));
+  if (!output->on_stdout()) {
     fmt::print("perplexity  {:.4f} +- {:.4f}\ntokens      {} scored, {} windows of {}\n",
                result.perplexity.perplexity(), result.perplexity.error(),
                result.perplexity.tokens(), result.windows, result.window_tokens);
@@ -154,31 +154,86 @@ Result<int> Eval(const EvalFlags& flags) {
   return 0;
 }
 
+Result<int> Eval(EvalFlags flags) {
+  TS_ASSIGN_OR_RETURN(JsonOutput output, JsonOutput::Open(flags.json));
+  const std::vector<uint32_t>& contexts = flags.methods.contexts;
+  if (!flags.methods.methods.empty()) {
+    flags.methods.text = flags.text;
+    flags.methods.tokens = flags.tokens_max;
+    return EvaluateMethods(flags.methods, flags.engine, &output);
+  }
+  if (contexts.size() > 1) {
+    return Status(Code::kInvalidArgument,
+                  "--context: give one value, or say with --method what to compare at several");
+  }
+  if (!contexts.empty()) flags.engine.context_tokens = contexts[0];
+  return EvalPerplexity(flags, &output);
+}
+
+void AddMethodOptions(CLI::App* app, MethodEvalFlags* flags) {
+  CLI::Option* methods =
+      app->add_option("--method", flags->methods,
+                      "Compare this selector's predictions with dense attention's (may be "
+                      "repeated), as in box:ratio=0.3; full: dense attention itself")
+          ->type_name("SPEC")
+          ->allow_extra_args(false)
+          ->group("Methods");
+  const auto add = [&](const char* name, auto* value, const char* type, const char* help) {
+    return app->add_option(name, *value, help)->type_name(type)->needs(methods)->group("Methods");
+  };
+  Limit(add("--score", &flags->window_scored, "TOKENS",
+            "Tokens at the end of each context that are decoded and scored")
+            ->capture_default_str(),
+        1, 1 << 20);
+  Limit(add("--long", &flags->long_tokens, "TOKENS",
+            "Decode so many tokens in one go, too, and show where in them predictions drift; 0: "
+            "no")
+            ->capture_default_str(),
+        0, 1 << 20);
+  Limit(add("--long-prompt", &flags->long_prompt, "TOKENS", "Tokens before those of --long")
+            ->capture_default_str(),
+        1, 1 << 20);
+  add("--plot", &flags->plot, "FILE.svg",
+      "Draw KL over bytes read and over decode speed, with the Pareto front");
+}
+
 }  // namespace
 
 void AddEval(CLI::App* parent, Command* run) {
-  CLI::App* app = parent->add_subcommand("eval", "Measure a model's perplexity on a text");
+  CLI::App* app = parent->add_subcommand(
+      "eval", "Measure a model's perplexity on a text, or what selectors change of it");
   const auto flags = std::make_shared<EvalFlags>();
   AddModelOption(app, &flags->engine.model, true);
   app->add_option("--text", flags->text, "The text to score")->type_name("FILE")->required();
-  app->add_option("--stride", flags->stride,
-                  "Tokens from one window's start to the next; smaller gives every token more "
-                  "context; 0: windows do not overlap")
-      ->type_name("TOKENS")
-      ->capture_default_str();
-  app->add_option("--tokens", flags->tokens_max, "Score only the first N tokens; 0: all")
+  CLI::Option* stride =
+      app->add_option("--stride", flags->stride,
+                      "Tokens from one window's start to the next; smaller gives every token more "
+                      "context; 0: windows do not overlap")
+          ->type_name("TOKENS")
+          ->capture_default_str();
+  app->add_option("--tokens", flags->tokens_max,
+                  fmt::format("Score only the first N tokens; 0: all. With --method: score about "
+                              "N tokens of each context, spread over the text; 0: {}",
+                              MethodEvalFlags::kScoredDefault))
       ->type_name("N")
       ->capture_default_str();
   AddJsonOption(app, &flags->json);
+  AddMethodOptions(app, &flags->methods);
+  AddPluginOption(app, &flags->engine.plugins);
+  stride->excludes(app->get_option("--method"));
   AddEngineOptions(app, &flags->engine);
   // The same figure, under the name that fits here.
   app->remove_option(app->get_option("--ctx"));
-  app->add_option(
-         "--context", flags->engine.context_tokens,
-         fmt::format("Tokens of a window; 0: {}, or the model's context if that is smaller",
-                     kWindowTokensDefault))
-      ->type_name("TOKENS");
-  AddExample(app, "tinyserve eval --model model.gguf --text book.txt --context 1024");
+  app->add_option("--context", flags->methods.contexts,
+                  fmt::format("Tokens of a window; default: {}, with --method {}, or the model's "
+                              "context if that is smaller. With --method, several are allowed",
+                              kWindowTokensDefault, MethodEvalFlags::kContextDefault))
+      ->type_name("TOKENS,...")
+      ->delimiter(',');
+  AddExample(app,
+             "tinyserve eval --model model.gguf --text book.txt --context 1024\n"
+             "  tinyserve eval --model model.gguf --text book.txt --context 4096,8000 "
+             "--method full \\\n      --method box:ratio=0.3");
   app->callback([=] { *run = [=] { return Eval(*flags); }; });
 }
 

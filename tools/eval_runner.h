@@ -1,0 +1,99 @@
+// Runs windows of a text on the executor, as dense attention and as each method would read them.
+#ifndef TINYSERVE_TOOLS_EVAL_RUNNER_H_
+#define TINYSERVE_TOOLS_EVAL_RUNNER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/executor.h"
+#include "tools/eval_figures.h"
+#include "tools/loaded_model.h"
+
+namespace tinyserve {
+
+// A window: a prompt that is read dense, then tokens that are decoded and scored.
+struct EvalShape {
+  uint32_t prompt_tokens;  // at least 1
+  uint32_t scored_tokens;  // at least 1
+
+  uint32_t tokens() const { return prompt_tokens + scored_tokens; }
+};
+
+// About how long a window takes, in prompt tokens (for progress).
+double WindowWork(const EvalShape& shape, size_t methods);
+
+struct EvalRunnerOptions {
+  const LoadedModel* model;
+  std::string kv;
+  uint32_t page_tokens;
+  uint32_t chunk_tokens;  // prompt tokens of one step
+  std::vector<std::string> methods;
+  uint64_t kv_bytes_max;
+};
+
+// What one way to read the context did, over all windows.
+struct EvalRun {
+  std::string resolved;
+  MethodFigures figures;             // empty for the dense reference
+  std::vector<double> tokens_per_s;  // [window], decoding one token at a time at its end
+  uint64_t kv_bytes_read = 0;        // by those tokens
+  uint64_t decoded_tokens = 0;       // those tokens
+  uint64_t failures = 0;             // of the selector: everything was read
+};
+
+// In a window, the prompt's cache is computed once and copied for every method. Then the text is
+// forced on dense attention and on all methods in turns of a few tokens: as rows of several tokens
+// first, and one token a step at the end of the window, which is timed. Both give the same numbers.
+class EvalRunner {
+ public:
+  // Errors: kInvalidArgument (a method), kOutOfMemory.
+  static Result<std::unique_ptr<EvalRunner>> Create(const EvalRunnerOptions& options,
+                                                    const EvalShape& shape);
+
+  // `tokens`: the window's and the one that follows it. `progress`: 0..1 of the window. Errors:
+  // kInternal (logits that are not finite).
+  Status RunWindow(std::span<const int32_t> tokens, const std::function<void(double)>& progress);
+
+  const EvalRun& dense() const { return lanes_[0].run; }
+  const EvalRun& run(size_t method) const { return lanes_[method + 1].run; }
+
+ private:
+  // One way to read the context, with the cache that it made.
+  struct Lane {
+    SequenceSlot slot = 0;
+    uint32_t selector = 0;  // of the executor
+    double seconds = 0;     // of the timed steps of this window
+    uint32_t timed_steps = 0;
+    EvalRun run;
+  };
+  // Scored tokens that all lanes run before the next ones: window tokens [first, first + count).
+  struct Turn {
+    uint32_t first, count;
+    bool timed;
+  };
+
+  EvalRunner() = default;
+  Status Restart();
+  void Prefill(std::span<const int32_t> tokens, const std::function<void(uint32_t)>& progress);
+  Turn NextTurn(uint32_t first) const;
+  // Logits after each token of the turn to out [count][vocab].
+  void RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
+  void RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens, float* out);
+  Status Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane);
+
+  EvalRunnerOptions options_;
+  EvalShape shape_{};
+  std::unique_ptr<Executor> executor_;
+  std::vector<Lane> lanes_;                   // dense, then the methods
+  std::vector<float> dense_logits_, logits_;  // [tokens of a turn][vocab]
+  std::vector<TokenComparison> comparisons_;  // [tokens of a turn]
+  StepBatch batch_;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_TOOLS_EVAL_RUNNER_H_

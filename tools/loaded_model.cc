@@ -1,0 +1,80 @@
+#include "tools/loaded_model.h"
+
+#include "base/file.h"
+#include "base/machine.h"
+#include "engine/vocab.h"
+#include "kernels/targets.h"
+#include "kv/codec.h"
+#include "select/registry.h"
+#include "select/selector.h"
+#include "text/tokenizer.h"
+#include "tools/progress.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr uint64_t kTextBytesMax = 256 << 20;
+
+}  // namespace
+
+uint32_t ThreadsOf(const EngineFlags& flags) {
+  return flags.threads == 0 ? UsableCores() : flags.threads;
+}
+
+std::vector<LayerGroup> LoadedModel::groups() const {
+  const ModelConfig& config = model->config();
+  return {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
+}
+
+Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
+                                              uint32_t metadata) const {
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
+  return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, metadata);
+}
+
+Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
+  LoadedModel loaded;
+  TS_ASSIGN_OR_RETURN(loaded.kernels, TargetFor(flags.target));
+  loaded.compute = flags.compute == "f32" ? Compute::kF32 : Compute::kFast;
+  loaded.threads = std::make_unique<ThreadPool>(ThreadsOf(flags));
+  TS_ASSIGN_OR_RETURN(loaded.file, GgufFile::Open(flags.model));
+  Progress progress("Loading", 0.2, 0.5);
+  TS_ASSIGN_OR_RETURN(loaded.model,
+                      LoadModel(*loaded.file, {.kernels = loaded.kernels,
+                                               .compute = loaded.compute,
+                                               .threads = loaded.threads.get(),
+                                               .progress = [&](double f) { progress.Update(f); }}));
+  return Result<LoadedModel>(std::move(loaded));
+}
+
+uint64_t KvBytesMax(const EngineFlags& flags) {
+  if (flags.kv_memory_bytes != 0) return flags.kv_memory_bytes;
+  const uint64_t usable = MemoryLimitBytes() / 10 * 9, used = ResidentBytes();
+  return usable > used ? usable - used : 0;
+}
+
+Status CheckSelectors(const EngineFlags& flags, const std::vector<std::string>& selectors) {
+  for (const std::string& path : flags.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
+  return MetadataOf(selectors).status();
+}
+
+Result<uint32_t> MetadataOf(const std::vector<std::string>& selectors) {
+  uint32_t metadata = 0;
+  for (const std::string& text : selectors) {
+    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
+    metadata |= spec.needs();
+  }
+  return metadata;
+}
+
+Result<TextTokens> ReadTextTokens(const std::string& path, const GgufFile& model) {
+  TS_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kTextBytesMax));
+  TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(model));
+  TS_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(vocab));
+  TextTokens out;
+  TS_ASSIGN_OR_RETURN(out.prefix, tokenizer->Encode("", true, false));
+  TS_ASSIGN_OR_RETURN(out.tokens, tokenizer->Encode(text, false, false));
+  return Result<TextTokens>(std::move(out));
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,60 @@
+// A model with what it runs on, for commands that drive the executor themselves.
+#ifndef TINYSERVE_TOOLS_LOADED_MODEL_H_
+#define TINYSERVE_TOOLS_LOADED_MODEL_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+#include "kv/kv_cache.h"
+#include "model/model.h"
+#include "tensor/gguf.h"
+#include "tinyserve/status.h"
+#include "tools/options.h"
+
+namespace tinyserve {
+
+uint32_t ThreadsOf(const EngineFlags& flags);
+
+struct LoadedModel {
+  const Kernels* kernels = nullptr;
+  Compute compute = Compute::kFast;
+  std::unique_ptr<ThreadPool> threads;
+  std::unique_ptr<GgufFile> file;
+  std::unique_ptr<Model> model;
+
+  std::vector<LayerGroup> groups() const;
+  // Bytes of KV cache that a token takes, with what is kept of its page (MetaKinds). Errors:
+  // kInvalidArgument (a codec that does not exist).
+  Result<uint64_t> KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
+                                   uint32_t metadata) const;
+};
+
+// With a progress bar on the terminal. Errors: kInvalidArgument (target), what GgufFile::Open and
+// LoadModel report.
+Result<LoadedModel> LoadWithProgress(const EngineFlags& flags);
+
+// KV memory that a measurement may take: what --kv-memory says, else what is left of the limit
+// with a tenth of it kept free.
+uint64_t KvBytesMax(const EngineFlags& flags);
+
+// Loads the plugins of the flags and reads the selectors, so that a wrong one is told before the
+// model is loaded. Errors: kInvalidArgument, kNotFound (a plugin).
+Status CheckSelectors(const EngineFlags& flags, const std::vector<std::string>& selectors);
+
+// MetaKinds that must be kept for any of the selectors. Errors: kInvalidArgument.
+Result<uint32_t> MetadataOf(const std::vector<std::string>& selectors);
+
+struct TextTokens {
+  std::vector<int32_t> prefix;  // what the model wants before every text (bos), maybe nothing
+  std::vector<int32_t> tokens;
+};
+
+// A text file as tokens of the model. Errors: what reading the file and its vocabulary report.
+Result<TextTokens> ReadTextTokens(const std::string& path, const GgufFile& model);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_TOOLS_LOADED_MODEL_H_
