@@ -94,7 +94,14 @@ struct TokenLogprob {
   float logprob;
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kDeadline, kError };
+enum class FinishReason : uint8_t {
+  kNone,
+  kStop,
+  kLength,
+  kCancelled,
+  kDeadline,
+  kError,  // the event's `status` says what: kCorrupt where the model computes no finite numbers
+};
 
 struct Usage {
   uint32_t prompt_tokens = 0;

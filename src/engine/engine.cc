@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -34,6 +35,14 @@ constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;
 
 double NowSeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Without a branch, so that it is vectorised: it sees every token's hidden state.
+bool AllFinite(std::span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones: infinite or no number
+  uint32_t bad = 0;
+  for (const float value : values) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
+  return bad == 0;
 }
 
 // A request from submission to its last event. Owned by the engine thread once it left the inbox.
@@ -85,8 +94,9 @@ class EngineImpl : public Engine {
   void RunStep();
   void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
-  void TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
-  void EmitToken(Job* job, const ScheduledRow& row, size_t index);
+  Status TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
+  Status EmitToken(Job* job, const ScheduledRow& row, size_t index);
+  Status NotFinite(const char* what, const ScheduledRow& row) const;
   FinishReason AfterToken(Job* job, int32_t token);
   void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
 
@@ -318,7 +328,7 @@ Status EngineImpl::Check(const Request& r) const {
   }
   for (const std::string& stop : r.stop) {
     if (stop.empty() || stop.size() > kStopBytesMax) {
-      return bad(fmt::format("a stop string has {} bytes: allowed are 1 to {}", stop.size(),
+      return bad(fmt::format("stop holds a string of {} bytes: allowed are 1 to {}", stop.size(),
                              kStopBytesMax));
     }
   }
@@ -540,8 +550,16 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
     std::lock_guard lock(mutex_);
     (row.prompt ? stats_.prompt_tokens : stats_.generated_tokens) += row.length;
   }
+  // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
+  if (!AllFinite(executor_->hidden(index))) {
+    return Finish(job, FinishReason::kError, job->answer->Finish(),
+                  NotFinite("hidden states", row));
+  }
   if (row.prompt) {
-    if (job->request.prompt_logprobs) TakePromptLogprobs(job, row, index);
+    if (job->request.prompt_logprobs) {
+      Status taken = TakePromptLogprobs(job, row, index);
+      if (!taken.ok()) return Finish(job, FinishReason::kError, "", std::move(taken));
+    }
     TokenEvent event;
     event.kind = TokenEvent::Kind::kPrefill;
     event.request = job->id;
@@ -551,20 +569,35 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
     if (!row.last_prompt) return;
     if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
   }
-  EmitToken(job, row, index);
+  Status emitted = EmitToken(job, row, index);
+  if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
 }
 
-void EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index) {
+// What damaged weights give, or values beyond the types that they are computed and kept in.
+Status EngineImpl::NotFinite(const char* what, const ScheduledRow& row) const {
+  return Status(Code::kCorrupt,
+                fmt::format("{} at positions {} to {} are not finite: the model's weights are "
+                            "damaged, or too large for compute {} with {} keys and values",
+                            what, row.first_position, row.first_position + row.length - 1,
+                            options_.compute, info_.kv));
+}
+
+Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index) {
   const std::span<const float> inside = executor_->logprobs(index);
   job->prompt_logprobs.insert(job->prompt_logprobs.end(), inside.begin(), inside.end());
-  if (row.last_prompt) return;
+  for (const float logprob : inside) {
+    if (!std::isfinite(logprob)) return NotFinite("log-probabilities", row);
+  }
+  if (row.last_prompt) return Status();
   // The next chunk's first token follows from this chunk's last.
   const std::span<const float> logits = executor_->logits(index);
   const int32_t next = job->request.prompt[row.first_position + row.length];
   job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - LogSumExp(logits));
+  if (!std::isfinite(job->prompt_logprobs.back())) return NotFinite("log-probabilities", row);
+  return Status();
 }
 
-void EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
+Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   const std::span<float> logits = executor_->logits(index);
   TokenEvent event;
   float log_sum = 0;
@@ -577,6 +610,10 @@ void EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   const std::span<const int32_t> banned =
       early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
   const int32_t token = job->sampler->Sample(logits, row.first_position + row.length, banned);
+  // The sampler prefers every finite logit to one that is none.
+  if (!std::isfinite(logits[static_cast<size_t>(token)]) || !std::isfinite(log_sum)) {
+    return NotFinite("logits", row);
+  }
   job->sampler->Observe(token);
   executor_->SetSampled(index, token);
   job->generated.push_back(token);
@@ -609,6 +646,7 @@ void EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   if (reason != FinishReason::kNone || job->answer->stopped()) {
     Finish(job, job->answer->stopped() ? FinishReason::kStop : reason, job->answer->Finish());
   }
+  return Status();
 }
 
 FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {

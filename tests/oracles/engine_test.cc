@@ -5,8 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <mutex>
 #include <thread>
+
+#include "base/file.h"
+#include "tensor/gguf.h"
 
 namespace tinyserve {
 namespace {
@@ -30,6 +37,7 @@ struct Answer {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs, prompt_logprobs;
   FinishReason finish = FinishReason::kNone;
+  Status status;
   Usage usage;
   int finished_events = 0;
 };
@@ -42,6 +50,7 @@ EventSink CollectInto(Answer* answer) {
       answer->logprobs.push_back(event.logprob);
     } else if (event.kind == TokenEvent::Kind::kFinished) {
       answer->finish = event.finish;
+      answer->status = event.status;
       answer->usage = event.usage;
       answer->prompt_logprobs = event.prompt_logprobs;
       ++answer->finished_events;
@@ -133,11 +142,12 @@ TEST(Engine, RefusesWithTheFieldAndTheRange) {
             std::string::npos);
   EXPECT_NE(message([](Request* r) { r->top_logprobs = 21; }).find("top_logprobs is 21"),
             std::string::npos);
-  EXPECT_NE(message([](Request* r) { r->stop = {""}; }).find("stop string"), std::string::npos);
+  EXPECT_NE(message([](Request* r) { r->stop = {""}; }).find("stop holds a string of 0 bytes"),
+            std::string::npos);
   EXPECT_NE(message([](Request* r) { r->stop_tokens = {-2}; }).find("stop_tokens"),
             std::string::npos);
   EXPECT_NE(message([](Request* r) { r->min_tokens = 21; }).find("min_tokens"), std::string::npos);
-  EXPECT_NE(message([](Request* r) { r->selector = "nonsense"; }).find("selector is 'nonsense'"),
+  EXPECT_NE(message([](Request* r) { r->selector = "nonsense"; }).find("selector 'nonsense'"),
             std::string::npos);
 }
 
@@ -194,6 +204,80 @@ TEST(Engine, CancelAndDeadlineGiveEverythingBack) {
   engine->Wait(12345);  // unknown: returns at once
   Ask(engine.get(), MakeRequest(1));
   EXPECT_EQ(engine->stats().blocks_used, 0u);
+}
+
+// The embedding of one token is NaN; the file is whole otherwise.
+class DamagedModel {
+ public:
+  static constexpr int32_t kToken = 201;  // MakeRequest's are below 200
+
+  DamagedModel() : path_(testing::TempDir() + "damaged.gguf") {
+    const std::string source = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+    auto bytes = ReadFile(source, 1 << 20);
+    auto file = GgufFile::Open(source);
+    EXPECT_TRUE(bytes.ok() && file.ok());
+    EXPECT_NE((*file)->FindTensor("output.weight"), nullptr);  // the embedding is not the head too
+    const StoredTensor* embedding = (*file)->FindTensor("token_embd.weight");
+    const uint64_t row_bytes = embedding->bytes / embedding->rows;
+    // Scales of all ones are NaN, in f16 as in f32.
+    std::memset(bytes->data() + embedding->offset + kToken * row_bytes, 0xff, row_bytes);
+    std::ofstream(path_, std::ios::binary) << *bytes;
+  }
+  ~DamagedModel() { std::remove(path_.c_str()); }
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+void ExpectOnlyTheDamagedEnds(Engine* engine) {
+  const Answer before = Ask(engine, MakeRequest(2));
+  ASSERT_EQ(before.finish, FinishReason::kLength);
+  Request damaged = MakeRequest(3);  // 74 tokens
+  damaged.prompt[40] = DamagedModel::kToken;
+  Request scored = damaged;
+  scored.prompt_logprobs = true;
+  for (const Request& request : {damaged, scored}) {
+    Answer bad, good;
+    const RequestId a = *engine->Submit(request, CollectInto(&bad));
+    const RequestId b = *engine->Submit(MakeRequest(2), CollectInto(&good));
+    engine->Wait(a);
+    engine->Wait(b);
+    EXPECT_EQ(bad.finish, FinishReason::kError);
+    EXPECT_EQ(bad.finished_events, 1);
+    EXPECT_EQ(bad.status.code(), Code::kCorrupt);
+    EXPECT_NE(bad.status.message().find("hidden states at positions "), std::string::npos)
+        << bad.status.message();
+    EXPECT_TRUE(bad.tokens.empty());
+    // Neither what ran beside it nor what takes its blocks over afterwards sees a trace.
+    for (const Answer& other : {good, Ask(engine, MakeRequest(2))}) {
+      EXPECT_EQ(other.finish, FinishReason::kLength);
+      EXPECT_TRUE(other.status.ok());
+      EXPECT_EQ(other.tokens, before.tokens);
+      EXPECT_EQ(other.logprobs, before.logprobs);
+    }
+  }
+  EXPECT_EQ(engine->stats().blocks_used, 0u);
+}
+
+TEST(Engine, StatesThatAreNoNumbersEndARequestAndNoOther) {
+  const DamagedModel model;
+  for (const char* kv : {"f16", "f32"}) {
+    for (const char* compute : {"fast", "f32"}) {
+      SCOPED_TRACE(kv + std::string(" ") + compute);
+      EngineOptions options;
+      options.model_path = model.path();
+      options.threads = 2;
+      options.kv_memory_bytes = 1 << 18;  // little, so that blocks are used again
+      options.kv = kv;
+      options.compute = compute;
+      options.context_tokens = 128;
+      auto engine = Engine::Open(options);
+      ASSERT_TRUE(engine.ok()) << engine.status().message();
+      ExpectOnlyTheDamagedEnds(engine->get());
+    }
+  }
 }
 
 TEST(Engine, ClosingEndsWhatRuns) {
