@@ -102,7 +102,17 @@ class CommandLine(unittest.TestCase):
             ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "seven:1"):
                 "--logit-bias seven:1: write a token id",
             ("run", "--model", MODEL, "--prompt", "x", "--nonsense"): "--nonsense",
-            ("run", "--model", MODEL, "--prompt", "x", "--target", "z80"): "z80",
+            ("run", "--model", MODEL, "--prompt", "x", "--target", "z80"): '--target "z80" is unknown',
+            ("run", "--model", MODEL, "--prompt", "x", "--ctx", "99999"): "--ctx is 99999: the model was trained for",
+            ("chat", "--model", MODEL, "--ctx", "99999"): "--ctx is 99999: the model was trained for",
+            ("eval", "--model", MODEL, "--text", __file__, "--context", "99999"): "--context is 99999: the model",
+            ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "999999:1"):
+                "--logit-bias names token 999999: allowed are 0 to",
+            ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "1:101"):
+                "--logit-bias is 101: allowed is [-100, 100]",
+            ("run", "--model", MODEL, "--prompt", "x", "--stop", ""): "--stop holds a string of 0 bytes: allowed are",
+            ("run", "--model", MODEL, "--prompt", "x", "--selector", "boxes"):
+                "--selector 'boxes': there is no selector 'boxes'",
             ("bench",): "--model FILE",
             ("eval", "--model", MODEL, "--text", __file__, "--stride", "100000"): "--stride 100000: allowed are 1 to",
             ("eval", "--model", MODEL, "--text", __file__, "--context", "64,128"): "--context: give one value",
@@ -129,6 +139,8 @@ class CommandLine(unittest.TestCase):
                 ("run", "--model", "no/such.gguf", "--prompt", "x"): "no/such.gguf",
                 ("run", "--model", no_model.name, "--prompt", "x"): no_model.name,
                 ("run", "--model", MODEL, "--file", "no/such.txt"): "no/such.txt",
+                ("run", "--model", MODEL, "--prompt", "x", "--ctx", "512", "--kv-memory", "64K"):
+                    "65536 are available (--kv-memory)",
                 ("run", "--model", MODEL, "--prompt", "x", "--json", "no/such/dir/x.json"): "no/such/dir/x.json",
                 ("inspect", no_model.name): no_model.name,
                 ("inspect", os.path.dirname(no_model.name)): os.path.dirname(no_model.name),

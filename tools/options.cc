@@ -5,6 +5,7 @@
 #include <CLI/Validators.hpp>
 #include <algorithm>
 #include <charconv>
+#include <string_view>
 
 #include "base/machine.h"
 
@@ -25,6 +26,38 @@ Result<std::pair<int32_t, float>> ParseBias(const std::string& text) {
                 fmt::format("--logit-bias {}: write a token id, a colon and a number from -100 to "
                             "100, as in 11:-5",
                             text));
+}
+
+// A name of the embedding API and the flag that sets it. Names that are plain words too count at a
+// message's start alone, where the API puts the field that it refuses.
+struct FlagOfField {
+  const char* field;
+  const char* flag;
+  bool plain_word;
+};
+constexpr FlagOfField kFlags[] = {{"context_tokens", "--ctx", false},
+                                  {"context_tokens", "--context", false},
+                                  {"kv_memory_bytes", "--kv-memory", false},
+                                  {"page_tokens", "--page-tokens", false},
+                                  {"max_tokens", "--max-tokens", false},
+                                  {"top_logprobs", "--logprobs", false},
+                                  {"top_k", "--top-k", false},
+                                  {"top_p", "--top-p", false},
+                                  {"min_p", "--min-p", false},
+                                  {"repetition_penalty", "--repetition-penalty", false},
+                                  {"presence_penalty", "--presence-penalty", false},
+                                  {"frequency_penalty", "--frequency-penalty", false},
+                                  {"logit_bias", "--logit-bias", false},
+                                  {"selector", "--selector", true},
+                                  {"stop", "--stop", true},
+                                  {"target", "--target", true},
+                                  {"temperature", "--temperature", true},
+                                  {"threads", "--threads", true}};
+
+// Part of a longer name, of a path or of a key.
+bool IsNamePart(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+         std::string_view("_-./").find(c) != std::string_view::npos;
 }
 
 }  // namespace
@@ -183,6 +216,25 @@ void AddJsonOption(CLI::App* app, std::string* path) {
       ->type_name("[FILE|-]")
       ->expected(0, 1)
       ->default_str("-");
+}
+
+std::string NameFlags(std::string message, const CLI::App& app) {
+  for (const FlagOfField& name : kFlags) {
+    if (app.get_option_no_throw(name.flag) == nullptr) continue;
+    const size_t length = std::string_view(name.field).size();
+    for (size_t at = 0; (at = message.find(name.field, at)) != std::string::npos;) {
+      const size_t end = at + length;
+      const bool whole = (at == 0 || !IsNamePart(message[at - 1])) &&
+                         (end == message.size() || !IsNamePart(message[end]));
+      if (whole && (at == 0 || !name.plain_word)) {
+        message.replace(at, length, name.flag);
+        at += std::string_view(name.flag).size();
+      } else {
+        at = end;
+      }
+    }
+  }
+  return message;
 }
 
 void AddExample(CLI::App* app, const std::string& example) {

@@ -61,6 +61,10 @@ void AddJsonOption(CLI::App* app, std::string* path);
 // Tokens of a block that goes with pages of `page_tokens`.
 uint32_t BlockTokensFor(uint32_t page_tokens);
 
+// `message` with the embedding API's names of options (context_tokens) replaced by the flags of
+// `app` that set them (--ctx).
+std::string NameFlags(std::string message, const CLI::App& app);
+
 // Text that --help ends in.
 void AddExample(CLI::App* app, const std::string& example);
 

@@ -78,7 +78,9 @@ int ParseAndRun(int argc, char** argv) {
     return ReportUsage(app, argc, argv, e);
   }
   const Result<int> result = command();
-  return result.ok() ? *result : Report(result.status());
+  if (result.ok()) return *result;
+  const Status& failed = result.status();
+  return Report(Status(failed.code(), NameFlags(failed.message(), *app.get_subcommands().front())));
 }
 
 }  // namespace
