@@ -18,6 +18,7 @@ using namespace testing;
 
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kBF16};
 constexpr uint32_t kDims[] = {1, 15, 16, 33, 64, 66, 80, 96, 128, 256};
+constexpr uint32_t kDimMax = 1024;  // that scores take
 constexpr uint32_t kPageTokens[] = {16, 32, 64};
 constexpr ScoreKind kScoreKinds[] = {ScoreKind::kBox, ScoreKind::kMoments};
 constexpr ScorePool kPools[] = {ScorePool::kMax, ScorePool::kSum, ScorePool::kSoftmax};
@@ -398,7 +399,9 @@ TEST_P(Selection, BoxScoresBoundEveryKey) {
 }
 
 TEST_P(Selection, HeadScoresAreTheRecords) {
-  for (const uint32_t dim : kDims) {
+  std::vector<uint32_t> dims(std::begin(kDims), std::end(kDims));
+  dims.push_back(kDimMax);
+  for (const uint32_t dim : dims) {
     const Case c(kernels(), {KvType::kF16, 1, dim, 32}, 3);
     for (const ScoreKind kind : kScoreKinds) {
       for (uint32_t h = 0; h < 3; ++h) {

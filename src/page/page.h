@@ -55,8 +55,9 @@ enum MetaKind : uint32_t {
 
 // Layout of a page's record. Kinds follow in the order of their bits; each is two rows of
 // `channels` f16: least and largest value (rounded outward, so that they bound the stored keys), or
-// mean and variance (nearest; at most the largest f16). Records of a slab lie like its pages do,
-// with record_bytes in place of page_bytes. Padding holds zeros.
+// mean and variance (nearest). All are finite: what lies beyond the largest f16 counts as that.
+// Records of a slab lie like its pages do, with record_bytes in place of page_bytes. Padding holds
+// zeros.
 struct MetaLayout {
   uint32_t kinds;
   uint32_t channels;      // head_dim rounded up to 16

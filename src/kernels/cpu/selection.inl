@@ -161,7 +161,8 @@ constexpr uint32_t kPagesAtOnce = 4;
 constexpr uint32_t kScoreHeadsMax = kLanes == 16 ? 6 : 3;
 // Pages that all passes go over before the next ones: their records stay in the caches.
 constexpr uint32_t kPassPages = 128;
-// The largest head size; the loader of models allows no more.
+// The largest head size, which query forms on the stack have room for; model files are refused
+// beyond it.
 constexpr uint32_t kHeadDimMax = 1024;
 // Pages between those scored and those prefetched.
 constexpr uint32_t kPagesAhead = 16;
@@ -187,18 +188,29 @@ struct QueryForms {
   }
 };
 
-// sums[h][p] += q of head h times the row of page p, by increasing channel.
+// sums[h][p] += q of head h times the row of page p, by increasing channel. Meanwhile the records
+// of two pages are prefetched, no faster than these are read, and in the order of memory where a
+// row has enough vectors for that.
 template <uint32_t kHeads>
 TS_INLINE void AddRowProducts(const uint8_t* const (&records)[kPagesAtOnce], uint32_t row_at,
-                              uint32_t channels, const float* q, VF (&sums)[kHeads][kPagesAtOnce]) {
-  for (uint32_t c = 0; c < channels; c += kLanes) {
-    VF factor[kHeads];
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) factor[h] = Load(q + h * kLanes);
-    TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) {
-      const VF x = LoadF16((const uint16_t*)(records[p] + row_at) + c);
-      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) sums[h][p] = Fma(x, factor[h], sums[h][p]);
+                              uint32_t channels, const uint8_t* const* next, const float* q,
+                              VF (&sums)[kHeads][kPagesAtOnce]) {
+  // A stretch of a row has as many vectors as a record has lines.
+  constexpr uint32_t kStretches = 16 / kLanes;
+  const uint32_t stretch = channels / kStretches;
+  for (uint32_t s = 0; s < kStretches; ++s) {
+    for (uint32_t i = 0; i < stretch; i += kLanes) {
+      TS_UNROLL for (uint32_t n = s; n < 2; n += kStretches) {
+        PrefetchLine(next[n] + i / kLanes * kLineBytes);
+      }
+      VF factor[kHeads];
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) factor[h] = Load(q + h * kLanes);
+      TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) {
+        const VF x = LoadF16((const uint16_t*)(records[p] + row_at) + s * stretch + i);
+        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) sums[h][p] = Fma(x, factor[h], sums[h][p]);
+      }
+      q += kHeads * kLanes;
     }
-    q += kHeads * kLanes;
   }
 }
 
@@ -211,28 +223,30 @@ TS_INLINE void ClearSums(VF (&sums)[kHeads][kPagesAtOnce]) {
 
 // Scores of four pages for the heads of a pass, to scores[h * stride].
 template <uint32_t kHeads>
-TS_INLINE void ScoreBoxes(const uint8_t* const (&records)[kPagesAtOnce], uint32_t channels,
-                          const QueryForms<kHeads>& q, float* scores, uint64_t stride) {
+TS_INLINE void ScoreBoxes(const uint8_t* const (&records)[kPagesAtOnce], const uint8_t* const* next,
+                          uint32_t channels, const QueryForms<kHeads>& q, float* scores,
+                          uint64_t stride) {
   VF sums[kHeads][kPagesAtOnce];
   ClearSums<kHeads>(sums);
-  AddRowProducts<kHeads>(records, 0, channels, q.form[1], sums);
-  AddRowProducts<kHeads>(records, channels * 2, channels, q.form[0], sums);
+  AddRowProducts<kHeads>(records, 0, channels, next, q.form[1], sums);
+  AddRowProducts<kHeads>(records, channels * 2, channels, next + 2, q.form[0], sums);
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
     _mm_storeu_ps(scores + h * stride, FoldFour<SumOp>(sums[h]));
   }
 }
 template <uint32_t kHeads>
-TS_INLINE void ScoreMoments(const uint8_t* const (&records)[kPagesAtOnce], uint32_t channels,
+TS_INLINE void ScoreMoments(const uint8_t* const (&records)[kPagesAtOnce],
+                            const uint8_t* const* next, uint32_t channels,
                             const QueryForms<kHeads>& q, float alpha, float* scores,
                             uint64_t stride) {
   VF sums[kHeads][kPagesAtOnce];
   ClearSums<kHeads>(sums);
-  AddRowProducts<kHeads>(records, 0, channels, q.form[0], sums);
+  AddRowProducts<kHeads>(records, 0, channels, next, q.form[0], sums);
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
     _mm_storeu_ps(scores + h * stride, FoldFour<SumOp>(sums[h]));
   }
   ClearSums<kHeads>(sums);
-  AddRowProducts<kHeads>(records, channels * 2, channels, q.form[1], sums);
+  AddRowProducts<kHeads>(records, channels * 2, channels, next + 2, q.form[1], sums);
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
     const V4 spread = _mm_mul_ps(_mm_set1_ps(alpha), _mm_sqrt_ps(FoldFour<SumOp>(sums[h])));
     float* to = scores + h * stride;
@@ -242,50 +256,58 @@ TS_INLINE void ScoreMoments(const uint8_t* const (&records)[kPagesAtOnce], uint3
 
 TS_INLINE uint64_t HeadScoresStride(const ScoreArgs& args) { return RoundUp(args.count, 16); }
 
-// Heads first_head .. first_head + kHeads - 1 on pages begin .. end - 1; begin is a multiple of
-// four.
+// Where the records of a block of pages begin; past its last one, those of the pages to prefetch.
+struct RecordBlock {
+  const uint8_t* at[kPassPages + kPagesAhead];
+  uint32_t begin, end;  // pages of the call
+
+  RecordBlock(const ScoreArgs& args, uint32_t first)
+      : begin(first), end(first + Smaller(kPassPages, args.count - first)) {
+    const uint32_t kind_at =
+        args.kind == ScoreKind::kBox ? args.layout.box_at : args.layout.moments_at;
+    const uint32_t padded = RoundUp(end - begin, kPagesAtOnce) + kPagesAhead;
+    for (uint32_t i = 0; i < padded; ++i) {
+      at[i] = PageAt(args.records, args.pages[Smaller(begin + i, args.count - 1)]) + kind_at;
+    }
+  }
+};
+
+// Heads first_head .. first_head + kHeads - 1 on a block of pages.
 template <uint32_t kHeads>
-void ScoreHeads(const ScoreArgs& args, uint32_t first_head, uint32_t begin, uint32_t end) {
+void ScoreHeads(const ScoreArgs& args, uint32_t first_head, const RecordBlock& block) {
   const uint32_t channels = args.layout.channels;
   const uint64_t stride = HeadScoresStride(args);
   const QueryForms<kHeads> q(args.q + (uint64_t)first_head * args.head_dim, args.head_dim, channels,
                              args.kind);
-  const uint32_t kind_at =
-      args.kind == ScoreKind::kBox ? args.layout.box_at : args.layout.moments_at;
-  float* scores = args.head_scores + first_head * stride;
-  for (uint32_t i = begin; i < end; i += kPagesAtOnce) {
+  float* scores = args.head_scores + first_head * stride + block.begin;
+  for (uint32_t i = 0; i < block.end - block.begin; i += kPagesAtOnce) {
     const uint8_t* records[kPagesAtOnce];
-    for (uint32_t p = 0; p < kPagesAtOnce; ++p) {
-      records[p] = PageAt(args.records, args.pages[Smaller(i + p, end - 1)]) + kind_at;
-      const uint32_t next = Smaller(i + p + kPagesAhead, args.count - 1);
-      const uint8_t* ahead = PageAt(args.records, args.pages[next]) + kind_at;
-      for (uint32_t b = 0; b < channels * 4; b += kLineBytes) PrefetchLine(ahead + b);
-    }
+    TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) records[p] = block.at[i + p];
     if (args.kind == ScoreKind::kBox) {
-      ScoreBoxes<kHeads>(records, channels, q, scores + i, stride);
+      ScoreBoxes<kHeads>(records, block.at + i + kPagesAhead, channels, q, scores + i, stride);
     } else {
-      ScoreMoments<kHeads>(records, channels, q, args.alpha, scores + i, stride);
+      ScoreMoments<kHeads>(records, block.at + i + kPagesAhead, channels, q, args.alpha, scores + i,
+                           stride);
     }
   }
 }
 
 // ScoreHeads of as many heads as `heads` says, 1 .. kHeads.
 template <uint32_t kHeads = kScoreHeadsMax>
-void ScoreSomeHeads(const ScoreArgs& args, uint32_t heads, uint32_t first_head, uint32_t begin,
-                    uint32_t end) {
-  if (heads == kHeads) return ScoreHeads<kHeads>(args, first_head, begin, end);
-  if constexpr (kHeads > 1) ScoreSomeHeads<kHeads - 1>(args, heads, first_head, begin, end);
+void ScoreSomeHeads(const ScoreArgs& args, uint32_t heads, uint32_t first_head,
+                    const RecordBlock& block) {
+  if (heads == kHeads) return ScoreHeads<kHeads>(args, first_head, block);
+  if constexpr (kHeads > 1) ScoreSomeHeads<kHeads - 1>(args, heads, first_head, block);
 }
 
 void ScoreAllHeads(const ScoreArgs& args) {
   const uint32_t passes = (args.group + kScoreHeadsMax - 1) / kScoreHeadsMax;
-  const uint32_t block = passes == 1 ? args.count : kPassPages;
-  for (uint32_t begin = 0; begin < args.count; begin += block) {
-    const uint32_t end = begin + Smaller(block, args.count - begin);
+  for (uint32_t begin = 0; begin < args.count; begin += kPassPages) {
+    const RecordBlock block(args, begin);
     for (uint32_t pass = 0, head = 0; pass < passes; ++pass) {
       const uint32_t passes_left = passes - pass;
       const uint32_t heads = (args.group - head + passes_left - 1) / passes_left;
-      ScoreSomeHeads(args, heads, head, begin, end);
+      ScoreSomeHeads(args, heads, head, block);
       head += heads;
     }
   }
@@ -341,6 +363,7 @@ void SummarisePage(const SummariseArgs* args) {
 
 void ScorePages(const ScoreArgs* args) {
   if (args->count == 0) return;
+  if (args->layout.channels > kHeadDimMax) __builtin_trap();
   ScoreAllHeads(*args);
   const uint64_t stride = HeadScoresStride(*args);
   for (uint32_t h = 0; h < args->group; ++h) {
