@@ -90,8 +90,8 @@ class PagedHead {
   std::vector<float> Read(uint32_t token) const {
     std::vector<float> kv(2 * shape_.head_dim);
     const uint8_t* page = PageAt(slab_, pages_[token / shape_.page_tokens]);
-    kernels_.read_token(&shape_, page, slab_.v_offset, token % shape_.page_tokens, kv.data(),
-                        kv.data() + shape_.head_dim);
+    kernels_.read_token(&shape_, page, slab_.v_offset, nullptr, token % shape_.page_tokens,
+                        kv.data(), kv.data() + shape_.head_dim);
     return kv;
   }
 

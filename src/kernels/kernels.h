@@ -71,10 +71,12 @@ struct MatMulArgs {
 struct DecodeArgs {
   KvShape shape;
   KvSlab slab;
-  PageView view;   // the pages of this split only
-  uint32_t group;  // g
-  float scale;     // logit = scale * q.k
-  const float* q;  // [g][head_dim], after RoPE
+  KvSlab records;     // of coded pages
+  MetaLayout layout;  // of records
+  PageView view;      // the pages of this split only
+  uint32_t group;     // g
+  float scale;        // logit = scale * q.k
+  const float* q;     // [g][head_dim], after RoPE
   Partial out;
   void* scratch;  // decode_scratch_bytes(shape, group), 64-byte aligned, private to the calling
                   // thread
@@ -88,10 +90,20 @@ struct DecodeArgs {
 // (absolute position first_position + i) attends to the positions 0 .. first_position + i. Key
 // tiles start at absolute position 0 and have a fixed width; int8 scales, where used, belong to
 // single rows; so a row's result does not depend on the chunking.
+//
+// The first positions may be in coded pages (`sealed`), a multiple of 64 of them; the others are in
+// `view`.
+struct SealedKeys {
+  KvShape shape;
+  KvSlab slab, records;
+  MetaLayout layout;
+  PageView view;  // whole pages; a count of 0: none
+};
 struct PromptArgs {
+  SealedKeys sealed;
   KvShape shape;
   KvSlab slab;
-  PageView view;  // all pages of positions 0 .. first_position + rows - 1
+  PageView view;  // all pages of positions `sealed tokens` .. first_position + rows - 1
   uint32_t group;
   float scale;
   uint32_t first_position;
@@ -117,6 +129,18 @@ struct AppendArgs {
   const float* k;  // token i at k[i * stride], head_dim floats, after RoPE
   const float* v;
   uint64_t stride;  // floats
+};
+
+// Codes one full open page: writes its coded page, and its record, which is a function of the coded
+// page where it does not define it.
+struct SealArgs {
+  KvShape open;
+  KvSlab open_slab;
+  uint32_t open_page;
+  KvShape shape;
+  KvSlab slab, records;
+  MetaLayout layout;  // has kMetaSpread for kPlanes
+  uint32_t page;      // of slab and records
 };
 
 // ---- selection ----------------------------------------------------------------------------------
@@ -156,6 +180,40 @@ struct ScoreArgs {
   uint32_t count;
   float* head_scores;  // [g][count rounded up to 16], scratch, 64-byte aligned
   float* scores;       // [count]
+};
+
+// Decode that reads less and less of what matters less, over coded pages in two planes:
+//   1. pages are scored by their spread, q.mean + alpha * sqrt(sum_c (q_c * distance_c)^2), pooled
+//      over the heads by the sum of their softmaxes: the best `candidates` of them go on;
+//   2. the keys' upper plane gives approximate logits of the candidates' tokens; a token's weight
+//   is
+//      the sum over the heads of its share of the softmax over those tokens and what `open` covers;
+//   3. the `full_tokens` of largest weight get exact logits;
+//   4. the `value_tokens` of largest weight, those included, give their value;
+//   5. the other candidates keep their approximate logits, and give their page's mean value.
+// Weights are compared in bins of 1/8 octave, ties by position. The first `sink` and the last
+// `recent` pages are candidates whose tokens are read in full; they count in all three budgets.
+struct CascadeArgs {
+  KvShape shape;  // kPlanes
+  KvSlab slab, records;
+  MetaLayout layout;
+  const uint32_t* pages;  // [count] all coded pages of the sequence, in order of position
+  uint32_t count;         // at least 1
+  uint32_t sink, recent;  // pages; together at most count
+  uint32_t candidates;    // pages
+  uint32_t full_tokens, value_tokens;  // full_tokens <= value_tokens
+  float alpha;
+  uint32_t group;
+  float scale;     // logit = scale * q.k
+  const float* q;  // [g][head_dim], after RoPE
+  Partial open;    // of the tokens that are not coded yet: m and d are read
+  Partial out;
+  void* scratch;  // cascade_scratch_bytes, 64-byte aligned, private to the calling thread
+};
+
+// What a call has read.
+struct CascadeCounts {
+  uint32_t pages_scored, candidates, full_tokens, value_tokens;
 };
 
 // ---- machine peaks ------------------------------------------------------------------------------
@@ -207,9 +265,10 @@ struct Kernels {
   void (*page_bytes)(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes);
   void (*append)(const AppendArgs* args);
   // Reads a token back as f32 (tests, cache export): K and V of slot `slot` of `page`, [head_dim]
-  // each.
-  void (*read_token)(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
-                     float* k, float* v);
+  // each. `spread`: of a coded page's record, else null.
+  void (*read_token)(const KvShape* shape, const uint8_t* page, uint32_t v_offset,
+                     const uint8_t* spread, uint32_t slot, float* k, float* v);
+  void (*seal_page)(const SealArgs* args);
   uint64_t (*decode_scratch_bytes)(const KvShape* shape, uint32_t group, uint32_t split_tokens);
   void (*attend_decode)(const DecodeArgs* args);
   // Merges n partials in index order and divides: out[h][head_dim] at out + h * head_dim. All
@@ -221,6 +280,8 @@ struct Kernels {
 
   void (*summarise_page)(const SummariseArgs* args);
   void (*score_pages)(const ScoreArgs* args);
+  uint64_t (*cascade_scratch_bytes)(const KvShape* shape, uint32_t group, uint32_t pages_max);
+  CascadeCounts (*attend_cascade)(const CascadeArgs* args);
 
   // Sum of all bytes read with the widest loads (bandwidth measurement); bytes a multiple of 4096.
   uint64_t (*read_bytes)(const uint8_t* data, uint64_t bytes);

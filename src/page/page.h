@@ -10,8 +10,16 @@
 
 namespace tinyserve {
 
-// How keys and values are stored in open (hot) storage.
-enum class KvType : uint8_t { kF32, kF16, kBF16 };
+// How keys and values are stored: open (hot) storage takes the floats; a sealed page may be coded.
+enum class KvType : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kPlanes,  // sealed pages of 16 tokens only: 8-bit codes, those of keys in two planes
+            // (page/planes.h)
+};
+
+constexpr bool IsCoded(KvType type) { return type == KvType::kPlanes; }
 
 enum class MemorySpace : uint8_t { kHost, kDevice };
 
@@ -51,26 +59,37 @@ static inline uint8_t* PageAt(const KvSlab& slab, uint32_t page) {
 enum MetaKind : uint32_t {
   kMetaBox = 1,      // the least and the largest value of each key channel (TinyServe, Quest)
   kMetaMoments = 2,  // mean and variance of each key channel
+  kMetaSpread = 4,   // mean of each key channel and the largest distance from it, in 8 bits: what
+                     // the codes of kPlanes pages are relative to (page/planes.h)
 };
 
-// Layout of a page's record. Kinds follow in the order of their bits; each is two rows of
-// `channels` f16: least and largest value (rounded outward, so that they bound the stored keys), or
-// mean and variance (nearest). All are finite: what lies beyond the largest f16 counts as that.
-// Records of a slab lie like its pages do, with record_bytes in place of page_bytes. Padding holds
-// zeros.
+// Layout of a page's record. Kinds follow in the order of their bits. Box and moments are two rows
+// of `channels` f16: least and largest value (rounded outward, so that they bound the stored keys),
+// or mean and variance (nearest). All are finite: what lies beyond the largest f16 counts as that.
+// Spread: a SpreadScales, then `channels` signed bytes and `channels` unsigned ones. Records of a
+// slab lie like its pages do, with record_bytes in place of page_bytes. Padding holds zeros.
 struct MetaLayout {
   uint32_t kinds;
   uint32_t channels;      // head_dim rounded up to 16
   uint32_t box_at;        // bytes from the record's start
   uint32_t moments_at;    // bytes from the record's start
-  uint32_t record_bytes;  // a multiple of 64; 0 without kinds
+  uint32_t spread_at;     // bytes from the record's start
+  uint32_t record_bytes;  // a multiple of 8, of 64 without the spread; 0 without kinds
+};
+
+// mean = mean * code, largest distance = distance * code.
+struct SpreadScales {
+  float mean;
+  float distance;
 };
 
 static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
   const uint32_t channels = (head_dim + 15) / 16 * 16, kind_bytes = 2 * channels * 2;
   const uint32_t box = (kinds & kMetaBox) != 0 ? kind_bytes : 0;
   const uint32_t moments = (kinds & kMetaMoments) != 0 ? kind_bytes : 0;
-  return {kinds, channels, 0, box, (box + moments + 63) / 64 * 64};
+  const uint32_t halves = (box + moments + 63) / 64 * 64;
+  const uint32_t spread = (kinds & kMetaSpread) != 0 ? sizeof(SpreadScales) + 2 * channels : 0;
+  return {kinds, channels, 0, box, halves, halves + spread};
 }
 
 // The pages that one query may read, in order of position. Valid until the step ends.

@@ -6,6 +6,7 @@
 #include "kernels/cpu/attention_ahead.inl"
 #include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
+#include "kernels/cpu/planes.inl"
 
 namespace tinyserve {
 namespace {
@@ -20,6 +21,7 @@ struct DecodeScratch {
   float* m;        // [g], base 2
   float* d;        // [g]
   float* rescale;  // [g] what the block's new maximum makes of o and d
+  float* pages;    // of coded shapes: a block's pages unpacked
 };
 
 template <class Page>
@@ -30,10 +32,21 @@ struct Block {
 };
 
 template <class Page>
-TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint32_t tokens) {
+TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint32_t tokens,
+                              float* unpacked) {
   Block<Page> block;
   block.tokens = Smaller(kBlockTokens, tokens - first_token);
   block.count = (block.tokens + kUnitTokens - 1) / kUnitTokens;
+  if constexpr (__is_same(Page, PageF32)) {
+    if (IsCoded(args.shape.type)) {
+      UnpackUnits(args.shape, args.slab, args.records, args.layout,
+                  args.view.pages + first_token / kUnitTokens, block.count, unpacked, block.units);
+      for (uint32_t u = block.count; u < kBlockUnits; ++u) {
+        block.units[u] = block.units[block.count - 1];
+      }
+      return block;
+    }
+  }
   for (uint32_t u = 0; u < kBlockUnits; ++u) {
     const uint32_t unit = first_token / kUnitTokens + Smaller(u, block.count - 1);
     block.units[u] = UnitAt<Page>(args.shape, args.slab, args.view, unit);
@@ -253,7 +266,7 @@ void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
   }
   for (uint64_t i = 0; i < (uint64_t)args.group * v_stride; i += kLanes) Store(s.o + i, Zero());
   for (uint32_t first = 0; first < tokens; first += kBlockTokens) {
-    const Block<Page> block = BlockAt<Page>(args, first, tokens);
+    const Block<Page> block = BlockAt<Page>(args, first, tokens, s.pages);
     const uint32_t next = first + kBlockTokens;
     LinesAhead ahead = next < tokens ? PagesAhead(args.shape, args.slab, args.view, next)
                        : args.next_view.count != 0
@@ -292,6 +305,7 @@ TS_INLINE uint64_t LayDecodeScratch(const KvShape& shape, uint32_t group, void* 
   take(&out->m, heads);
   take(&out->d, heads);
   take(&out->rescale, heads);
+  take(&out->pages, IsCoded(shape.type) ? UnpackedFloats(shape.head_dim) : 0);
   return bytes;
 }
 
@@ -307,6 +321,7 @@ void AttendDecode(const DecodeArgs* args) {
   LayDecodeScratch(args->shape, args->group, args->scratch, &s);
   switch (args->shape.type) {
     case KvType::kF32:
+    case KvType::kPlanes:  // unpacked to f32
       DecodeSplit<PageF32>(*args, s);
       break;
     case KvType::kF16:

@@ -10,6 +10,8 @@
 #define TINYSERVE_KERNELS_CPU_ATTENTION_PAGE_INL_
 
 #include "kernels/kernels.h"
+#include "kernels/ref/planes.h"
+#include "page/planes.h"
 
 namespace tinyserve {
 namespace {
@@ -151,6 +153,12 @@ void ReadFromPage(const KvShape& shape, const uint8_t* page, uint32_t v_offset, 
 // ---- entries of the table ----
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
+  if (IsCoded(shape->type)) {
+    const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
+    *k_bytes = at.v_at;
+    *v_bytes = at.page_bytes - at.v_at;
+    return;
+  }
   const uint32_t elem = ElemBytes(shape->type) * shape->page_tokens;
   *k_bytes = RoundUp(shape->head_dim * elem, kLineBytes);
   *v_bytes = RoundUp(PaddedDim(*shape) * elem, kLineBytes);
@@ -164,11 +172,13 @@ void Append(const AppendArgs* args) {
       return AppendToPages<PageF16>(*args);
     case KvType::kBF16:
       return AppendToPages<PageBF16>(*args);
+    case KvType::kPlanes:
+      __builtin_trap();  // tokens are written to open pages
   }
 }
 
-void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
-               float* k, float* v) {
+void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, const uint8_t* spread,
+               uint32_t slot, float* k, float* v) {
   switch (shape->type) {
     case KvType::kF32:
       return ReadFromPage<PageF32>(*shape, page, v_offset, slot, k, v);
@@ -176,6 +186,8 @@ void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uin
       return ReadFromPage<PageF16>(*shape, page, v_offset, slot, k, v);
     case KvType::kBF16:
       return ReadFromPage<PageBF16>(*shape, page, v_offset, slot, k, v);
+    case KvType::kPlanes:
+      return ref::ReadCoded(shape->head_dim, page, spread, slot, k, v);
   }
 }
 

@@ -4,6 +4,7 @@
 // Keys that a row may not see are left out of its maximum, sum and weights: a row's result is the
 // same bits whatever rows share the call, and whether or not a tile is filled.
 #include "kernels/cpu/attention_tiles.inl"
+#include "kernels/cpu/planes.inl"
 
 namespace tinyserve {
 namespace {
@@ -23,6 +24,7 @@ struct PromptScratch {
   ValueTile values;
   float* x;       // [kRegisterRowsMax][kTileKeys] logits, then weights
   char* weights;  // [kRegisterRowsMax][kTileKeys / kPer] lanes
+  float* pages;   // a tile of coded pages, unpacked
 };
 
 TS_INLINE uint32_t BlockPositions(uint32_t group) {
@@ -52,6 +54,7 @@ TS_INLINE uint64_t LayPromptScratch(const KvShape& shape, uint32_t group, uint32
   take(&out->values.scale, kTileKeys);
   take(&out->x, kRegisterRowsMax * kTileKeys);
   take(&out->weights, kRegisterRowsMax * kTileKeys);
+  take(&out->pages, UnpackedFloats(shape.head_dim));
   return bytes;
 }
 
@@ -344,6 +347,31 @@ void AttendTile(const RowBlock& block, LinesAhead ahead, uint32_t key, uint32_t 
   }
 }
 
+// The keys and values of `tokens` tokens from absolute position `key` on.
+template <class Forms, class Page>
+void MakeTiles(const PromptArgs& args, uint32_t sealed_tokens, uint32_t key, uint32_t tokens,
+               const PromptScratch& s) {
+  using Keys = typename Forms::Keys;
+  using Values = typename Forms::Values;
+  const uint32_t dim = args.shape.head_dim, v_stride = PaddedDim(args.shape);
+  if (key < sealed_tokens) {
+    Unit<PageF32> units[kBlockUnits];
+    const SealedKeys& sealed = args.sealed;
+    UnpackUnits(sealed.shape, sealed.slab, sealed.records, sealed.layout,
+                sealed.view.pages + key / kUnitTokens, kBlockUnits, s.pages, units);
+    MakeKeyTile<Keys, PageF32>(units, tokens, dim, kUnitTokens, s.keys);
+    MakeValueTile<Values, PageF32>(units, tokens, v_stride, s.values);
+    return;
+  }
+  Unit<Page> units[kBlockUnits];
+  for (uint32_t t = 0; t < tokens; t += kUnitTokens) {
+    units[t / kUnitTokens] =
+        UnitAt<Page>(args.shape, args.slab, args.view, (key - sealed_tokens + t) / kUnitTokens);
+  }
+  MakeKeyTile<Keys, Page>(units, tokens, dim, args.shape.page_tokens, s.keys);
+  MakeValueTile<Values, Page>(units, tokens, v_stride, s.values);
+}
+
 template <class Forms, class Page>
 void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
                  const PromptScratch& s) {
@@ -353,16 +381,15 @@ void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
                           args.q + first_row * args.q_stride, args.q_stride};
   PackQueries<typename Forms::Keys>(block, dim, v_stride, args.scale, s);
   const uint32_t tokens = block.first_position + rows;
+  const uint32_t sealed_tokens = TokensOf(args.sealed.shape, args.sealed.view);
   for (uint32_t key = 0; key < tokens; key += kTileKeys) {
-    const uint32_t tile_tokens = Smaller(kTileKeys, tokens - key);
-    Unit<Page> units[kBlockUnits];
-    for (uint32_t t = 0; t < tile_tokens; t += kUnitTokens) {
-      units[t / kUnitTokens] = UnitAt<Page>(shape, args.slab, args.view, (key + t) / kUnitTokens);
-    }
-    MakeKeyTile<typename Forms::Keys, Page>(units, tile_tokens, dim, shape.page_tokens, s.keys);
-    MakeValueTile<typename Forms::Values, Page>(units, tile_tokens, v_stride, s.values);
+    MakeTiles<Forms, Page>(args, sealed_tokens, key, Smaller(kTileKeys, tokens - key), s);
     const uint32_t next = key + kTileKeys < tokens ? key + kTileKeys : key;
-    AttendTile<Forms>(block, PagesAhead(shape, args.slab, args.view, next), key, dim, v_stride, s);
+    const LinesAhead ahead =
+        next < sealed_tokens
+            ? PagesAhead(args.sealed.shape, args.sealed.slab, args.sealed.view, next)
+            : PagesAhead(shape, args.slab, args.view, next - sealed_tokens);
+    AttendTile<Forms>(block, ahead, key, dim, v_stride, s);
   }
   for (uint32_t r = 0; r < block.rows; ++r) {
     float* out = args.out + (first_row + r / args.group) * args.out_stride +
@@ -391,6 +418,8 @@ void AttendAll(const PromptArgs& args) {
       case KvType::kBF16:
         AttendBlock<Forms, PageBF16>(args, row, rows, s);
         break;
+      case KvType::kPlanes:
+        __builtin_trap();  // coded keys are args.sealed
     }
   }
 }

@@ -1,6 +1,7 @@
 // The table of a target. The including unit names it (TS_TARGET_NAME, TS_TARGET_TABLE) and has
 // included its primitives.
 #include "kernels/cpu/attention.inl"
+#include "kernels/cpu/cascade.inl"
 #include "kernels/cpu/peaks.inl"
 #include "kernels/cpu/products.inl"
 #include "kernels/cpu/rows.inl"
@@ -26,6 +27,7 @@ constexpr Kernels kTable = {
     .page_bytes = PageBytes,
     .append = Append,
     .read_token = ReadToken,
+    .seal_page = SealPage,
     .decode_scratch_bytes = DecodeScratchBytes,
     .attend_decode = AttendDecode,
     .merge_partials = MergePartials,
@@ -33,6 +35,8 @@ constexpr Kernels kTable = {
     .attend_prompt = AttendPrompt,
     .summarise_page = SummarisePage,
     .score_pages = ScorePages,
+    .cascade_scratch_bytes = CascadeScratchBytes,
+    .attend_cascade = AttendCascade,
     .read_bytes = ReadBytes,
     .run_dots = RunDots,
 };

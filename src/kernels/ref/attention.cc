@@ -3,8 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "base/check.h"
+#include "kernels/ref/planes.h"
+#include "page/planes.h"
 #include "tensor/convert.h"
 
 namespace tinyserve::ref {
@@ -40,56 +43,77 @@ void LoadRow(KvType type, const uint8_t* from, uint32_t n, float* to) {
   }
 }
 
-// One channel of a stored row, without a buffer of the row's size.
-float LoadElem(KvType type, const uint8_t* row, uint32_t c) {
-  float value;
-  LoadRow(type, row + uint64_t{c} * ElemBytes(type), 1, &value);
-  return value;
-}
-
-// Where the K and the V of a view's tokens lie.
-struct Rows {
-  const KvShape& shape;
-  const KvSlab& slab;
-  const PageView& view;
-
-  const uint8_t* K(uint64_t token) const {
-    const uint32_t page = view.pages[token / shape.page_tokens];
-    return PageAt(slab, page) + token % shape.page_tokens * RowBytes(shape);
-  }
-  const uint8_t* V(uint64_t token) const { return K(token) + slab.v_offset; }
-
-  float Logit(const float* q, float scale, uint64_t token) const {
-    const uint8_t* k = K(token);
-    float sum = 0;
-    for (uint32_t c = 0; c < shape.head_dim; ++c) sum += q[c] * LoadElem(shape.type, k, c);
-    return sum * scale;
-  }
-
-  // Partial result of query q over the tokens 0 .. tokens - 1 of the view.
-  void Attend(const float* q, float scale, uint64_t tokens, float* m, float* d, float* o) const {
-    *m = kMinusInfinity;
-    *d = 0;
-    for (uint32_t c = 0; c < shape.head_dim; ++c) o[c] = 0;
-    for (uint64_t t = 0; t < tokens; ++t) *m = std::fmax(*m, Logit(q, scale, t));
-    for (uint64_t t = 0; t < tokens; ++t) {
-      const float p = std::exp(Logit(q, scale, t) - *m);
-      const uint8_t* v = V(t);
-      *d += p;
-      for (uint32_t c = 0; c < shape.head_dim; ++c) o[c] += p * LoadElem(shape.type, v, c);
-    }
-  }
-};
-
 uint64_t TokensOf(const KvShape& shape, const PageView& view) {
   if (view.count == 0) return 0;
   TS_CHECK(view.last_tokens >= 1 && view.last_tokens <= shape.page_tokens);
   return uint64_t{view.count - 1} * shape.page_tokens + view.last_tokens;
 }
 
+// The tokens of a view, and before them those of coded pages. Row buffers are a query's.
+class Rows {
+ public:
+  Rows(const SealedKeys& sealed, const KvShape& shape, const KvSlab& slab, const PageView& view)
+      : sealed_(sealed),
+        shape_(shape),
+        slab_(slab),
+        view_(view),
+        sealed_tokens_(TokensOf(sealed.shape, sealed.view)),
+        k_(shape.head_dim),
+        v_(shape.head_dim) {}
+
+  uint64_t tokens() const { return sealed_tokens_ + TokensOf(shape_, view_); }
+
+  // Partial result of query q over the tokens 0 .. tokens - 1.
+  void Attend(const float* q, float scale, uint64_t tokens, float* m, float* d, float* o) {
+    *m = kMinusInfinity;
+    *d = 0;
+    for (uint32_t c = 0; c < shape_.head_dim; ++c) o[c] = 0;
+    for (uint64_t t = 0; t < tokens; ++t) *m = std::fmax(*m, Logit(q, scale, t));
+    for (uint64_t t = 0; t < tokens; ++t) {
+      const float p = std::exp(Logit(q, scale, t) - *m);
+      *d += p;
+      for (uint32_t c = 0; c < shape_.head_dim; ++c) o[c] += p * v_[c];
+    }
+  }
+
+ private:
+  // Reads a token, too.
+  float Logit(const float* q, float scale, uint64_t token) {
+    if (token < sealed_tokens_) {
+      Read(sealed_.shape, sealed_.slab, sealed_.view, token);
+    } else {
+      Read(shape_, slab_, view_, token - sealed_tokens_);
+    }
+    float sum = 0;
+    for (uint32_t c = 0; c < shape_.head_dim; ++c) sum += q[c] * k_[c];
+    return sum * scale;
+  }
+
+  void Read(const KvShape& shape, const KvSlab& slab, const PageView& view, uint64_t token) {
+    const uint32_t page = view.pages[token / shape.page_tokens];
+    const uint8_t* spread =
+        IsCoded(shape.type) ? PageAt(sealed_.records, page) + sealed_.layout.spread_at : nullptr;
+    ReadToken(&shape, PageAt(slab, page), slab.v_offset, spread,
+              static_cast<uint32_t>(token % shape.page_tokens), k_.data(), v_.data());
+  }
+
+  const SealedKeys sealed_;
+  const KvShape& shape_;
+  const KvSlab& slab_;
+  const PageView& view_;
+  const uint64_t sealed_tokens_;
+  std::vector<float> k_, v_;
+};
+
 }  // namespace
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
+  if (IsCoded(shape->type)) {
+    const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
+    *k_bytes = at.v_at;
+    *v_bytes = at.page_bytes - at.v_at;
+    return;
+  }
   const uint64_t bytes = (RowBytes(*shape) * shape->page_tokens + 63) / 64 * 64;
   TS_CHECK(bytes <= std::numeric_limits<uint32_t>::max());
   *k_bytes = *v_bytes = static_cast<uint32_t>(bytes);
@@ -106,8 +130,9 @@ void Append(const AppendArgs* args) {
   }
 }
 
-void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
-               float* k, float* v) {
+void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, const uint8_t* spread,
+               uint32_t slot, float* k, float* v) {
+  if (IsCoded(shape->type)) return ReadCoded(shape->head_dim, page, spread, slot, k, v);
   const uint8_t* row = page + slot * RowBytes(*shape);
   LoadRow(shape->type, row, shape->head_dim, k);
   LoadRow(shape->type, row + v_offset, shape->head_dim, v);
@@ -116,11 +141,13 @@ void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uin
 uint64_t DecodeScratchBytes(const KvShape*, uint32_t, uint32_t) { return 0; }
 
 void AttendDecode(const DecodeArgs* args) {
-  const Rows rows{args->shape, args->slab, args->view};
-  const uint64_t tokens = TokensOf(args->shape, args->view);
+  SealedKeys records = {};
+  records.records = args->records;
+  records.layout = args->layout;
+  Rows rows(records, args->shape, args->slab, args->view);
   const uint32_t dim = args->shape.head_dim;
   for (uint32_t h = 0; h < args->group; ++h) {
-    rows.Attend(args->q + h * dim, args->scale, tokens, args->out.m + h, args->out.d + h,
+    rows.Attend(args->q + h * dim, args->scale, rows.tokens(), args->out.m + h, args->out.d + h,
                 args->out.o + h * dim);
   }
 }
@@ -148,9 +175,9 @@ void MergePartials(const Partial* partials, uint32_t n, uint32_t group, uint32_t
 uint64_t PromptScratchBytes(const KvShape*, uint32_t, uint32_t) { return 0; }
 
 void AttendPrompt(const PromptArgs* args) {
-  const Rows rows{args->shape, args->slab, args->view};
+  Rows rows(args->sealed, args->shape, args->slab, args->view);
   const uint32_t dim = args->shape.head_dim;
-  TS_CHECK(TokensOf(args->shape, args->view) >= uint64_t{args->first_position} + args->rows);
+  TS_CHECK(rows.tokens() >= uint64_t{args->first_position} + args->rows);
   for (uint32_t i = 0; i < args->rows; ++i) {
     for (uint32_t h = 0; h < args->group; ++h) {
       const float* q = args->q + i * args->q_stride + h * dim;

@@ -13,8 +13,8 @@ namespace tinyserve::ref {
 // The entries of the kernel table (kernels/kernels.h).
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes);
 void Append(const AppendArgs* args);
-void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, uint32_t slot,
-               float* k, float* v);
+void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, const uint8_t* spread,
+               uint32_t slot, float* k, float* v);
 uint64_t DecodeScratchBytes(const KvShape* shape, uint32_t group, uint32_t split_tokens);
 void AttendDecode(const DecodeArgs* args);
 void MergePartials(const Partial* partials, uint32_t n, uint32_t group, uint32_t head_dim,

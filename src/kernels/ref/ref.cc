@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/ref/attention.h"
+#include "kernels/ref/planes.h"
 #include "kernels/ref/products.h"
 #include "kernels/ref/rows.h"
 #include "kernels/ref/selection.h"
@@ -45,6 +46,7 @@ constexpr Kernels kTable = {
     .page_bytes = ref::PageBytes,
     .append = ref::Append,
     .read_token = ref::ReadToken,
+    .seal_page = ref::SealPage,
     .decode_scratch_bytes = ref::DecodeScratchBytes,
     .attend_decode = ref::AttendDecode,
     .merge_partials = ref::MergePartials,
@@ -52,6 +54,8 @@ constexpr Kernels kTable = {
     .attend_prompt = ref::AttendPrompt,
     .summarise_page = ref::SummarisePage,
     .score_pages = ref::ScorePages,
+    .cascade_scratch_bytes = ref::CascadeScratchBytes,
+    .attend_cascade = ref::AttendCascade,
     .read_bytes = ReadBytes,
     .run_dots = RunDots,
 };

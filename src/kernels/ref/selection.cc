@@ -113,7 +113,7 @@ void SummarisePage(const SummariseArgs* args) {
   std::vector<float> k(shape.head_dim), v(shape.head_dim), channel(shape.page_tokens);
   std::vector<float> keys(uint64_t{shape.page_tokens} * shape.head_dim);
   for (uint32_t t = 0; t < shape.page_tokens; ++t) {
-    ReadToken(&shape, page, args->slab.v_offset, t, k.data(), v.data());
+    ReadToken(&shape, page, args->slab.v_offset, nullptr, t, k.data(), v.data());
     std::copy(k.begin(), k.end(), keys.begin() + uint64_t{t} * shape.head_dim);
   }
   for (uint32_t c = 0; c < shape.head_dim; ++c) {
