@@ -60,12 +60,24 @@ Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model) {
   TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(flags.selectors));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model.KvBytesPerToken(flags.engine.kv, flags.engine.page_tokens, metadata));
+  const BenchWishes& wished = flags.wishes;
+  const auto most = [](const std::vector<uint32_t>& values) {
+    return values.empty() ? 0u : *std::max_element(values.begin(), values.end());
+  };
+  const uint32_t batch = std::max(1u, most(wished.batch));
+  const uint64_t uncommitted =
+      uint64_t{batch} * wished.decode + most(wished.prefill) + flags.chunk_tokens;
+  TS_ASSIGN_OR_RETURN(
+      const uint64_t open_bytes,
+      model.KvOpenBytes(flags.engine.kv, flags.engine.page_tokens, batch,
+                        static_cast<uint32_t>(std::min<uint64_t>(uncommitted, UINT32_MAX))));
+  const uint64_t bytes_max = KvBytesMax(flags.engine);
   const BenchLimits limits{.context_tokens = flags.engine.context_tokens == 0
                                                  ? config.context
                                                  : flags.engine.context_tokens,
                            .block_tokens = BlockTokensFor(flags.engine.page_tokens),
                            .kv_bytes_per_token = token_bytes,
-                           .kv_bytes_max = KvBytesMax(flags.engine)};
+                           .kv_bytes_max = bytes_max - std::min(bytes_max, open_bytes)};
   BenchWishes wishes = flags.wishes;
   wishes.selectors = static_cast<uint32_t>(flags.selectors.size());
   return PlanBench(wishes, limits);

@@ -52,6 +52,18 @@ uint64_t BenchPlan::pool_tokens() const {
   return total;
 }
 
+uint64_t BenchPlan::case_tokens() const {
+  uint64_t total = 0;
+  for (uint32_t s = 0; s < sequence_tokens.size(); ++s) {
+    uint32_t longest = 0;
+    for (const BenchCase& c : cases) {
+      if (s < c.batch) longest = std::max(longest, c.tokens);
+    }
+    total += longest;
+  }
+  return total;
+}
+
 BenchPlan PlanBench(const BenchWishes& wishes, const BenchLimits& limits) {
   std::vector<BenchCase> wanted;
   for (uint32_t depth : SortedUnique(wishes.depth)) {

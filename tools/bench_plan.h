@@ -46,6 +46,8 @@ struct BenchPlan {
   std::vector<uint32_t> sequence_tokens;  // room that each sequence needs, in whole blocks
 
   uint64_t pool_tokens() const;
+  // Tokens of all sequences that cases run after their depth, each sequence's longest case.
+  uint64_t case_tokens() const;
 };
 
 // Every prefill at every depth, one sequence each; the decode at every depth with every batch, once

@@ -23,6 +23,7 @@ TEST(BenchPlan, CrossesLengthsDepthsAndBatches) {
   EXPECT_EQ(plan.sequence_tokens[0], 4096u + 512u);
   EXPECT_EQ(plan.sequence_tokens[7], 4096u + 64u);
   EXPECT_EQ(plan.pool_tokens(), 4608u + 7u * 4160u);
+  EXPECT_EQ(plan.case_tokens(), 512u + 7u * 64u);
 }
 
 TEST(BenchPlan, SelectorsTakeTurnsAtEachDepthAndBatch) {

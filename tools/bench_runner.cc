@@ -40,14 +40,19 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
   TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(options.selectors));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model.KvBytesPerToken(options.kv, options.page_tokens, metadata));
+  const auto uncommitted = static_cast<uint32_t>(
+      std::min<uint64_t>(plan.case_tokens() + options.chunk_tokens, UINT32_MAX));
+  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
+                      model.KvOpenBytes(options.kv, options.page_tokens, sequences, uncommitted));
   const ExecutorOptions executor{.kv = options.kv,
-                                 .kv_memory_bytes = plan.pool_tokens() * token_bytes,
+                                 .kv_memory_bytes = plan.pool_tokens() * token_bytes + open_bytes,
                                  .page_tokens = options.page_tokens,
                                  .block_tokens = options.block_tokens,
                                  .sequences_max = sequences,
                                  .sequence_tokens_max = longest,
                                  .step_tokens_max = std::max(options.chunk_tokens, sequences),
-                                 .selectors = options.selectors};
+                                 .selectors = options.selectors,
+                                 .uncommitted_tokens_max = uncommitted};
   TS_ASSIGN_OR_RETURN(runner->executor_,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), executor));
@@ -58,7 +63,6 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
   for (uint32_t s = 0; s < sequences; ++s) {
     Sequence sequence;
     TS_ASSIGN_OR_RETURN(sequence.slot, runner->executor_->cache()->AddSequence());
-    TS_RETURN_IF_ERROR(runner->executor_->cache()->Reserve(sequence.slot, plan.sequence_tokens[s]));
     runner->sequences_.push_back(sequence);
   }
   return runner;
@@ -87,6 +91,12 @@ void BenchRunner::CountStep(BenchSample* sample) const {
   ++sample->steps;
 }
 
+// The plan has room for every case.
+void BenchRunner::Reserve(uint32_t sequence, uint32_t tokens) {
+  const Status room = executor_->cache()->Reserve(sequences_[sequence].slot, tokens);
+  TS_CHECK(room.ok());
+}
+
 void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
                           const std::function<void(uint32_t)>& progress) {
   Sequence& s = sequences_[sequence];
@@ -101,6 +111,7 @@ void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, Benc
                            .token_class = TokenClass::kPrompt,
                            .want = ends ? Want::kLogits : Want::kNothing});
     for (uint32_t i = 0; i < length; ++i) batch_.inputs.push_back(PromptToken(sequence, at + i));
+    Reserve(sequence, at + length);
     executor_->Run(batch_);
     if (ends) executor_->SetSampled(0, Argmax(executor_->logits(0)));
     CountStep(sample);
@@ -108,6 +119,46 @@ void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, Benc
     if (progress) progress(length);
   }
   s.filled = std::max(s.filled, last);
+}
+
+void BenchRunner::Fill(uint32_t sequence, uint32_t first, uint32_t last,
+                       const std::function<void(uint32_t)>& progress) {
+  BenchSample untimed;
+  for (uint32_t at = first; at < last;) {
+    const uint32_t end = std::min(last, at + options_.chunk_tokens);
+    Prefill(sequence, at, end, &untimed, progress);
+    executor_->cache()->Commit(sequences_[sequence].slot, end);
+    at = end;
+  }
+}
+
+// Whole windows that the sequence holds become what is committed.
+void BenchRunner::SetCommitted(uint32_t sequence, uint32_t tokens) {
+  KvCache* cache = executor_->cache();
+  const SequenceSlot slot = sequences_[sequence].slot;
+  if (cache->committed_tokens(slot) > tokens) {
+    cache->Rewind(slot, tokens);
+  } else {
+    cache->Commit(slot, tokens);
+  }
+}
+
+void BenchRunner::MoveTo(uint32_t sequence, uint32_t depth,
+                         const std::function<void(uint32_t)>& progress) {
+  Sequence& s = sequences_[sequence];
+  KvCache* cache = executor_->cache();
+  if (cache->committed_tokens(s.slot) == depth) return;
+  if (s.overwritten_last > s.overwritten_first) {
+    SetCommitted(sequence, s.overwritten_first);
+    Fill(sequence, s.overwritten_first, std::min(s.overwritten_last, s.filled), progress);
+    s.overwritten_first = s.overwritten_last = 0;
+  }
+  const uint32_t committed = cache->committed_tokens(s.slot);
+  if (committed == s.filled && committed <= depth)
+    return Fill(sequence, committed, depth, progress);
+  const uint32_t begin = cache->codec().WindowBegin(std::min(depth, s.filled));
+  SetCommitted(sequence, begin);
+  Fill(sequence, begin, depth, progress);
 }
 
 void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample) {
@@ -122,6 +173,7 @@ void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample
                              .want = Want::kLogits,
                              .selector = selectors_[c.selector]});
       batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
+      Reserve(s, c.depth + step + 1);
     }
     executor_->Run(batch_);
     options_.model->threads->For(c.batch, [&](uint32_t s, uint32_t) {
@@ -132,25 +184,24 @@ void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample
 }
 
 void BenchRunner::Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress) {
-  BenchSample untimed;
+  KvCache* cache = executor_->cache();
   for (uint32_t i = 0; i < c.batch; ++i) {
-    Sequence& s = sequences_[i];
-    if (s.overwritten_last > s.overwritten_first && s.overwritten_first != c.depth) {
-      Prefill(i, s.overwritten_first, std::min(s.overwritten_last, s.filled), &untimed, progress);
-      s.overwritten_first = s.overwritten_last = 0;
-    }
-    if (s.filled >= c.depth) continue;
     if (i == 0 || has_text()) {
-      Prefill(i, s.filled, c.depth, &untimed, progress);
-    } else {
-      executor_->cache()->Copy(sequences_[0].slot, s.slot, s.filled, c.depth);
-      s.filled = c.depth;
+      MoveTo(i, c.depth, progress);
+      continue;
     }
+    const SequenceSlot slot = sequences_[i].slot;
+    if (cache->committed_tokens(slot) > c.depth)
+      cache->Rewind(slot, cache->codec().WindowBegin(c.depth));
+    const Status copied = cache->Copy(sequences_[0].slot, slot, c.depth);
+    TS_CHECK(copied.ok());  // the plan has room for every case
   }
 }
 
 BenchSample BenchRunner::Run(const BenchCase& c) {
-  TS_CHECK(c.batch <= sequences_.size() && sequences_[0].filled >= c.depth);
+  TS_CHECK(c.batch <= sequences_.size());
+  for (uint32_t i = 0; i < c.batch; ++i)
+    TS_CHECK(executor_->cache()->committed_tokens(sequences_[i].slot) == c.depth);
   return c.kind == BenchKind::kPrefill ? RunPrefill(c) : RunDecode(c);
 }
 
@@ -176,14 +227,11 @@ BenchSample BenchRunner::RunDecode(const BenchCase& c) {
   const Clock::time_point start = Clock::now();
   Decode(c, c.tokens, &sample);
   sample.seconds = SecondsSince(start);
+  const Codec& codec = executor_->cache()->codec();
   for (uint32_t i = 0; i < c.batch; ++i) {
     Sequence& s = sequences_[i];
-    if (i == 0 || has_text()) {
-      s.overwritten_first = c.depth;
-      s.overwritten_last = std::max(s.overwritten_last, c.depth + c.tokens);
-    } else {
-      s.filled = std::min(s.filled, c.depth);  // copying again is cheap
-    }
+    s.overwritten_first = codec.WindowBegin(c.depth);
+    s.overwritten_last = std::max(s.overwritten_last, codec.WindowBegin(c.depth + c.tokens));
   }
   return sample;
 }

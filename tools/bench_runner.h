@@ -35,8 +35,9 @@ struct BenchRunnerOptions {
 // Sequences hold prompt tokens that are a function of their position, so that a case may run over
 // what is already there. Over a text, each sequence reads it from another place on. Random prompts
 // are the same for all: sequence 0's is computed, the others are copies of it in blocks of their
-// own. A decode case overwrites some tokens; they are put back before a case at another depth. So a
-// context is computed once, not once a case.
+// own. What is committed ends at the depth of the last case; what a case adds never is. A decode
+// case overwrites some tokens; they are put back before a case at another depth. So a context is
+// computed once, not once a case, but for the window that a depth lies in.
 class BenchRunner {
  public:
   // Errors: kOutOfMemory, kInvalidArgument (a selector, a text that is too short).
@@ -57,12 +58,20 @@ class BenchRunner {
  private:
   struct Sequence {
     SequenceSlot slot = 0;
-    uint32_t filled = 0;                                   // tokens [0, filled) are its prompt,
-    uint32_t overwritten_first = 0, overwritten_last = 0;  // but for these
+    // Of those that are no copies: tokens [0, filled) are its prompt, but for these.
+    uint32_t filled = 0;
+    uint32_t overwritten_first = 0, overwritten_last = 0;
   };
 
   BenchRunner() = default;
   bool has_text() const { return !options_.text.tokens.empty(); }
+  void Reserve(uint32_t sequence, uint32_t tokens);
+  // Makes [0, depth) of a sequence prompt tokens, and commits them.
+  void MoveTo(uint32_t sequence, uint32_t depth, const std::function<void(uint32_t)>& progress);
+  void SetCommitted(uint32_t sequence, uint32_t tokens);
+  // Runs and commits prompt tokens [first, last). REQUIRES: `first` is what is committed.
+  void Fill(uint32_t sequence, uint32_t first, uint32_t last,
+            const std::function<void(uint32_t)>& progress);
   // Runs prompt tokens [first, last) of a sequence in chunks.
   void Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
                const std::function<void(uint32_t)>& progress);

@@ -97,7 +97,12 @@ class CommandLine(unittest.TestCase):
             ("run",): "--model is required",
             ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
                 "--temperature: '200' is not allowed: 0 to 100 are",
-            ("run", "--model", MODEL, "--prompt", "x", "--kv", "q3"): "'q3' is not allowed: f16, f32, bf16 are",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "q3"): "'q3' is not allowed: f16, f32, bf16, planes are",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "planes", "--page-tokens", "32"):
+                "--page-tokens is 32: the KV type planes has pages of 16 tokens",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "planes", "--selector", "streaming"):
+                "--selector 'streaming': pages that are stored as planes",
+            ("bench", "--model", MODEL, "--kv", "planes", "--page-tokens", "64"): "page-tokens is 64: the KV type",
             ("run", "--model", MODEL, "--prompt", ""): "the prompt is empty",
             ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "seven:1"):
                 "--logit-bias seven:1: write a token id",
@@ -355,6 +360,23 @@ class Measure(unittest.TestCase):
         done = tinyserve(*args)
         self.assertIn(b"random tokens", done.stderr)
         self.assertTrue(all(c["text"] is None for c in self.lines(done)))
+
+    def test_coded_pages_are_measured_like_raw_ones(self):
+        # Depths within windows and at their ends, taken up again in the second round.
+        def bench(kv, *text):
+            args = ("--prefill", "80", "--decode", "70", "--depth", "0,40,100,320", "--batch", "1,3", "--repeat", "2")
+            cases = self.lines(tinyserve("bench", "--model", MODEL, *args, "--kv", kv, *text, "--json"))
+            return {(c["kind"], c["depth"], c["batch"]): c["bytes_per_step"] for c in cases}
+        raw, coded = bench("f16"), bench("planes")
+        self.assertEqual(raw.keys(), coded.keys())
+        self.assertLess(coded["decode", 320, 3], raw["decode", 320, 3])
+        self.assertEqual(bench("planes", "--text", __file__), coded)
+        method = ("eval", "--model", MODEL, "--text", __file__, "--context", "300", "--score", "40", "--tokens", "40",
+                  "--method", "full", "--json", "-")
+        raw, coded = (self.lines(tinyserve(*method, "--kv", kv))[0] for kv in ("f16", "planes"))
+        self.assertEqual([coded["kl"], coded["top1"], raw["kv_fraction_read"]], [0, 1, 1])
+        self.assertLess(coded["kv_fraction_read"], 0.85)
+        self.assertAlmostEqual(coded["dense_perplexity"] / raw["dense_perplexity"], 1, delta=0.02)
 
     def test_eval_holds_methods_against_dense_attention(self):
         methods = ("full", *(f"{name}:ratio=0.25,min_tokens=0,min_context=0,dense_layers=0"

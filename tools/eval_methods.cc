@@ -102,12 +102,13 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   };
   TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(typed));
   TS_ASSIGN_OR_RETURN(const uint64_t f16_bytes, bytes("f16", 0));
-  TS_ASSIGN_OR_RETURN(const uint64_t plain_bytes, bytes(engine.kv, 0));
   TS_ASSIGN_OR_RETURN(const uint64_t method_bytes, bytes(engine.kv, spec.needs()));
+  TS_ASSIGN_OR_RETURN(const uint64_t window_bytes,
+                      eval.model.KvWindowBytes(engine.kv, engine.page_tokens));
   const uint64_t block = BlockTokensFor(engine.page_tokens);
   const uint64_t held = (c.shape.tokens() + block - 1) / block * block;
-  const auto read = [](const EvalRun& r) {
-    return static_cast<double>(r.kv_bytes_read) / static_cast<double>(r.decoded_tokens);
+  const auto a_token = [](uint64_t count, const EvalRun& r) {
+    return static_cast<double>(count) / static_cast<double>(r.decoded_tokens);
   };
   const MethodFigures& f = run.figures;
   EvalLine line{.method = typed,
@@ -124,11 +125,11 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
                 .dppl_se = f.dppl_se(),
                 .dense_perplexity = f.dense_perplexity(),
                 .kl_by_position = f.KlByPosition(kKlPeriodTokens),
-                .kv_bytes = held * method_bytes,
+                .kv_bytes = held * method_bytes + window_bytes,
                 .dense_kv_bytes = held * f16_bytes,
-                .kv_bytes_read_per_token = read(run),
+                .kv_bytes_read_per_token = a_token(run.kv_bytes_read, run),
                 .dense_bytes_read_per_token =
-                    read(dense) * static_cast<double>(f16_bytes) / static_cast<double>(plain_bytes),
+                    a_token(dense.pages_held * engine.page_tokens * f16_bytes, dense),
                 .decode_tokens_per_s = Median(run.tokens_per_s),
                 .dense_tokens_per_s = Median(dense.tokens_per_s),
                 .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),

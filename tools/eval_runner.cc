@@ -44,7 +44,10 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
   TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(options.methods));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model.KvBytesPerToken(options.kv, options.page_tokens, metadata));
-  const uint64_t bytes = held * lanes * token_bytes;
+  const uint32_t step_tokens = std::max({options.chunk_tokens, kRowTokens, lanes});
+  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
+                      model.KvOpenBytes(options.kv, options.page_tokens, lanes, step_tokens));
+  const uint64_t bytes = held * lanes * token_bytes + open_bytes;
   if (bytes > options.kv_bytes_max) {
     return Status(Code::kOutOfMemory,
                   fmt::format("{} methods and dense attention over {} tokens need {} of KV cache, "
@@ -52,16 +55,15 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
                               options.methods.size(), shape.tokens(), FormatBytes(bytes),
                               FormatBytes(options.kv_bytes_max)));
   }
-  const ExecutorOptions executor{
-      .kv = options.kv,
-      .kv_memory_bytes = bytes,
-      .page_tokens = options.page_tokens,
-      .block_tokens = block_tokens,
-      .sequences_max = lanes,
-      .sequence_tokens_max = static_cast<uint32_t>(held),
-      .step_tokens_max = std::max({options.chunk_tokens, kRowTokens, lanes}),
-      .selectors = options.methods,
-      .logits_max = kRowTokens};
+  const ExecutorOptions executor{.kv = options.kv,
+                                 .kv_memory_bytes = bytes,
+                                 .page_tokens = options.page_tokens,
+                                 .block_tokens = block_tokens,
+                                 .sequences_max = lanes,
+                                 .sequence_tokens_max = static_cast<uint32_t>(held),
+                                 .step_tokens_max = step_tokens,
+                                 .selectors = options.methods,
+                                 .logits_max = kRowTokens};
   TS_ASSIGN_OR_RETURN(runner->executor_,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), executor));
@@ -81,21 +83,20 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
   return runner;
 }
 
-// Empty sequences with room for a window.
+// Empty sequences.
 Status EvalRunner::Restart() {
   KvCache* cache = executor_->cache();
   for (Lane& lane : lanes_) cache->RemoveSequence(lane.slot);
   for (Lane& lane : lanes_) {
     TS_ASSIGN_OR_RETURN(lane.slot, cache->AddSequence());
-    TS_RETURN_IF_ERROR(cache->Reserve(lane.slot, shape_.tokens()));
     lane.seconds = 0;
     lane.timed_steps = 0;
   }
   return Status();
 }
 
-void EvalRunner::Prefill(std::span<const int32_t> tokens,
-                         const std::function<void(uint32_t)>& progress) {
+Status EvalRunner::Prefill(std::span<const int32_t> tokens,
+                           const std::function<void(uint32_t)>& progress) {
   KvCache* cache = executor_->cache();
   for (uint32_t at = 0; at < shape_.prompt_tokens;) {
     const uint32_t length = std::min(options_.chunk_tokens, shape_.prompt_tokens - at);
@@ -108,14 +109,16 @@ void EvalRunner::Prefill(std::span<const int32_t> tokens,
                            .want = Want::kNothing});
     const auto chunk = tokens.subspan(at, length);
     batch_.inputs.assign(chunk.begin(), chunk.end());
+    TS_RETURN_IF_ERROR(cache->Reserve(lanes_[0].slot, at + length));
     executor_->Run(batch_);
     at += length;
+    cache->Commit(lanes_[0].slot, at);
     progress(at);
   }
-  for (Lane& lane : lanes_) {
-    if (&lane != &lanes_[0]) cache->Copy(lanes_[0].slot, lane.slot, 0, shape_.prompt_tokens);
-    cache->Commit(lane.slot, shape_.prompt_tokens);
+  for (size_t method = 1; method < lanes_.size(); ++method) {
+    TS_RETURN_IF_ERROR(cache->Copy(lanes_[0].slot, lanes_[method].slot, shape_.prompt_tokens));
   }
+  return Status();
 }
 
 EvalRunner::Turn EvalRunner::NextTurn(uint32_t first) const {
@@ -142,8 +145,9 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
   std::copy(logits.begin(), logits.end(), out);
 }
 
-void EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
-                         float* out) {
+Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
+                           float* out) {
+  TS_RETURN_IF_ERROR(executor_->cache()->Reserve(lane->slot, turn.first + turn.count));
   const uint64_t failures = executor_->selection_counts().failures;
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
   const uint64_t vocab = options_.model->model->config().vocab;
@@ -153,6 +157,7 @@ void EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (!turn.timed) continue;
     lane->run.kv_bytes_read += executor_->cost().kv_bytes;
+    lane->run.pages_held += (turn.first + i) / options_.page_tokens + 1;
     ++lane->run.decoded_tokens;
     if (i == 0) continue;
     lane->seconds += seconds;
@@ -160,6 +165,7 @@ void EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane
   }
   executor_->cache()->Commit(lane->slot, turn.first + turn.count);
   lane->run.failures += executor_->selection_counts().failures - failures;
+  return Status();
 }
 
 Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane) {
@@ -185,12 +191,12 @@ Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
   TS_CHECK(tokens.size() == shape_.tokens() + uint64_t{1});
   const double work = WindowWork(shape_, lanes_.size() - 1);
   TS_RETURN_IF_ERROR(Restart());
-  Prefill(tokens, [&](uint32_t done) { progress(done / work); });
+  TS_RETURN_IF_ERROR(Prefill(tokens, [&](uint32_t done) { progress(done / work); }));
   for (uint32_t at = shape_.prompt_tokens; at < shape_.tokens();) {
     const Turn turn = NextTurn(at);
-    RunTurn(turn, tokens, &lanes_[0], dense_logits_.data());
+    TS_RETURN_IF_ERROR(RunTurn(turn, tokens, &lanes_[0], dense_logits_.data()));
     for (size_t method = 1; method < lanes_.size(); ++method) {
-      RunTurn(turn, tokens, &lanes_[method], logits_.data());
+      TS_RETURN_IF_ERROR(RunTurn(turn, tokens, &lanes_[method], logits_.data()));
       TS_RETURN_IF_ERROR(Score(turn, tokens, &lanes_[method]));
     }
     at += turn.count;

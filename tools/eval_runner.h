@@ -41,6 +41,7 @@ struct EvalRun {
   MethodFigures figures;             // empty for the dense reference
   std::vector<double> tokens_per_s;  // [window], decoding one token at a time at its end
   uint64_t kv_bytes_read = 0;        // by those tokens
+  uint64_t pages_held = 0;           // by the cache at those tokens, for each (layer, KV head)
   uint64_t decoded_tokens = 0;       // those tokens
   uint64_t failures = 0;             // of the selector: everything was read
 };
@@ -78,10 +79,10 @@ class EvalRunner {
 
   EvalRunner() = default;
   Status Restart();
-  void Prefill(std::span<const int32_t> tokens, const std::function<void(uint32_t)>& progress);
+  Status Prefill(std::span<const int32_t> tokens, const std::function<void(uint32_t)>& progress);
   Turn NextTurn(uint32_t first) const;
   // Logits after each token of the turn to out [count][vocab].
-  void RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
+  Status RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
   void RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens, float* out);
   Status Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane);
 

@@ -29,7 +29,27 @@ std::vector<LayerGroup> LoadedModel::groups() const {
 Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
                                               uint32_t metadata) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, metadata));
   return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, metadata);
+}
+
+Result<uint64_t> LoadedModel::KvWindowBytes(const std::string& kv, uint32_t page_tokens) const {
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
+  return KvCache::WindowBytes(groups(), *codec, page_tokens, kernels);
+}
+
+Result<uint64_t> LoadedModel::KvOpenBytes(const std::string& kv, uint32_t page_tokens,
+                                          uint32_t sequences, uint32_t uncommitted) const {
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, 0));
+  const KvCacheOptions options{.codec = codec,
+                               .page_tokens = page_tokens,
+                               .block_tokens = BlockTokensFor(page_tokens),
+                               .memory_bytes = 0,
+                               .sequences_max = sequences,
+                               .sequence_tokens_max = 0,
+                               .uncommitted_tokens_max = uncommitted};
+  return KvCache::OpenBytes(groups(), options, kernels);
 }
 
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {

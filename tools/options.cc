@@ -39,6 +39,7 @@ constexpr FlagOfField kFlags[] = {{"context_tokens", "--ctx", false},
                                   {"context_tokens", "--context", false},
                                   {"kv_memory_bytes", "--kv-memory", false},
                                   {"page_tokens", "--page-tokens", false},
+                                  {"kv", "--kv", true},
                                   {"max_tokens", "--max-tokens", false},
                                   {"top_logprobs", "--logprobs", false},
                                   {"top_k", "--top-k", false},
@@ -75,6 +76,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.target = target;
   options.page_tokens = page_tokens;
   options.block_tokens = BlockTokensFor(page_tokens);
+  options.sequences_max = 1;  // the tools ask one thing after another
   return options;
 }
 
@@ -130,8 +132,9 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       "that this process may use")
       ->capture_default_str()
       ->transform(size);
-  Choose(add("--kv", &flags->kv, "TYPE", "How keys and values are stored")->capture_default_str(),
-         {"f16", "f32", "bf16"});
+  Choose(add("--kv", &flags->kv, "TYPE", "How keys and values are stored; planes: in 8 bits")
+             ->capture_default_str(),
+         {"f16", "f32", "bf16", "planes"});
   Choose(add("--compute", &flags->compute, "HOW",
              "Integer dot products over int8 activations, or the accuracy reference")
              ->capture_default_str(),

@@ -38,7 +38,7 @@ RunCost CostOf(const Usage& usage, const ModelInfo& info, const EngineStats& bef
   if (usage.decode_seconds > 0 && usage.completion_tokens > 1)
     cost.decode_tokens_per_s = (usage.completion_tokens - 1) / usage.decode_seconds;
   const uint64_t held = uint64_t{usage.prompt_tokens} + usage.completion_tokens;
-  cost.kv_bytes = held * info.kv_bytes_per_token;
+  cost.kv_bytes = held * info.kv_bytes_per_token + info.kv_window_bytes;
   cost.kv_pool_bytes = info.kv_pool_bytes;
   cost.bytes_per_token = static_cast<double>(info.step_weight_bytes);
   const auto ratio = [](uint64_t part, uint64_t whole, double fallback) {

@@ -7,7 +7,8 @@
 namespace tinyserve {
 namespace {
 
-const ModelInfo kInfo{.step_weight_bytes = 100'000'000, .kv_bytes_per_token = 1000};
+const ModelInfo kInfo{
+    .step_weight_bytes = 100'000'000, .kv_bytes_per_token = 1000, .kv_window_bytes = 77};
 
 TEST(RunCost, RatesAndBytes) {
   const Usage usage{.prompt_tokens = 100,
@@ -24,7 +25,7 @@ TEST(RunCost, RatesAndBytes) {
   RunCost cost = CostOf(usage, kInfo, before, after, 0.1);
   EXPECT_DOUBLE_EQ(cost.prompt_tokens_per_s, 400);
   EXPECT_DOUBLE_EQ(cost.decode_tokens_per_s, 100);  // the first token belongs to the prompt
-  EXPECT_EQ(cost.kv_bytes, 151'000u);
+  EXPECT_EQ(cost.kv_bytes, 151'077u);
   EXPECT_DOUBLE_EQ(cost.bytes_per_token, 100'000'000 + 125'500);
   EXPECT_DOUBLE_EQ(cost.pages_read_share, 0.3);
   EXPECT_GT(cost.peak_resident_bytes, 0u);

@@ -35,7 +35,7 @@ struct EngineOptions {
       0;  // longest sequence; 0: the model's own, as far as kv_memory_bytes allows
   uint64_t kv_memory_bytes = 0;  // size of the KV pool, fixed at start; 0: one full context or a
                                  // quarter of the memory limit
-  std::string kv = "f16";        // f32, f16, bf16
+  std::string kv = "f16";        // f32, f16, bf16; planes: 8-bit codes (page_tokens 16)
   std::string compute =
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
   std::string
@@ -149,6 +149,8 @@ struct ModelInfo {
   uint32_t context_trained = 0;  // tokens
   uint32_t context_tokens = 0;   // longest sequence of this engine
   uint64_t kv_bytes_per_token = 0;
+  // Of a sequence's newest tokens beside them, which are not coded yet; 0 where nothing is coded.
+  uint64_t kv_window_bytes = 0;
   uint64_t kv_pool_bytes = 0;
   bool has_chat_template = false;  // the file carries one: a model that follows instructions
 };

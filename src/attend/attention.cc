@@ -45,16 +45,18 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   for (uint32_t g = 0; g < cache->groups(); ++g) {
     const KvShape shape = cache->shape(g);
     TS_CHECK(options.heads % shape.kv_heads == 0);
-    const uint64_t items = static_cast<uint64_t>(options.rows_max) * shape.kv_heads *
-                           SplitsOf(cache->sequence_tokens_max());
+    const uint64_t splits = SplitsOf(cache->sequence_tokens_max()) + (cache->coded(g) ? 1 : 0);
+    const uint64_t items = static_cast<uint64_t>(options.rows_max) * shape.kv_heads * splits;
     for (GroupPlan* plan : {&a->groups_[g].all, &a->groups_[g].others})
       plan->merges.reserve(static_cast<size_t>(options.rows_max) * shape.kv_heads);
     partials = std::max(partials, items);
     partial_floats = std::max<uint64_t>(partial_floats, a->QueryGroup(g) * (shape.head_dim + 2ull));
-    const uint64_t scratch =
-        std::max(kernels->decode_scratch_bytes(&shape, a->QueryGroup(g), kSplitTokens),
-                 kernels->prompt_scratch_bytes(&shape, a->QueryGroup(g), kPromptRows));
-    a->scratch_stride_ = std::max(a->scratch_stride_, (scratch + 4095) / 4096 * 4096);
+    for (const KvShape& read : {shape, cache->open_shape(g)}) {
+      const uint64_t scratch =
+          std::max(kernels->decode_scratch_bytes(&read, a->QueryGroup(g), kSplitTokens),
+                   kernels->prompt_scratch_bytes(&read, a->QueryGroup(g), kPromptRows));
+      a->scratch_stride_ = std::max(a->scratch_stride_, (scratch + 4095) / 4096 * 4096);
+    }
   }
   TS_ASSIGN_OR_RETURN(a->partials_, Buffer::Allocate(partials * partial_floats * sizeof(float)));
   TS_ASSIGN_OR_RETURN(a->partial_views_, Buffer::Allocate(partials * sizeof(Partial)));
@@ -112,7 +114,7 @@ void Attention::PlanGroup(uint32_t group) {
         if (!Selects(runs_[r], row)) continue;
         for (uint32_t head = 0; head < cache_->shape(group).kv_heads; ++head) {
           plan.sparse.push_back({.run = r, .row = row, .kv_head = head, .first_partial = partials});
-          partials += SplitsOf(runs_[r].first_position + row + 1);
+          partials += SplitsAt(runs_[r].first_position + row);
         }
       }
     }
@@ -121,23 +123,34 @@ void Attention::PlanGroup(uint32_t group) {
   for (uint32_t p = 0; p < partials; ++p) partial_views_.as<Partial>()[p] = PartialAt(group, p);
 }
 
+uint32_t Attention::SplitsAt(uint32_t position) const {
+  const uint32_t raw = cache_->RawBegin(position);
+  return SplitsOf(raw) + SplitsOf(position + 1 - raw);
+}
+
+void Attention::PlanPromptRows(uint32_t r, uint32_t kv_heads, GroupPlan* plan) {
+  const SequenceRun& run = runs_[r];
+  for (uint32_t row = 0, rows; row < run.rows; row += rows) {
+    const uint32_t first = run.first_position + row,
+                   rows_max = std::min(kPromptRows, run.rows - row);
+    // Rows of an item see the same tokens raw.
+    for (rows = 1; rows < rows_max;) {
+      if (cache_->RawBegin(first + rows) != cache_->RawBegin(first)) break;
+      ++rows;
+    }
+    for (uint32_t head = 0; head < kv_heads; ++head) {
+      plan->items.push_back(
+          {.run = r, .kv_head = head, .first_row = row, .rows = rows, .split = 0, .partial = 0});
+    }
+  }
+}
+
 void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
   plan->items.clear();
   plan->merges.clear();
   const uint32_t kv_heads = cache_->shape(group).kv_heads;
   for (uint32_t r = 0; r < runs_.size(); ++r) {
-    const SequenceRun& run = runs_[r];
-    if (run.token_class != TokenClass::kPrompt) continue;
-    for (uint32_t head = 0; head < kv_heads; ++head) {
-      for (uint32_t row = 0; row < run.rows; row += kPromptRows) {
-        plan->items.push_back({.run = r,
-                               .kv_head = head,
-                               .first_row = row,
-                               .rows = std::min(kPromptRows, run.rows - row),
-                               .split = 0,
-                               .partial = 0});
-      }
-    }
+    if (runs_[r].token_class == TokenClass::kPrompt) PlanPromptRows(r, kv_heads, plan);
   }
   plan->prompt_items = static_cast<uint32_t>(plan->items.size());
   // Threads take items in order: the ones that see the most keys first, so that none is left alone
@@ -153,7 +166,7 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
     if (run.token_class != TokenClass::kGenerated) continue;
     for (uint32_t row = 0; row < run.rows; ++row) {
       if (!all && Selects(run, row)) continue;
-      const uint32_t splits = SplitsOf(run.first_position + row + 1);
+      const uint32_t splits = SplitsAt(run.first_position + row);
       for (uint32_t head = 0; head < kv_heads; ++head) {
         plan->merges.push_back({.row = run.first_row + row,
                                 .kv_head = head,
@@ -175,7 +188,9 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
 
 void Attention::CountWork(uint32_t group) {
   const KvShape shape = cache_->shape(group);
-  const uint64_t page_bytes = cache_->slab(group, 0, 0).page_bytes;
+  const uint64_t raw_bytes = cache_->open_slab(group, 0, 0).page_bytes;
+  const uint64_t coded_bytes =
+      uint64_t{cache_->slab(group, 0, 0).page_bytes} + cache_->meta_layout(group).record_bytes;
   uint64_t layers = 0, layers_before = 0;  // before: those in which every row reads everything
   for (uint32_t l = 0; l < options_.group_of_layer.size(); ++l) {
     if (options_.group_of_layer[l] != group) continue;
@@ -189,8 +204,13 @@ void Attention::CountWork(uint32_t group) {
     const auto count = [&](uint64_t in_layers, uint64_t rows) {
       if (rows == 0) return;
       const uint64_t end = run.first_position + rows;
-      planned_kv_bytes_ += in_layers * shape.kv_heads * page_bytes *
-                           ((end + shape.page_tokens - 1) / shape.page_tokens);
+      // Rows see the run's own windows raw, and decoded all but the last row's.
+      const uint64_t raw_pages =
+          (end - cache_->RawBegin(run.first_position) + shape.page_tokens - 1) / shape.page_tokens;
+      const uint64_t coded_pages =
+          cache_->RawBegin(static_cast<uint32_t>(end - 1)) / shape.page_tokens;
+      planned_kv_bytes_ +=
+          in_layers * shape.kv_heads * (raw_pages * raw_bytes + coded_pages * coded_bytes);
       // Row i sees first_position + i + 1 keys.
       const uint64_t keys = rows * (run.first_position + 1ull) + rows * (rows - 1ull) / 2;
       planned_multiply_adds_[static_cast<uint32_t>(run.token_class)] +=
@@ -222,34 +242,26 @@ void Attention::ResetSelectionCounts() {
 
 void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t stride) {
   const uint32_t group = options_.group_of_layer[layer];
-  const KvShape shape = cache_->shape(group);
+  const KvShape shape = cache_->open_shape(group);
   const uint32_t last_row = runs_.back().first_row + runs_.back().rows;
   const auto append = [&](uint32_t item, uint32_t) {
     const SequenceRun& run = runs_[item / shape.kv_heads];
     const uint32_t head = item % shape.kv_heads;
     const uint64_t offset = run.first_row * stride + static_cast<uint64_t>(head) * shape.head_dim;
-    const AppendArgs args{
-        .shape = shape,
-        .slab = cache_->slab(group, layer_in_group_[layer], head),
-        .pages = cache_->View(run.slot, group, run.first_position + run.rows).pages,
-        .first_slot = run.first_position,
-        .tokens = run.rows,
-        .k = k + offset,
-        .v = v + offset,
-        .stride = stride};
+    const uint32_t first = cache_->open_first(run.slot), end = run.first_position + run.rows;
+    const AppendArgs args{.shape = shape,
+                          .slab = cache_->open_slab(group, layer_in_group_[layer], head),
+                          .pages = cache_->OpenView(run.slot, group, first, end).pages,
+                          .first_slot = run.first_position - first,
+                          .tokens = run.rows,
+                          .k = k + offset,
+                          .v = v + offset,
+                          .stride = stride};
     kernels_->append(&args);
-    const KvSlab records = cache_->records(group, layer_in_group_[layer], head);
-    if (records.base == nullptr) return;
-    // Pages that this run has filled.
-    const uint32_t end = run.first_position + run.rows;
-    for (uint32_t page = run.first_position / shape.page_tokens;
-         (page + 1) * shape.page_tokens <= end; ++page) {
-      const SummariseArgs summarise{.shape = shape,
-                                    .slab = args.slab,
-                                    .records = records,
-                                    .layout = cache_->meta_layout(group),
-                                    .page = args.pages[page]};
-      kernels_->summarise_page(&summarise);
+    if (cache_->coded(group)) {
+      SealWindows(layer, run, head);
+    } else {
+      Summarise(layer, run, head);
     }
   };
   const uint32_t items = static_cast<uint32_t>(runs_.size()) * shape.kv_heads;
@@ -257,6 +269,47 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
     for (uint32_t i = 0; i < items; ++i) append(i, 0);
   } else {
     threads_->For(items, append);
+  }
+}
+
+void Attention::SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head) {
+  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
+  const uint32_t page_tokens = cache_->page_tokens();
+  const uint32_t begin = cache_->codec().WindowBegin(run.first_position);
+  const uint32_t end = cache_->codec().WindowBegin(run.first_position + run.rows);
+  if (begin == end) return;
+  const PageView open = cache_->OpenView(run.slot, group, begin, end);
+  const PageView coded = cache_->View(run.slot, group, end);
+  SealArgs args{.open = cache_->open_shape(group),
+                .open_slab = cache_->open_slab(group, in_group, kv_head),
+                .open_page = 0,
+                .shape = cache_->shape(group),
+                .slab = cache_->slab(group, in_group, kv_head),
+                .records = cache_->records(group, in_group, kv_head),
+                .layout = cache_->meta_layout(group),
+                .page = 0};
+  for (uint32_t page = 0; page < open.count; ++page) {
+    args.open_page = open.pages[page];
+    args.page = coded.pages[begin / page_tokens + page];
+    kernels_->seal_page(&args);
+  }
+}
+
+void Attention::Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head) {
+  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
+  const KvSlab records = cache_->records(group, in_group, kv_head);
+  if (records.base == nullptr) return;
+  const KvShape shape = cache_->shape(group);
+  const uint32_t end = run.first_position + run.rows;
+  const PageView view = cache_->View(run.slot, group, end);
+  for (uint32_t page = run.first_position / shape.page_tokens;
+       (page + 1) * shape.page_tokens <= end; ++page) {
+    const SummariseArgs args{.shape = shape,
+                             .slab = cache_->slab(group, in_group, kv_head),
+                             .records = records,
+                             .layout = cache_->meta_layout(group),
+                             .page = view.pages[page]};
+    kernels_->summarise_page(&args);
   }
 }
 
@@ -298,15 +351,23 @@ void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
 }
 
 void Attention::RunPrompt(const Item& item, const LayerIo& io, uint32_t thread) {
-  const uint32_t group = options_.group_of_layer[io.layer];
+  const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
   const SequenceRun& run = runs_[item.run];
-  const KvShape shape = cache_->shape(group);
+  const KvShape shape = cache_->open_shape(group);
   const uint32_t g = QueryGroup(group), first_position = run.first_position + item.first_row;
   const uint64_t row = run.first_row + item.first_row,
                  column = static_cast<uint64_t>(item.kv_head) * g * shape.head_dim;
-  const PromptArgs args{.shape = shape,
-                        .slab = cache_->slab(group, layer_in_group_[io.layer], item.kv_head),
-                        .view = cache_->View(run.slot, group, first_position + item.rows),
+  const uint32_t raw = cache_->RawBegin(first_position);
+  SealedKeys sealed{.shape = cache_->shape(group),
+                    .slab = cache_->slab(group, in_group, item.kv_head),
+                    .records = cache_->records(group, in_group, item.kv_head),
+                    .layout = cache_->meta_layout(group),
+                    .view = {}};
+  if (raw > 0) sealed.view = cache_->View(run.slot, group, raw);
+  const PromptArgs args{.sealed = sealed,
+                        .shape = shape,
+                        .slab = cache_->open_slab(group, in_group, item.kv_head),
+                        .view = cache_->OpenView(run.slot, group, raw, first_position + item.rows),
                         .group = g,
                         .scale = options_.scale,
                         .first_position = first_position,
@@ -320,39 +381,58 @@ void Attention::RunPrompt(const Item& item, const LayerIo& io, uint32_t thread) 
   kernels_->attend_prompt(&args);
 }
 
-PageView Attention::SplitPages(const Item& item, uint32_t group) const {
+Attention::SplitKeys Attention::KeysOf(const Item& item, uint32_t layer) const {
+  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
   const SequenceRun& run = runs_[item.run];
-  const uint32_t page_tokens = cache_->shape(group).page_tokens;
   const uint32_t tokens = run.first_position + item.first_row + 1;
-  const uint32_t begin = item.split * kSplitTokens, end = std::min(tokens, begin + kSplitTokens);
-  PageView view = cache_->View(run.slot, group, end);
-  view.pages += begin / page_tokens;
-  view.count -= begin / page_tokens;
-  return view;
+  const uint32_t raw = cache_->RawBegin(tokens - 1), decoded_splits = SplitsOf(raw);
+  const auto split = [](uint32_t index, uint32_t end) {
+    return std::min(end, index * kSplitTokens);
+  };
+  if (item.split >= decoded_splits) {
+    const uint32_t index = item.split - decoded_splits;
+    return {.shape = cache_->open_shape(group),
+            .slab = cache_->open_slab(group, in_group, item.kv_head),
+            .view = cache_->OpenView(run.slot, group, raw + index * kSplitTokens,
+                                     raw + split(index + 1, tokens - raw))};
+  }
+  PageView view = cache_->View(run.slot, group, split(item.split + 1, raw));
+  const uint32_t before = item.split * kSplitTokens / cache_->page_tokens();
+  view.pages += before;
+  view.count -= before;
+  return {.shape = cache_->shape(group),
+          .slab = cache_->slab(group, in_group, item.kv_head),
+          .view = view};
 }
 
 void Attention::RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread) {
   const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
-  const KvShape shape = cache_->shape(group);
+  const SplitKeys keys = KeysOf(item, io.layer);
+  SplitKeys ahead{};
+  if (next != nullptr) ahead = KeysOf(*next, io.layer);
+  if (ahead.shape.type != keys.shape.type) ahead = {};
   const uint32_t g = QueryGroup(group);
   const uint64_t row = runs_[item.run].first_row + item.first_row;
   const DecodeArgs args{
-      .shape = shape,
-      .slab = cache_->slab(group, in_group, item.kv_head),
-      .view = SplitPages(item, group),
+      .shape = keys.shape,
+      .slab = keys.slab,
+      .records = cache_->records(group, in_group, item.kv_head),
+      .layout = cache_->meta_layout(group),
+      .view = keys.view,
       .group = g,
       .scale = options_.scale,
-      .q = io.q + row * io.q_stride + static_cast<uint64_t>(item.kv_head) * g * shape.head_dim,
+      .q = io.q + row * io.q_stride + static_cast<uint64_t>(item.kv_head) * g * keys.shape.head_dim,
       .out = PartialAt(group, item.partial),
       .scratch = scratch_.data() + thread * scratch_stride_,
-      .next_slab = next != nullptr ? cache_->slab(group, in_group, next->kv_head) : KvSlab(),
-      .next_view = next != nullptr ? SplitPages(*next, group) : PageView()};
+      .next_slab = ahead.slab,
+      .next_view = ahead.view};
   kernels_->attend_decode(&args);
 }
 
 // ---- rows that select ---------------------------------------------------------------------------
 
 void Attention::RunSparse(const Group& plan, const LayerIo& io) {
+  TS_CHECK(!cache_->coded(options_.group_of_layer[io.layer]));  // no selector is opened on it
   const uint32_t items = static_cast<uint32_t>(plan.sparse.size());
   const uint32_t page_tokens = cache_->page_tokens(), split_pages = kSplitTokens / page_tokens;
   const auto list = [this](uint32_t i) {

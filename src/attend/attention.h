@@ -61,7 +61,8 @@ class Attention {
 
   // Work of the planned step's attention, all layers; that of selecting queries is known once the
   // layers have run.
-  // KV bytes that must be read: every page of every sequence once, or what was selected.
+  // KV bytes that must be read: every page that a run sees once, in the form in which it sees it,
+  // or what was selected.
   uint64_t kv_bytes() const;
   // Multiply-adds (scores, q.k and p.v) for tokens of a class.
   uint64_t multiply_adds(TokenClass token_class) const;
@@ -75,8 +76,8 @@ class Attention {
     uint32_t run;
     uint32_t kv_head;
     uint32_t first_row;  // within the run
-    uint32_t rows;       // prompt: a block of rows; generated: 1
-    uint32_t split;      // generated: positions [split, split + 1) * kSplitTokens
+    uint32_t rows;       // prompt: rows that see the same tokens raw; generated: 1
+    uint32_t split;      // generated: of the decoded tokens, then of the raw ones
     uint32_t partial;    // generated: index into the partial results
   };
   struct Merge {  // one generated row and KV head
@@ -99,6 +100,12 @@ class Attention {
     GroupPlan others;  // without the rows that select
     std::vector<SparseItem> sparse;
   };
+  // Keys that one call of a decode kernel reads.
+  struct SplitKeys {
+    KvShape shape;
+    KvSlab slab;
+    PageView view;
+  };
   // A layer's query and output, as Run takes them.
   struct LayerIo {
     uint32_t layer;
@@ -112,13 +119,19 @@ class Attention {
   bool Selects(const SequenceRun& run, uint32_t row) const;
   void PlanGroup(uint32_t group);
   void PlanRows(uint32_t group, bool all, GroupPlan* plan);
+  void PlanPromptRows(uint32_t run, uint32_t kv_heads, GroupPlan* plan);
+  // Splits of a generated row.
+  uint32_t SplitsAt(uint32_t position) const;
   void CountWork(uint32_t group);
+  // Codes the windows that a run has filled.
+  void SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
+  // Makes the records of the pages that a run has filled, where nothing is coded.
+  void Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
   void RunDense(const GroupPlan& plan, const LayerIo& io);
   void RunPrompt(const Item& item, const LayerIo& io, uint32_t thread);
   // `next`: what the thread is likely to run next, or null.
   void RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread);
-  // The pages of a generated token's split.
-  PageView SplitPages(const Item& item, uint32_t group) const;
+  SplitKeys KeysOf(const Item& item, uint32_t layer) const;
   void RunSparse(const Group& plan, const LayerIo& io);
   // Chooses the pages of an item into list; returns how many.
   uint32_t ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread, uint32_t* list);

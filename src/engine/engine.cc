@@ -102,7 +102,6 @@ class EngineImpl : public Engine {
 
   EngineOptions options_;
   ModelInfo info_;
-  uint32_t metadata_ = 0;  // MetaKinds that the cache keeps
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
@@ -134,11 +133,13 @@ class EngineImpl : public Engine {
 // pages cost nothing, and the rest of the system keeps room.
 struct KvSizes {
   uint32_t context_tokens;
-  uint64_t pool_bytes;
+  uint64_t memory_bytes;
 };
 
+// `open_bytes`: of the cache beside its pool, whatever its size.
 Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
-                              uint64_t bytes_per_token, uint64_t weight_bytes) {
+                              uint64_t bytes_per_token, uint64_t open_bytes,
+                              uint64_t weight_bytes) {
   constexpr uint64_t kContextsWanted = 8;
   if (o.context_tokens > config.context) {
     return Status(Code::kInvalidArgument,
@@ -150,9 +151,11 @@ Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
   const uint64_t full = (wanted + block - 1) / block * block * bytes_per_token;
   const uint64_t limit = MemoryLimitBytes();
   const uint64_t left = limit > weight_bytes ? (limit - weight_bytes) / 2 : 0;
-  const uint64_t pool =
-      o.kv_memory_bytes != 0 ? o.kv_memory_bytes : std::min(full * kContextsWanted, left);
-  if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), pool};
+  const uint64_t memory = o.kv_memory_bytes != 0
+                              ? o.kv_memory_bytes
+                              : std::min(full * kContextsWanted + open_bytes, left);
+  const uint64_t pool = memory - std::min(memory, open_bytes);
+  if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), memory};
   const uint64_t fits = pool / bytes_per_token / block * block;
   if (o.context_tokens != 0 || fits == 0) {
     return Status(
@@ -160,9 +163,10 @@ Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
         fmt::format("a context of {} tokens needs {} bytes of KV cache, {} are available{}: lower "
                     "the context or raise "
                     "the KV memory",
-                    wanted, full, pool, o.kv_memory_bytes != 0 ? " (kv_memory_bytes)" : ""));
+                    wanted, full + open_bytes, memory,
+                    o.kv_memory_bytes != 0 ? " (kv_memory_bytes)" : ""));
   }
-  return KvSizes{static_cast<uint32_t>(fits), pool};
+  return KvSizes{static_cast<uint32_t>(fits), memory};
 }
 
 Result<Compute> ParseCompute(const std::string& name) {
@@ -216,17 +220,26 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
   const ModelConfig& config = model_->config();
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  metadata_ = selector.needs();
   info_.selector = selector.resolved;
   info_.kv = codec->name;
+  const KvCacheOptions planned{.codec = codec,
+                               .page_tokens = o.page_tokens,
+                               .block_tokens = o.block_tokens,
+                               .memory_bytes = 0,
+                               .sequences_max = o.sequences_max,
+                               .sequence_tokens_max = 0,
+                               .uncommitted_tokens_max = o.step_tokens_max};
+  TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, planned));
   info_.kv_bytes_per_token =
-      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, metadata_);
-  TS_ASSIGN_OR_RETURN(const KvSizes sizes,
-                      ChooseKvSizes(o, config, info_.kv_bytes_per_token, model_->packed_bytes()));
+      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, selector.needs());
+  info_.kv_window_bytes = KvCache::WindowBytes(groups, *codec, o.page_tokens, kernels);
+  const uint64_t open_bytes = KvCache::OpenBytes(groups, planned, kernels);
+  TS_ASSIGN_OR_RETURN(const KvSizes sizes, ChooseKvSizes(o, config, info_.kv_bytes_per_token,
+                                                         open_bytes, model_->packed_bytes()));
   info_.context_tokens = sizes.context_tokens;
   TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.get(), kernels, compute, threads_.get(),
                                                   {.kv = o.kv,
-                                                   .kv_memory_bytes = sizes.pool_bytes,
+                                                   .kv_memory_bytes = sizes.memory_bytes,
                                                    .page_tokens = o.page_tokens,
                                                    .block_tokens = o.block_tokens,
                                                    .sequences_max = o.sequences_max,
@@ -339,7 +352,7 @@ Status EngineImpl::Check(const Request& r) const {
   }
   if (!r.selector.empty()) {
     TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
-    TS_RETURN_IF_ERROR(CheckMetadata(selector, metadata_));
+    TS_RETURN_IF_ERROR(executor_->CheckSelector(selector));
   }
   const uint32_t blocks =
       scheduler_->BlocksFor({.id = 0,

@@ -16,6 +16,16 @@ constexpr uint32_t kScoreRows = 64;
 // Different selectors that requests may ask for.
 constexpr size_t kSelectorsMax = 64;
 
+// Whether a selector can read what a codec stores.
+Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
+  if (spec.table == nullptr || codec.identity()) return Status();
+  return Status(
+      Code::kInvalidArgument,
+      fmt::format("selector '{}': pages that are stored as {} can only be read in full, by "
+                  "the selector full",
+                  spec.typed, codec.name));
+}
+
 tinyserve_shape ShapeFor(const KvCache& cache, const ModelConfig& config) {
   const KvShape shape = cache.shape(0);
   const MetaLayout layout = cache.meta_layout(0);
@@ -54,6 +64,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   uint32_t metadata = 0;
   for (const std::string& text : options.selectors) {
     TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
+    TS_RETURN_IF_ERROR(CheckStored(spec, *codec));
     metadata |= spec.needs();
   }
   const KvCacheOptions cache{.codec = codec,
@@ -62,7 +73,10 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
                              .memory_bytes = options.kv_memory_bytes,
                              .sequences_max = options.sequences_max,
                              .sequence_tokens_max = options.sequence_tokens_max,
-                             .metadata = metadata};
+                             .metadata = metadata,
+                             .uncommitted_tokens_max = options.uncommitted_tokens_max != 0
+                                                           ? options.uncommitted_tokens_max
+                                                           : options.step_tokens_max};
   TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
   const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),
                                    .heads = config.heads,
@@ -188,7 +202,7 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
   for (size_t i = 0; i < selectors_.size(); ++i) {
     if (selectors_[i]->spec().resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
   }
-  TS_RETURN_IF_ERROR(CheckMetadata(spec, cache_->meta_layout(0).kinds));
+  TS_RETURN_IF_ERROR(CheckSelector(spec));
   if (selectors_.size() >= kSelectorsMax) {
     return Status(Code::kResourceExhausted,
                   fmt::format("selector '{}': {} different ones are open already, the most that "
@@ -200,6 +214,11 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
   selectors_.push_back(std::move(selector));
   attention_->AddSelector(selectors_.back().get());
   return static_cast<uint32_t>(selectors_.size());
+}
+
+Status Executor::CheckSelector(const SelectorSpec& spec) const {
+  TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
+  return CheckMetadata(spec, cache_->meta_layout(0).kinds);
 }
 
 std::string Executor::selector_resolved(uint32_t selector) const {

@@ -33,6 +33,8 @@ struct ExecutorOptions {
   // of a page is kept from the start (src/select/selector.h has the form of a specification).
   std::vector<std::string> selectors;
   uint32_t logits_max = 0;  // logits rows of one step; 0: sequences_max
+  // Tokens that have room in the cache at a time without being committed; 0: step_tokens_max.
+  uint32_t uncommitted_tokens_max = 0;
 };
 
 // What a step must read and multiply (nothing that it happens to read twice).
@@ -75,8 +77,11 @@ class Executor {
   SelectionCounts selection_counts() const { return attention_->selection_counts(); }
   void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
   // The index of a selector, opened if it is new. Errors: kInvalidArgument (what is wrong with it,
-  // or that the cache keeps too little for it), kResourceExhausted (too many different ones).
+  // what CheckSelector says), kResourceExhausted (too many different ones).
   Result<uint32_t> FindSelector(const std::string& text);
+  // Whether the cache serves a selector. May be called from any thread. Errors: kInvalidArgument
+  // (pages are stored in a form that it cannot read, or too little is kept of them).
+  Status CheckSelector(const SelectorSpec& spec) const;
   // A selector as it was resolved: its name and every option.
   std::string selector_resolved(uint32_t selector) const;
   uint64_t steps() const { return steps_; }

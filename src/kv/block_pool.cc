@@ -34,4 +34,9 @@ void BlockPool::Seal(uint32_t block) {
   sealed_[block] = true;
 }
 
+void BlockPool::Unseal(uint32_t block) {
+  TS_CHECK(block < total() && refs_[block] == 1 && sealed_[block]);
+  sealed_[block] = false;
+}
+
 }  // namespace tinyserve

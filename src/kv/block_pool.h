@@ -13,6 +13,7 @@ namespace tinyserve {
 // A fixed number of blocks with counted references. A block is
 //
 //   free --Allocate--> open --Seal--> sealed --last Unref--> free
+//                        <---Unseal---
 //
 // Open blocks are written by one sequence; sealed ones are immutable and may be shared. Not
 // thread-safe: the engine thread owns it.
@@ -29,9 +30,10 @@ class BlockPool {
   // else the start of the first free run after it. UINT32_MAX when none is free. The new block is
   // open with one reference.
   uint32_t Allocate(uint32_t previous);
-  void Ref(uint32_t block);    // REQUIRES: sealed
-  void Unref(uint32_t block);  // frees it with the last reference
-  void Seal(uint32_t block);   // REQUIRES: open
+  void Ref(uint32_t block);     // REQUIRES: sealed
+  void Unref(uint32_t block);   // frees it with the last reference
+  void Seal(uint32_t block);    // REQUIRES: open
+  void Unseal(uint32_t block);  // REQUIRES: sealed, one reference
   bool sealed(uint32_t block) const { return sealed_[block]; }
   uint32_t refs(uint32_t block) const { return refs_[block]; }
 

@@ -2,25 +2,30 @@
 
 #include <fmt/format.h>
 
+#include "page/planes.h"
+
 namespace tinyserve {
 namespace {
 
+constexpr Codec Raw(const char* name, KvType type) {
+  return {.name = name,
+          .open_type = type,
+          .sealed_type = type,
+          .group_tokens = 1,
+          .hot_tokens = 0,
+          .metadata = 0};
+}
+
 constexpr Codec kCodecs[] = {
-    {.name = "f32",
-     .open_type = KvType::kF32,
-     .group_tokens = 1,
-     .hot_tokens = 0,
-     .identity = true},
-    {.name = "f16",
+    Raw("f32", KvType::kF32),
+    Raw("f16", KvType::kF16),
+    Raw("bf16", KvType::kBF16),
+    {.name = "planes",
      .open_type = KvType::kF16,
-     .group_tokens = 1,
+     .sealed_type = KvType::kPlanes,
+     .group_tokens = 64,
      .hot_tokens = 0,
-     .identity = true},
-    {.name = "bf16",
-     .open_type = KvType::kBF16,
-     .group_tokens = 1,
-     .hot_tokens = 0,
-     .identity = true},
+     .metadata = kMetaSpread},
 };
 
 }  // namespace
@@ -31,8 +36,31 @@ Result<const Codec*> FindCodec(const std::string& name) {
     if (name == codec.name) return &codec;
     known += (known.empty() ? "" : ", ") + std::string(codec.name);
   }
-  return Status(Code::kInvalidArgument,
-                fmt::format("unknown KV codec '{}': choose one of {}", name, known));
+  return Status(Code::kInvalidArgument, fmt::format("kv is '{}': allowed are {}", name, known));
+}
+
+Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim, uint32_t metadata) {
+  if (codec.sealed_type != KvType::kPlanes) return Status();
+  if (page_tokens != kPlanesTokens) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("page_tokens is {}: the KV type {} has pages of {} tokens",
+                              page_tokens, codec.name, kPlanesTokens));
+  }
+  if (head_dim > kPlanesHeadDimMax) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("kv is '{}': it stores heads of at most {} channels, these have {}",
+                              codec.name, kPlanesHeadDimMax, head_dim));
+  }
+  if ((metadata & ~codec.metadata) != 0) {
+    const bool box = (metadata & kMetaBox) != 0, moments = (metadata & kMetaMoments) != 0;
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("kv is '{}': {}{}{} of its pages cannot be kept, which a selector asks "
+                    "for",
+                    codec.name, box ? "the box" : "", box && moments ? " and " : "",
+                    moments ? "the moments" : ""));
+  }
+  return Status();
 }
 
 }  // namespace tinyserve

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/checked.h"
+#include "kv/page_geometry.h"
 
 namespace tinyserve {
 namespace {
@@ -16,25 +17,35 @@ namespace {
 // little-used pool touches little memory.
 constexpr uint64_t kRunBytes = 64 << 10;
 
-struct PageGeometry {
-  uint32_t page_bytes, v_offset;
-};
-
-PageGeometry GeometryOf(const KvShape& shape, const Kernels* kernels) {
-  uint32_t k = 0, v = 0;
-  kernels->page_bytes(&shape, &k, &v);
-  TS_CHECK(k % 64 == 0 && v % 64 == 0 && k > 0 && v > 0);
-  return {k + v, k};
-}
-
-KvShape ShapeOf(const LayerGroup& group, const Codec& codec, uint32_t page_tokens) {
-  return {.type = codec.open_type,
+KvShape ShapeOf(const LayerGroup& group, KvType type, uint32_t page_tokens) {
+  return {.type = type,
           .kv_heads = group.kv_heads,
           .head_dim = group.head_dim,
           .page_tokens = page_tokens};
 }
 
-Status CheckOptions(const KvCacheOptions& o) {
+uint64_t OpenBytesPerPage(const std::vector<LayerGroup>& groups, const Codec& codec,
+                          uint32_t page_tokens, const Kernels* kernels) {
+  uint64_t bytes = 0;
+  for (const LayerGroup& group : groups) {
+    const KvShape shape = ShapeOf(group, codec.open_type, page_tokens);
+    bytes += uint64_t{GeometryOf(shape, kernels).page_bytes} * group.layers * group.kv_heads;
+  }
+  return bytes;
+}
+
+// Enough where sequences have room for n tokens each beyond those committed: less than a window of
+// each is committed, and what lies in a page beside it.
+uint32_t OpenPagesOf(const KvCacheOptions& o) {
+  if (o.codec->identity()) return 0;
+  const uint64_t pages = (uint64_t{o.uncommitted_tokens_max} + o.page_tokens - 1) / o.page_tokens +
+                         (o.codec->group_tokens / o.page_tokens + 1) * uint64_t{o.sequences_max};
+  return static_cast<uint32_t>(std::min<uint64_t>(pages, INT32_MAX));
+}
+
+}  // namespace
+
+Status KvCache::CheckOptions(const std::vector<LayerGroup>& groups, const KvCacheOptions& o) {
   if (o.page_tokens != 16 && o.page_tokens != 32 && o.page_tokens != 64) {
     return Status(Code::kInvalidArgument,
                   fmt::format("page_tokens is {}: allowed are 16, 32 and 64", o.page_tokens));
@@ -45,70 +56,62 @@ Status CheckOptions(const KvCacheOptions& o) {
         fmt::format("block_tokens is {}: it must be a multiple of page_tokens ({}) and at most 256",
                     o.block_tokens, o.page_tokens));
   }
+  for (const LayerGroup& group : groups) {
+    TS_RETURN_IF_ERROR(CheckCodec(*o.codec, o.page_tokens, group.head_dim, o.metadata));
+  }
   return Status();
 }
-
-}  // namespace
 
 uint64_t KvCache::BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
                                 uint32_t page_tokens, const Kernels* kernels, uint32_t metadata) {
   uint64_t bytes = 0;
   for (const LayerGroup& group : groups) {
-    const KvShape shape = ShapeOf(group, codec, page_tokens);
-    const uint64_t page =
-        GeometryOf(shape, kernels).page_bytes + MetaLayoutOf(metadata, group.head_dim).record_bytes;
+    const KvShape shape = ShapeOf(group, codec.sealed_type, page_tokens);
+    const MetaLayout meta = MetaLayoutOf(metadata | codec.metadata, group.head_dim);
+    const uint64_t page = GeometryOf(shape, kernels).page_bytes + meta.record_bytes;
     bytes += page * group.layers * group.kv_heads / page_tokens;
   }
   return bytes;
 }
 
+uint64_t KvCache::OpenBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
+                            const Kernels* kernels) {
+  return OpenPagesOf(options) *
+         OpenBytesPerPage(groups, *options.codec, options.page_tokens, kernels);
+}
+
+uint64_t KvCache::WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
+                              uint32_t page_tokens, const Kernels* kernels) {
+  if (codec.identity()) return 0;
+  return codec.group_tokens / page_tokens * OpenBytesPerPage(groups, codec, page_tokens, kernels);
+}
+
 Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
                                                  const Kernels* kernels) {
-  TS_RETURN_IF_ERROR(CheckOptions(options));
+  TS_RETURN_IF_ERROR(CheckOptions(groups, options));
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->options_ = options;
+  cache->options_.metadata |= options.codec->metadata;
   cache->bytes_per_token_ =
       BytesPerToken(groups, *options.codec, options.page_tokens, kernels, options.metadata);
+  cache->open_bytes_ = OpenBytes(groups, options, kernels);
   const uint64_t block_bytes = cache->bytes_per_token_ * options.block_tokens;
-  const uint64_t blocks = std::min<uint64_t>(options.memory_bytes / block_bytes, UINT32_MAX / 32);
+  const uint64_t left = options.memory_bytes - std::min(options.memory_bytes, cache->open_bytes_);
+  const uint64_t blocks = std::min<uint64_t>(left / block_bytes, UINT32_MAX / 32);
   if (blocks == 0) {
+    const std::string open =
+        cache->open_bytes_ == 0
+            ? ""
+            : fmt::format(", beside the {} bytes for tokens that are not coded yet",
+                          cache->open_bytes_);
     return Status(
         Code::kOutOfMemory,
-        fmt::format("the KV pool of {} bytes holds no block: one of {} tokens takes {} bytes",
-                    options.memory_bytes, options.block_tokens, block_bytes));
+        fmt::format("the KV pool of {} bytes holds no block: one of {} tokens takes {} bytes{}",
+                    options.memory_bytes, options.block_tokens, block_bytes, open));
   }
-  const uint32_t pages_per_block = options.block_tokens / options.page_tokens;
   for (const LayerGroup& group : groups) {
-    const KvShape shape = ShapeOf(group, *options.codec, options.page_tokens);
-    const PageGeometry page = GeometryOf(shape, kernels);
-    const uint64_t run_pages =
-        std::bit_ceil(std::max<uint64_t>(kRunBytes / page.page_bytes, pages_per_block));
-    GroupStorage s{.shape = group,
-                   .pool = BlockPool(static_cast<uint32_t>(blocks)),
-                   .kv = shape,
-                   .page_bytes = page.page_bytes,
-                   .v_offset = page.v_offset,
-                   .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
-                   .run_bytes = run_pages * page.page_bytes,
-                   .extent_stride = 0,
-                   .meta = MetaLayoutOf(options.metadata, group.head_dim),
-                   .memory = {},
-                   .records = {}};
-    s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
-    const uint64_t extents = (blocks * pages_per_block + run_pages - 1) / run_pages;
-    const Checked bytes = Checked(extents) * Checked(s.extent_stride);
-    if (!bytes.valid()) {
-      return Status(Code::kOutOfMemory,
-                    fmt::format("a KV pool of {} bytes is too large", options.memory_bytes));
-    }
-    TS_ASSIGN_OR_RETURN(s.memory, Buffer::Allocate(bytes.value(), /*huge=*/true));
-    // Records are smaller than pages: their bytes do not overflow either.
-    const uint64_t records = bytes.value() / page.page_bytes * s.meta.record_bytes;
-    if (records > 0) {
-      TS_ASSIGN_OR_RETURN(s.records, Buffer::Allocate(records, /*huge=*/true));
-    }
-    cache->groups_.push_back(std::move(s));
+    TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks), kernels));
   }
   cache->sequences_.resize(options.sequences_max);
   const uint32_t blocks_max = cache->BlocksFor(options.sequence_tokens_max);
@@ -116,10 +119,49 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
     sequence.tables.resize(groups.size());
     for (Table& table : sequence.tables) {
       table.blocks.reserve(blocks_max);
-      table.pages.reserve(static_cast<size_t>(blocks_max) * pages_per_block);
+      table.pages.reserve(size_t{blocks_max} * (options.block_tokens / options.page_tokens));
     }
   }
   return cache;
+}
+
+Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels* kernels) {
+  const uint32_t pages_per_block = options_.block_tokens / options_.page_tokens;
+  const KvShape shape = ShapeOf(group, options_.codec->sealed_type, options_.page_tokens);
+  const PageGeometry page = GeometryOf(shape, kernels);
+  const uint64_t run_pages =
+      std::bit_ceil(std::max<uint64_t>(kRunBytes / page.page_bytes, pages_per_block));
+  GroupStorage s{.shape = group,
+                 .pool = BlockPool(blocks),
+                 .kv = shape,
+                 .page_bytes = page.page_bytes,
+                 .v_offset = page.v_offset,
+                 .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
+                 .run_bytes = run_pages * page.page_bytes,
+                 .extent_stride = 0,
+                 .meta = MetaLayoutOf(options_.metadata, group.head_dim),
+                 .memory = {},
+                 .records = {},
+                 .open = {}};
+  s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
+  const uint64_t extents = (uint64_t{blocks} * pages_per_block + run_pages - 1) / run_pages;
+  const Checked bytes = Checked(extents) * Checked(s.extent_stride);
+  if (!bytes.valid()) {
+    return Status(Code::kOutOfMemory,
+                  fmt::format("a KV pool of {} bytes is too large", options_.memory_bytes));
+  }
+  TS_ASSIGN_OR_RETURN(s.memory, Buffer::Allocate(bytes.value(), /*huge=*/true));
+  // Records are smaller than pages: their bytes do not overflow either.
+  const uint64_t records = bytes.value() / page.page_bytes * s.meta.record_bytes;
+  if (records > 0) {
+    TS_ASSIGN_OR_RETURN(s.records, Buffer::Allocate(records, /*huge=*/true));
+  }
+  if (const uint32_t pages = OpenPagesOf(options_); pages > 0) {
+    const KvShape open = ShapeOf(group, options_.codec->open_type, options_.page_tokens);
+    TS_ASSIGN_OR_RETURN(s.open, OpenStorage::Create(open, group.layers, pages, kernels));
+  }
+  groups_.push_back(std::move(s));
+  return Status();
 }
 
 Result<SequenceSlot> KvCache::AddSequence() {
@@ -136,14 +178,17 @@ Result<SequenceSlot> KvCache::AddSequence() {
 void KvCache::RemoveSequence(SequenceSlot slot) {
   Sequence& sequence = sequences_[slot];
   TS_CHECK(sequence.live);
+  KeepOpenPages(&sequence, 0, 0);
   DropBlocks(&sequence, 0);
   sequence.committed = 0;
   sequence.live = false;
 }
 
-Status KvCache::Reserve(SequenceSlot slot, uint32_t tokens) {
-  Sequence& sequence = sequences_[slot];
-  TS_CHECK(sequence.live);
+uint32_t KvCache::OpenPagesFor(uint32_t first, uint32_t tokens) const {
+  return options_.codec->identity() || tokens <= first ? 0 : PagesFor(tokens - first);
+}
+
+Status KvCache::CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t open_pages) const {
   if (tokens > options_.sequence_tokens_max) {
     return Status(Code::kInvalidArgument,
                   fmt::format("a sequence of {} tokens is longer than the context of {}", tokens,
@@ -151,38 +196,68 @@ Status KvCache::Reserve(SequenceSlot slot, uint32_t tokens) {
   }
   const uint32_t want = BlocksFor(tokens);
   for (size_t g = 0; g < groups_.size(); ++g) {
-    const uint32_t have = static_cast<uint32_t>(sequence.tables[g].blocks.size());
-    if (want > have && want - have > groups_[g].pool.free()) {
+    const Table& table = sequence.tables[g];
+    const BlockPool& pool = groups_[g].pool;
+    const auto have = static_cast<uint32_t>(table.blocks.size());
+    if (want > have && want - have > pool.free()) {
+      return Status(
+          Code::kResourceExhausted,
+          fmt::format("{} tokens need {} more KV blocks of {} tokens, {} of {} are free", tokens,
+                      want - have, options_.block_tokens, pool.free(), pool.total()));
+    }
+    const BlockPool& open = groups_[g].open.pool();
+    const auto open_have = static_cast<uint32_t>(table.open_pages.size());
+    if (open_pages > open_have && open_pages - open_have > open.free()) {
       return Status(Code::kResourceExhausted,
-                    fmt::format("{} tokens need {} more KV blocks of {} tokens, {} of {} are free",
-                                tokens, want - have, options_.block_tokens, groups_[g].pool.free(),
-                                groups_[g].pool.total()));
+                    fmt::format("{} tokens need {} more open pages of {} tokens, {} of {} are "
+                                "free: uncommitted_tokens_max is {}",
+                                tokens, open_pages - open_have, options_.page_tokens, open.free(),
+                                open.total(), options_.uncommitted_tokens_max));
     }
   }
+  return Status();
+}
+
+void KvCache::Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages) {
+  const uint32_t blocks = BlocksFor(tokens);
   const uint32_t pages_per_block = options_.block_tokens / options_.page_tokens;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    Table& table = sequence.tables[g];
-    while (table.blocks.size() < want) {
+    Table& table = sequence->tables[g];
+    while (table.blocks.size() < blocks) {
       const uint32_t block =
           groups_[g].pool.Allocate(table.blocks.empty() ? UINT32_MAX : table.blocks.back());
       table.blocks.push_back(block);
       for (uint32_t p = 0; p < pages_per_block; ++p)
         table.pages.push_back(block * pages_per_block + p);
     }
+    while (table.open_pages.size() < open_pages)
+      table.open_pages.push_back(groups_[g].open.TakePage());
   }
+}
+
+Status KvCache::Reserve(SequenceSlot slot, uint32_t tokens) {
+  Sequence& sequence = sequences_[slot];
+  TS_CHECK(sequence.live);
+  const uint32_t open_pages = OpenPagesFor(open_first(slot), tokens);
+  TS_RETURN_IF_ERROR(CheckRoom(sequence, tokens, open_pages));
+  Take(&sequence, tokens, open_pages);
   return Status();
 }
 
 void KvCache::Commit(SequenceSlot slot, uint32_t tokens) {
   Sequence& sequence = sequences_[slot];
-  TS_CHECK(sequence.live && tokens >= sequence.committed && tokens <= reserved_tokens(slot));
+  TS_CHECK(sequence.live && tokens >= sequence.committed && tokens <= BlockTokensOf(sequence));
+  const uint32_t before = open_first(slot);
   sequence.committed = tokens;
+  KeepOpenPages(&sequence, PagesFor(open_first(slot) - before), UINT32_MAX);
+  const uint32_t sealed = options_.codec->WindowBegin(tokens);
   for (size_t g = 0; g < groups_.size(); ++g) {
+    const Table& table = sequence.tables[g];
+    TS_CHECK(table.open_pages.size() >= OpenPagesFor(open_first(slot), tokens));
     // Sealed blocks are a prefix of the table, so walk back from the last full one.
-    for (uint32_t b = tokens / options_.block_tokens; b > 0; --b) {
-      const uint32_t block = sequence.tables[g].blocks[b - 1];
-      if (groups_[g].pool.sealed(block)) break;
-      groups_[g].pool.Seal(block);
+    for (uint32_t b = sealed / options_.block_tokens; b > 0; --b) {
+      if (groups_[g].pool.sealed(table.blocks[b - 1])) break;
+      groups_[g].pool.Seal(table.blocks[b - 1]);
     }
   }
 }
@@ -190,7 +265,34 @@ void KvCache::Commit(SequenceSlot slot, uint32_t tokens) {
 void KvCache::Truncate(SequenceSlot slot, uint32_t tokens) {
   Sequence& sequence = sequences_[slot];
   TS_CHECK(sequence.live && tokens >= sequence.committed);
+  KeepOpenPages(&sequence, 0, OpenPagesFor(open_first(slot), tokens));
   DropBlocks(&sequence, BlocksFor(tokens));
+}
+
+void KvCache::Rewind(SequenceSlot slot, uint32_t tokens) {
+  Sequence& sequence = sequences_[slot];
+  TS_CHECK(sequence.live && tokens <= sequence.committed);
+  TS_CHECK(tokens == options_.codec->WindowBegin(tokens));
+  KeepOpenPages(&sequence, 0, 0);
+  const uint32_t sealed = options_.codec->WindowBegin(sequence.committed) / options_.block_tokens;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (uint32_t b = tokens / options_.block_tokens; b < sealed; ++b)
+      groups_[g].pool.Unseal(sequence.tables[g].blocks[b]);
+  }
+  sequence.committed = tokens;
+}
+
+void KvCache::KeepOpenPages(Sequence* sequence, uint32_t first, uint32_t count) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    std::vector<uint32_t>& pages = sequence->tables[g].open_pages;
+    const size_t begin = std::min<size_t>(first, pages.size());
+    const size_t end = begin + std::min<size_t>(count, pages.size() - begin);
+    for (size_t i = 0; i < pages.size(); ++i) {
+      if (i < begin || i >= end) groups_[g].open.GivePage(pages[i]);
+    }
+    pages.erase(pages.begin() + static_cast<long>(end), pages.end());
+    pages.erase(pages.begin(), pages.begin() + static_cast<long>(begin));
+  }
 }
 
 void KvCache::DropBlocks(Sequence* sequence, uint32_t keep_blocks) {
@@ -205,17 +307,40 @@ void KvCache::DropBlocks(Sequence* sequence, uint32_t keep_blocks) {
   }
 }
 
+uint32_t KvCache::BlockTokensOf(const Sequence& sequence) const {
+  return static_cast<uint32_t>(sequence.tables[0].blocks.size()) * options_.block_tokens;
+}
+
 uint32_t KvCache::reserved_tokens(SequenceSlot slot) const {
-  const std::vector<Table>& tables = sequences_[slot].tables;
-  return static_cast<uint32_t>(tables[0].blocks.size()) * options_.block_tokens;
+  const Sequence& sequence = sequences_[slot];
+  const uint32_t blocks = BlockTokensOf(sequence);
+  if (options_.codec->identity()) return blocks;
+  const auto open = static_cast<uint32_t>(sequence.tables[0].open_pages.size());
+  return std::min(blocks, open_first(slot) + open * options_.page_tokens);
 }
 
 PageView KvCache::View(SequenceSlot slot, uint32_t group, uint32_t tokens) const {
-  TS_CHECK(tokens > 0 && tokens <= reserved_tokens(slot));
-  const uint32_t count = (tokens + options_.page_tokens - 1) / options_.page_tokens;
-  return {.pages = sequences_[slot].tables[group].pages.data(),
+  const Sequence& sequence = sequences_[slot];
+  TS_CHECK(tokens > 0 && tokens <= BlockTokensOf(sequence));
+  TS_CHECK(tokens == options_.codec->WindowBegin(tokens));
+  const uint32_t count = PagesFor(tokens);
+  return {.pages = sequence.tables[group].pages.data(),
           .count = count,
           .last_tokens = tokens - (count - 1) * options_.page_tokens,
+          .space = MemorySpace::kHost};
+}
+
+PageView KvCache::OpenView(SequenceSlot slot, uint32_t group, uint32_t first,
+                           uint32_t tokens) const {
+  const uint32_t begin = open_first(slot), page_tokens = options_.page_tokens;
+  TS_CHECK(begin <= first && first < tokens && tokens <= reserved_tokens(slot));
+  TS_CHECK(first % page_tokens == 0);
+  const Table& table = sequences_[slot].tables[group];
+  const std::vector<uint32_t>& pages = coded(group) ? table.open_pages : table.pages;
+  const uint32_t count = PagesFor(tokens - first);
+  return {.pages = pages.data() + (first - begin) / page_tokens,
+          .count = count,
+          .last_tokens = tokens - first - (count - 1) * page_tokens,
           .space = MemorySpace::kHost};
 }
 
@@ -243,66 +368,120 @@ KvSlab KvCache::records(uint32_t group, uint32_t layer_in_group, uint32_t kv_hea
           .v_offset = 0};
 }
 
-void KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t first, uint32_t last) {
-  TS_CHECK(from != to && first <= last);
-  TS_CHECK(last <= reserved_tokens(from) && last <= reserved_tokens(to));
+KvSlab KvCache::open_slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
+  if (!coded(group)) return slab(group, layer_in_group, kv_head);
+  return groups_[group].open.slab(layer_in_group, kv_head);
+}
+
+KvShape KvCache::open_shape(uint32_t group) const {
+  return coded(group) ? groups_[group].open.shape() : groups_[group].kv;
+}
+
+Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
+  Sequence &source = sequences_[from], &target = sequences_[to];
+  TS_CHECK(from != to && source.live && target.live);
+  TS_CHECK(target.committed <= tokens && tokens <= source.committed);
+  const uint32_t raw = RawBegin(tokens);
+  const uint32_t open_pages = OpenPagesFor(raw, tokens);
+  TS_CHECK(open_pages == 0 || open_first(from) == raw);
+  TS_RETURN_IF_ERROR(CheckRoom(target, tokens, open_pages));
+  const uint32_t first = options_.codec->WindowBegin(target.committed) / options_.page_tokens;
+  const uint32_t end = PagesFor(options_.codec->WindowBegin(tokens));
+  KeepOpenPages(&target, PagesFor(raw - open_first(to)), open_pages);
+  Take(&target, tokens, open_pages);
+  target.committed = raw;
   const auto copy = [](const KvSlab& slab, uint32_t to_page, uint32_t from_page) {
     std::memcpy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
   };
   for (uint32_t g = 0; g < groups(); ++g) {
     const GroupStorage& s = groups_[g];
-    const std::vector<uint32_t>& source = sequences_[from].tables[g].pages;
-    const std::vector<uint32_t>& target = sequences_[to].tables[g].pages;
-    const uint32_t end = (last + options_.page_tokens - 1) / options_.page_tokens;
+    const Table &a = source.tables[g], &b = target.tables[g];
     for (uint32_t layer = 0; layer < s.shape.layers; ++layer) {
       for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
         const KvSlab data = slab(g, layer, head), meta = records(g, layer, head);
-        for (uint32_t page = first / options_.page_tokens; page < end; ++page) {
-          copy(data, target[page], source[page]);
-          if (meta.base != nullptr) copy(meta, target[page], source[page]);
+        for (uint32_t page = first; page < end; ++page) {
+          copy(data, b.pages[page], a.pages[page]);
+          if (meta.base != nullptr) copy(meta, b.pages[page], a.pages[page]);
         }
+        for (uint32_t page = 0; page < open_pages; ++page)
+          copy(open_slab(g, layer, head), b.open_pages[page], a.open_pages[page]);
       }
     }
   }
+  Commit(to, tokens);
+  return Status();
 }
 
-KvShape KvCache::shape(uint32_t group) const { return groups_[group].kv; }
-
 uint64_t KvCache::pool_bytes() const {
-  return static_cast<uint64_t>(groups_[0].pool.total()) * options_.block_tokens * bytes_per_token_;
+  return static_cast<uint64_t>(groups_[0].pool.total()) * options_.block_tokens * bytes_per_token_ +
+         open_bytes_;
 }
 
 std::string KvCache::CheckIntegrity() const {
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    const BlockPool& pool = groups_[g].pool;
-    std::vector<uint32_t> held(pool.total(), 0);
-    for (size_t s = 0; s < sequences_.size(); ++s) {
-      const Sequence& sequence = sequences_[s];
-      const std::vector<uint32_t>& blocks = sequence.tables[g].blocks;
-      if (!sequence.live && !blocks.empty())
-        return fmt::format("free slot {} holds {} blocks", s, blocks.size());
-      for (size_t b = 0; b < blocks.size(); ++b) {
-        if (std::count(blocks.begin(), blocks.end(), blocks[b]) != 1) {
-          return fmt::format("slot {} holds block {} twice", s, blocks[b]);
-        }
-        ++held[blocks[b]];
-        const bool full = (b + 1) * options_.block_tokens <= sequence.committed;
-        if (pool.sealed(blocks[b]) != full) {
-          return fmt::format("block {} of slot {} is {} at {} committed tokens", blocks[b], s,
-                             full ? "open" : "sealed", sequence.committed);
-        }
+  for (uint32_t g = 0; g < groups(); ++g) {
+    for (const std::string& wrong : {CheckBlocks(g), CheckOpenPages(g)}) {
+      if (!wrong.empty()) return wrong;
+    }
+  }
+  return "";
+}
+
+std::string KvCache::CheckBlocks(uint32_t group) const {
+  const BlockPool& pool = groups_[group].pool;
+  std::vector<uint32_t> held(pool.total(), 0);
+  for (size_t s = 0; s < sequences_.size(); ++s) {
+    const Sequence& sequence = sequences_[s];
+    const std::vector<uint32_t>& blocks = sequence.tables[group].blocks;
+    if (!sequence.live && !blocks.empty())
+      return fmt::format("free slot {} holds {} blocks", s, blocks.size());
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      if (std::count(blocks.begin(), blocks.end(), blocks[b]) != 1) {
+        return fmt::format("slot {} holds block {} twice", s, blocks[b]);
+      }
+      ++held[blocks[b]];
+      const bool full =
+          (b + 1) * options_.block_tokens <= options_.codec->WindowBegin(sequence.committed);
+      if (pool.sealed(blocks[b]) != full) {
+        return fmt::format("block {} of slot {} is {} at {} committed tokens", blocks[b], s,
+                           full ? "open" : "sealed", sequence.committed);
       }
     }
-    uint32_t used = 0;
-    for (uint32_t b = 0; b < pool.total(); ++b) {
-      if (held[b] != pool.refs(b))
-        return fmt::format("block {}: {} references counted, {} held", b, pool.refs(b), held[b]);
-      used += pool.refs(b) > 0;
+  }
+  uint32_t used = 0;
+  for (uint32_t b = 0; b < pool.total(); ++b) {
+    if (held[b] != pool.refs(b))
+      return fmt::format("block {}: {} references counted, {} held", b, pool.refs(b), held[b]);
+    used += pool.refs(b) > 0;
+  }
+  if (used + pool.free() != pool.total()) {
+    return fmt::format("group {}: {} held + {} free != {} blocks", group, used, pool.free(),
+                       pool.total());
+  }
+  return "";
+}
+
+std::string KvCache::CheckOpenPages(uint32_t group) const {
+  const BlockPool& pool = groups_[group].open.pool();
+  std::vector<uint32_t> held(pool.total(), 0);
+  uint32_t used = 0;
+  for (SequenceSlot s = 0; s < sequences_.size(); ++s) {
+    const Sequence& sequence = sequences_[s];
+    const std::vector<uint32_t>& pages = sequence.tables[group].open_pages;
+    if (!sequence.live && !pages.empty())
+      return fmt::format("free slot {} holds {} open pages", s, pages.size());
+    if (pages.size() < OpenPagesFor(open_first(s), sequence.committed)) {
+      return fmt::format("slot {} holds {} open pages at {} committed tokens", s, pages.size(),
+                         sequence.committed);
     }
-    if (used + pool.free() != pool.total()) {
-      return fmt::format("group {}: {} held + {} free != {} blocks", g, used, pool.free(),
-                         pool.total());
+    for (uint32_t page : pages) {
+      if (page >= pool.total() || ++held[page] != 1 || pool.refs(page) != 1)
+        return fmt::format("slot {}: open page {} is not its own", s, page);
     }
+    used += static_cast<uint32_t>(pages.size());
+  }
+  if (used + pool.free() != pool.total()) {
+    return fmt::format("group {}: {} held + {} free != {} open pages", group, used, pool.free(),
+                       pool.total());
   }
   return "";
 }

@@ -12,6 +12,7 @@
 #include "kernels/kernels.h"
 #include "kv/block_pool.h"
 #include "kv/codec.h"
+#include "kv/open_storage.h"
 #include "page/page.h"
 #include "tinyserve/status.h"
 
@@ -28,26 +29,42 @@ struct KvCacheOptions {
   const Codec* codec;
   uint32_t page_tokens;   // 16, 32 or 64
   uint32_t block_tokens;  // a multiple of page_tokens, at most 256
-  uint64_t memory_bytes;  // of pages and metadata; the pool never grows past it
+  uint64_t memory_bytes;  // of pages, metadata and open storage; it never grows past it
   uint32_t sequences_max;
   uint32_t sequence_tokens_max;
-  uint32_t metadata = 0;  // MetaKinds that are kept of every full page
+  uint32_t metadata = 0;  // MetaKinds that are kept of every full page, beside the codec's own
+  // Tokens over all sequences that have room at a time without being committed. A codec that codes
+  // has open storage for so many, and for the window that each sequence's newest tokens lie in.
+  uint32_t uncommitted_tokens_max = 0;
 };
 
 using SequenceSlot = uint32_t;
 
+// Where a codec codes (Codec::identity is false), tokens are in two forms. Those from the begin of
+// the window of the committed tokens on have raw pages in the open storage; every window that is
+// full has coded pages, in the blocks. In between, from the step that fills a window until its
+// commit, both exist. A query at position p sees the tokens of p's own window raw and all others
+// decoded, so that what it sees depends on positions alone. Where nothing is coded, the pages of
+// the blocks are the raw pages, of all tokens.
 class KvCache {
  public:
-  // Errors: kInvalidArgument (page or block size), kOutOfMemory (memory_bytes below one block, or
-  // not to be had).
+  // Errors: kInvalidArgument (page or block size, what CheckCodec refuses).
+  static Status CheckOptions(const std::vector<LayerGroup>& groups, const KvCacheOptions& options);
+  // Errors: those of CheckOptions; kOutOfMemory (memory_bytes below one block, or not to be had).
   static Result<std::unique_ptr<KvCache>> Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
                                                  const Kernels* kernels);
 
-  // Bytes of page storage and metadata that one token costs over all groups.
+  // Bytes of page storage and metadata that one token costs over all groups, once it is sealed.
   static uint64_t BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
                                 uint32_t page_tokens, const Kernels* kernels,
                                 uint32_t metadata = 0);
+  // Bytes of a cache's open storage; 0 where nothing is coded.
+  static uint64_t OpenBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
+                            const Kernels* kernels);
+  // Bytes of one sequence's open storage between steps, at most; 0 where nothing is coded.
+  static uint64_t WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
+                              uint32_t page_tokens, const Kernels* kernels);
 
   // An empty sequence. Errors: kResourceExhausted.
   Result<SequenceSlot> AddSequence();
@@ -55,32 +72,56 @@ class KvCache {
   // Makes room for tokens [0, tokens) of a sequence. All or nothing. Errors: kResourceExhausted
   // with what is needed and free; kInvalidArgument past sequence_tokens_max.
   Status Reserve(SequenceSlot slot, uint32_t tokens);
-  // Tokens [0, tokens) are final: blocks that they fill are sealed. REQUIRES: tokens <= reserved.
+  // Tokens [0, tokens) are final: blocks that they fill are sealed, the raw form of full windows is
+  // given back. REQUIRES: tokens <= reserved; beyond it where they are whole windows that have been
+  // coded before (Rewind).
   void Commit(SequenceSlot slot, uint32_t tokens);
   // Forgets tokens from `tokens` on and gives their blocks back. REQUIRES: tokens >= committed.
   void Truncate(SequenceSlot slot, uint32_t tokens);
+  // Tokens from `tokens` on are no longer committed. They keep their blocks, but their raw form is
+  // lost: what is to be read raw must be reserved and written anew. REQUIRES: tokens <= committed,
+  // whole windows.
+  void Rewind(SequenceSlot slot, uint32_t tokens);
 
-  // Copies tokens [first, last) of `from`, with what is kept of their pages, to the same places of
-  // `to`. Whole pages are copied. REQUIRES: both have them reserved.
-  void Copy(SequenceSlot from, SequenceSlot to, uint32_t first, uint32_t last);
+  // Makes `to` hold what `from` holds of tokens [committed tokens of `to`, tokens), with what is
+  // kept of their pages, and commits them. All or nothing. Errors: as Reserve. REQUIRES: `from` has
+  // them committed, and what lies in the window of `tokens` still in its raw form.
+  Status Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens);
 
   uint32_t reserved_tokens(SequenceSlot slot) const;
   uint32_t committed_tokens(SequenceSlot slot) const { return sequences_[slot].committed; }
 
-  // All pages of tokens [0, tokens) of a sequence. REQUIRES: 0 < tokens <= reserved. Valid until
-  // the next Reserve, Truncate or RemoveSequence of this sequence.
+  // Whether pages of full windows are coded.
+  bool coded(uint32_t group) const { return IsCoded(groups_[group].kv.type); }
+  // The first position that a query at `position` sees raw: 0 where nothing is coded.
+  uint32_t RawBegin(uint32_t position) const {
+    return options_.codec->identity() ? 0 : options_.codec->WindowBegin(position);
+  }
+  // The first position that a sequence has raw pages of.
+  uint32_t open_first(SequenceSlot slot) const { return RawBegin(sequences_[slot].committed); }
+
+  // All pages of tokens [0, tokens) of a sequence in the blocks. REQUIRES: 0 < tokens <= reserved,
+  // whole windows where they are coded. Valid until the next call that changes this sequence.
   PageView View(SequenceSlot slot, uint32_t group, uint32_t tokens) const;
   KvSlab slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
-  KvShape shape(uint32_t group) const;
+  KvShape shape(uint32_t group) const { return groups_[group].kv; }
   // Records of a slab's pages; base is null where no metadata is kept.
   KvSlab records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
   MetaLayout meta_layout(uint32_t group) const { return groups_[group].meta; }
+  // The same for raw pages, of tokens [first, tokens). REQUIRES: open_first <= first < tokens <=
+  // reserved, `first` at the begin of a page.
+  PageView OpenView(SequenceSlot slot, uint32_t group, uint32_t first, uint32_t tokens) const;
+  KvSlab open_slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
+  KvShape open_shape(uint32_t group) const;
 
+  const Codec& codec() const { return *options_.codec; }
   uint32_t block_tokens() const { return options_.block_tokens; }
   uint32_t page_tokens() const { return options_.page_tokens; }
   uint32_t sequences_max() const { return options_.sequences_max; }
   uint32_t sequence_tokens_max() const { return options_.sequence_tokens_max; }
   const BlockPool& pool(uint32_t group) const { return groups_[group].pool; }
+  // Of raw pages that are not pages of blocks; none where nothing is coded.
+  const BlockPool& open_pool(uint32_t group) const { return groups_[group].open.pool(); }
   uint32_t groups() const { return static_cast<uint32_t>(groups_.size()); }
   // Blocks of one group that `tokens` tokens take.
   uint32_t BlocksFor(uint32_t tokens) const {
@@ -88,11 +129,12 @@ class KvCache {
   }
   // Page storage and metadata.
   uint64_t bytes_per_token() const { return bytes_per_token_; }
-  uint64_t pool_bytes() const;
+  uint64_t open_bytes() const { return open_bytes_; }
+  uint64_t pool_bytes() const;  // with open storage
 
   // Conservation: every reference of the pools is held by exactly one table entry, free + held =
-  // total, sealed blocks are full and committed, tables have no duplicates inside a sequence. Empty
-  // when all holds, else what does not.
+  // total, sealed blocks are full and committed, tables have no duplicates inside a sequence,
+  // committed tokens that are not coded have raw pages. Empty when all holds, else what does not.
   std::string CheckIntegrity() const;
 
  private:
@@ -109,10 +151,12 @@ class KvCache {
     MetaLayout meta;
     Buffer memory;
     Buffer records;  // laid out like memory, record_bytes a page
+    OpenStorage open;
   };
   struct Table {
     std::vector<uint32_t> blocks;
-    std::vector<uint32_t> pages;  // of those blocks, in order: what PageView points into
+    std::vector<uint32_t> pages;       // of those blocks, in order: what PageView points into
+    std::vector<uint32_t> open_pages;  // of open storage, from position open_first on
   };
   struct Sequence {
     bool live = false;
@@ -121,12 +165,26 @@ class KvCache {
   };
 
   KvCache() = default;
+  Status AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels* kernels);
+  uint32_t PagesFor(uint32_t tokens) const {
+    return (tokens + options_.page_tokens - 1) / options_.page_tokens;
+  }
+  uint32_t BlockTokensOf(const Sequence& sequence) const;
+  // Raw pages for tokens [first, tokens); none where nothing is coded.
+  uint32_t OpenPagesFor(uint32_t first, uint32_t tokens) const;
+  // Whether a sequence can have blocks for `tokens` tokens and `open_pages` raw pages in all.
+  Status CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t open_pages) const;
+  void Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages);
   void DropBlocks(Sequence* sequence, uint32_t keep_blocks);
+  // Gives back raw pages but `count` of them from the `first`-th on.
+  void KeepOpenPages(Sequence* sequence, uint32_t first, uint32_t count);
+  std::string CheckBlocks(uint32_t group) const;
+  std::string CheckOpenPages(uint32_t group) const;
 
   KvCacheOptions options_{};
   std::vector<GroupStorage> groups_;
   std::vector<Sequence> sequences_;
-  uint64_t bytes_per_token_ = 0;
+  uint64_t bytes_per_token_ = 0, open_bytes_ = 0;
 };
 
 }  // namespace tinyserve
