@@ -78,11 +78,10 @@ Answer Ask(Engine* engine, const Request& request) {
   return answer;
 }
 
-TEST(Engine, SameAnswersAloneAndInCompany) {
-  auto engine = OpenTiny();
+void ExpectSameAnswersInCompany(Engine* engine) {
   constexpr uint32_t kRequests = 9;  // more than run at once
   std::vector<Answer> alone(kRequests), together(kRequests);
-  for (uint32_t i = 0; i < kRequests; ++i) alone[i] = Ask(engine.get(), MakeRequest(i));
+  for (uint32_t i = 0; i < kRequests; ++i) alone[i] = Ask(engine, MakeRequest(i));
   std::vector<RequestId> ids;
   for (uint32_t i = 0; i < kRequests; ++i)
     ids.push_back(*engine->Submit(MakeRequest(i), CollectInto(&together[i])));
@@ -96,6 +95,37 @@ TEST(Engine, SameAnswersAloneAndInCompany) {
     EXPECT_EQ(together[i].usage.completion_tokens, 20u);
   }
   EXPECT_EQ(engine->stats().blocks_used, 0u);
+}
+
+TEST(Engine, SameAnswersAloneAndInCompany) {
+  ExpectSameAnswersInCompany(OpenTiny().get());
+  ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) { o->kv = "planes"; }).get());
+}
+
+// Pages that are coded can only be read whole for now; their storage is planned for.
+TEST(Engine, CodedPagesArePlannedForAndNotSelected) {
+  auto engine = OpenTiny([](EngineOptions* o) { o->kv = "planes"; });
+  auto raw = OpenTiny();
+  EXPECT_LT(engine->info().kv_bytes_per_token, raw->info().kv_bytes_per_token);
+  EXPECT_EQ(engine->info().kv_window_bytes, 64 * raw->info().kv_bytes_per_token);
+  EXPECT_EQ(raw->info().kv_window_bytes, 0u);
+  EXPECT_LE(engine->info().kv_pool_bytes, 8u << 20);
+  Request request = MakeRequest(1);
+  request.selector = "streaming";
+  EXPECT_NE(engine->Submit(request, [](const TokenEvent&) {})
+                .status()
+                .message()
+                .find("selector 'streaming': pages that are stored as planes"),
+            std::string::npos);
+  // So much that the context fits but for the tokens that are not coded yet.
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.kv = "planes";
+  options.context_tokens = 256;
+  options.kv_memory_bytes = 256 * engine->info().kv_bytes_per_token;
+  const Status status = Engine::Open(options).status();
+  EXPECT_EQ(status.code(), Code::kOutOfMemory);
+  EXPECT_NE(status.message().find("bytes of KV cache"), std::string::npos) << status.message();
 }
 
 TEST(Engine, PromptLogprobsAreWholeHoweverTheyAreChunked) {
@@ -180,6 +210,20 @@ TEST(Engine, OptionsAreChecked) {
   EXPECT_NE(message([](EngineOptions* o) { o->context_tokens = 1 << 30; }).find("trained for"),
             std::string::npos);
   EXPECT_NE(message([](EngineOptions* o) { o->page_tokens = 24; }).find("page_tokens is 24"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->page_tokens = 0; }).find("page_tokens is 0"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) { o->block_tokens = 0; }).find("block_tokens is 0"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) {
+              o->kv = "planes";
+              o->page_tokens = 32;
+            }).find("page_tokens is 32: the KV type planes"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) {
+              o->kv = "planes";
+              o->selector = "box";
+            }).find("selector 'box': pages that are stored as planes"),
             std::string::npos);
   EXPECT_NE(message([](EngineOptions* o) { o->sequences_max = 0; }).find("sequences_max is 0"),
             std::string::npos);
