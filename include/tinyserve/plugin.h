@@ -24,6 +24,21 @@ extern "C" {
 /* What a selector needs to be kept of every full page (bits of `needs`). */
 #define TINYSERVE_NEEDS_BOX 1u     /* least and largest value of each key channel */
 #define TINYSERVE_NEEDS_MOMENTS 2u /* mean and variance of each key channel */
+#define TINYSERVE_NEEDS_PLANES 4u  /* coded pages in planes and their spread (KV codec planes) */
+
+/* Kernels of the engine's own that a table may name in place of `select` (fused_id). */
+#define TINYSERVE_FUSED_CASCADE 1u /* needs planes; `fused` fills a tinyserve_cascade */
+
+/* Pages by their score, then tokens by the upper plane of their keys, then the rest by its mean:
+ * kernels/kernels.h, CascadeArgs. Shares are of the tokens that are coded; the newest ones, which
+ * are not, are read raw. The budget's ratio and floor are those of candidate pages. */
+typedef struct tinyserve_cascade {
+  double full;         /* share of tokens whose key is read in full */
+  double values;       /* share of tokens whose value is read, at least those */
+  uint32_t min_full;   /* tokens */
+  uint32_t min_values; /* tokens */
+  float alpha;         /* score = q.mean + alpha * |q * distance|_2 */
+} tinyserve_cascade;
 
 /* Where the records of one (layer, KV head) lie: page p's at
  * base + (p >> extent_shift) * extent_stride + (p & ((1 << extent_shift) - 1)) * item_bytes. */
@@ -110,10 +125,14 @@ typedef struct tinyserve_selector_v1 {
   /* config_json: an object with every option of its own. 0 and *self, or not 0 and a message. */
   int (*open)(const tinyserve_shape* shape, const char* config_json, void** self,
               tinyserve_error* error);
-  /* Chooses for items[first] .. items[first + count - 1] into out[0] .. out[count - 1]. 0: done. */
+  /* Chooses for items[first] .. items[first + count - 1] into out[0] .. out[count - 1]. 0: done.
+   * Null where fused_id is not 0. */
   int (*select)(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
                 tinyserve_select_out* out);
   void (*close)(void* self);
+  uint32_t fused_id; /* 0: none, or TINYSERVE_FUSED_* */
+  /* Writes the parameters of that kernel. 0: done. Null without a fused_id. */
+  int (*fused)(void* self, void* parameters, tinyserve_error* error);
 } tinyserve_selector_v1;
 
 #ifdef __cplusplus

@@ -1,6 +1,7 @@
 #include "attend/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "base/check.h"
@@ -51,12 +52,17 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
       plan->merges.reserve(static_cast<size_t>(options.rows_max) * shape.kv_heads);
     partials = std::max(partials, items);
     partial_floats = std::max<uint64_t>(partial_floats, a->QueryGroup(g) * (shape.head_dim + 2ull));
+    const uint32_t group = a->QueryGroup(g);
+    uint64_t scratch = 0;
     for (const KvShape& read : {shape, cache->open_shape(g)}) {
-      const uint64_t scratch =
-          std::max(kernels->decode_scratch_bytes(&read, a->QueryGroup(g), kSplitTokens),
-                   kernels->prompt_scratch_bytes(&read, a->QueryGroup(g), kPromptRows));
-      a->scratch_stride_ = std::max(a->scratch_stride_, (scratch + 4095) / 4096 * 4096);
+      scratch = std::max({scratch, kernels->decode_scratch_bytes(&read, group, kSplitTokens),
+                          kernels->prompt_scratch_bytes(&read, group, kPromptRows)});
     }
+    if (cache->coded(g)) {
+      const uint32_t pages_max = cache->sequence_tokens_max() / shape.page_tokens;
+      scratch = std::max(scratch, kernels->cascade_scratch_bytes(&shape, group, pages_max));
+    }
+    a->scratch_stride_ = std::max(a->scratch_stride_, (scratch + 4095) / 4096 * 4096);
   }
   TS_ASSIGN_OR_RETURN(a->partials_, Buffer::Allocate(partials * partial_floats * sizeof(float)));
   TS_ASSIGN_OR_RETURN(a->partial_views_, Buffer::Allocate(partials * sizeof(Partial)));
@@ -432,7 +438,7 @@ void Attention::RunDecode(const Item& item, const Item* next, const LayerIo& io,
 // ---- rows that select ---------------------------------------------------------------------------
 
 void Attention::RunSparse(const Group& plan, const LayerIo& io) {
-  TS_CHECK(!cache_->coded(options_.group_of_layer[io.layer]));  // no selector is opened on it
+  if (cache_->coded(options_.group_of_layer[io.layer])) return RunFused(plan, io);
   const uint32_t items = static_cast<uint32_t>(plan.sparse.size());
   const uint32_t page_tokens = cache_->page_tokens(), split_pages = kSplitTokens / page_tokens;
   const auto list = [this](uint32_t i) {
@@ -460,6 +466,92 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
     AttendSplit(plan.sparse[i], io, {list(i), list_counts_[i]}, s - first_split_[i], thread);
   });
   for (uint32_t i = 0; i < items; ++i) MergeSparse(plan.sparse[i], io, list_counts_[i]);
+}
+
+void Attention::RunFused(const Group& plan, const LayerIo& io) {
+  const uint32_t group = options_.group_of_layer[io.layer];
+  const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
+  threads_->For(static_cast<uint32_t>(plan.sparse.size()), [&](uint32_t i, uint32_t thread) {
+    const SparseItem& item = plan.sparse[i];
+    const SequenceRun& run = runs_[item.run];
+    AttendRaw(item, io, thread);
+    const bool coded = cache_->RawBegin(run.first_position + item.row) > 0;
+    if (coded) AttendCascade(item, io, thread);
+    const uint64_t row = run.first_row + uint64_t{item.row};
+    kernels_->merge_partials(
+        partial_views_.as<Partial>() + item.first_partial, coded ? 2 : 1, g, head_dim,
+        io.out + row * io.out_stride + static_cast<uint64_t>(item.kv_head) * g * head_dim);
+  });
+}
+
+void Attention::AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
+  const SequenceRun& run = runs_[item.run];
+  const uint32_t tokens = run.first_position + item.row + 1;
+  const DecodeArgs args{
+      .shape = cache_->open_shape(group),
+      .slab = cache_->open_slab(group, in_group, item.kv_head),
+      .records = {},
+      .layout = {},
+      .view = cache_->OpenView(run.slot, group, cache_->RawBegin(tokens - 1), tokens),
+      .group = QueryGroup(group),
+      .scale = options_.scale,
+      .q = QueryOf(item, io),
+      .out = PartialAt(group, item.first_partial),
+      .scratch = scratch_.data() + thread * scratch_stride_,
+      .next_slab = {},
+      .next_view = {}};
+  kernels_->attend_decode(&args);
+}
+
+void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
+  const SequenceRun& run = runs_[item.run];
+  const uint32_t position = run.first_position + item.row, raw = cache_->RawBegin(position);
+  const uint32_t page_tokens = cache_->page_tokens();
+  const Selector& selector = *selectors_[run.selector - 1];
+  const tinyserve_cascade& cascade = *selector.cascade();
+  const SelectorBudget& budget = selector.spec().budget;
+  const PageView pages = cache_->View(run.slot, group, raw);
+  const auto share = [raw](double ratio, uint32_t least) {
+    const auto wanted = static_cast<uint32_t>(std::lround(ratio * raw));
+    return std::min(std::max(wanted, least), raw);
+  };
+  // The newest pages are raw ones first.
+  const uint32_t raw_pages = (position - raw) / page_tokens + 1;
+  const uint32_t sink = std::min(budget.sink, pages.count);
+  const uint32_t recent = budget.recent > raw_pages ? budget.recent - raw_pages : 0;
+  uint32_t* chosen = lists_.as<uint32_t>() + uint64_t{thread} * list_pages_;
+  const CascadeArgs args{.shape = cache_->shape(group),
+                         .slab = cache_->slab(group, in_group, item.kv_head),
+                         .records = cache_->records(group, in_group, item.kv_head),
+                         .layout = cache_->meta_layout(group),
+                         .pages = pages.pages,
+                         .count = pages.count,
+                         .sink = sink,
+                         .recent = std::min(recent, pages.count - sink),
+                         .candidates = budget.PagesOf(pages.count, page_tokens),
+                         .full_tokens = share(cascade.full, cascade.min_full),
+                         .value_tokens = share(cascade.values, cascade.min_values),
+                         .alpha = cascade.alpha,
+                         .group = QueryGroup(group),
+                         .scale = options_.scale,
+                         .q = QueryOf(item, io),
+                         .open = PartialAt(group, item.first_partial),
+                         .out = PartialAt(group, item.first_partial + 1),
+                         .scratch = scratch_.data() + thread * scratch_stride_,
+                         .chosen = chosen};
+  const CascadeCounts counts = kernels_->attend_cascade(&args);
+  chooser_->CountCascade({.selector = &selector,
+                          .group = group,
+                          .layer = io.layer,
+                          .layer_in_group = in_group,
+                          .kv_head = item.kv_head,
+                          .slot = run.slot,
+                          .position = position,
+                          .alone = run.rows == 1,
+                          .q = args.q},
+                         counts, {chosen, counts.candidates}, thread);
 }
 
 const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const {

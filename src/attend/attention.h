@@ -133,6 +133,12 @@ class Attention {
   void RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread);
   SplitKeys KeysOf(const Item& item, uint32_t layer) const;
   void RunSparse(const Group& plan, const LayerIo& io);
+  // The same where pages are coded: by the kernel that the selector names.
+  void RunFused(const Group& plan, const LayerIo& io);
+  // Attends to the raw tokens of an item's row, into the item's first partial result.
+  void AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t thread);
+  // Attends to the coded ones by the cascade, into its second.
+  void AttendCascade(const SparseItem& item, const LayerIo& io, uint32_t thread);
   // Chooses the pages of an item into list; returns how many.
   uint32_t ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread, uint32_t* list);
   void AttendSplit(const SparseItem& item, const LayerIo& io, std::span<const uint32_t> list,

@@ -1,11 +1,22 @@
 #include "attend/page_chooser.h"
 
 #include <algorithm>
+#include <numeric>
+
+#include "page/planes.h"
 
 namespace tinyserve {
 namespace {
 
 uint64_t RoundUp16(uint64_t floats) { return (floats + 15) / 16 * 16; }
+
+// Bytes of whole lines that a row of `bytes` touches where rows lie one after another, on average.
+uint64_t LineBytes(uint32_t bytes) {
+  const uint32_t step = std::gcd(bytes, 64u);  // of the places in a line where rows begin
+  uint64_t lines = 0;
+  for (uint32_t at = 0; at < 64; at += step) lines += (at + bytes + 63) / 64;
+  return 64 * lines / (64 / step);
+}
 
 }  // namespace
 
@@ -126,6 +137,31 @@ void PageChooser::Count(const Query& query, uint32_t held, uint32_t read, uint32
       uint64_t{read} * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
       scored * MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes;
   counts->failures += failed ? 1 : 0;
+}
+
+void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
+                               std::span<const uint32_t> candidates, uint32_t thread) {
+  const KvShape shape = cache_->shape(query.group);
+  const PlanesLayout at = PlanesLayoutOf(shape.head_dim);
+  const uint64_t raw_tokens = query.position + 1 - cache_->RawBegin(query.position);
+  const uint64_t raw_pages = (raw_tokens + shape.page_tokens - 1) / shape.page_tokens;
+  const uint64_t candidate_tokens = uint64_t{read.candidates} * shape.page_tokens;
+  SelectionCounts& counts = counts_[thread];
+  ++counts.queries;
+  counts.pages_held += read.pages_scored + raw_pages;
+  counts.pages_scored += read.pages_scored;
+  counts.pages_read += read.candidates + raw_pages;
+  counts.tokens_read += read.value_tokens + raw_tokens;
+  // Scores, approximate and exact logits, values and mean values; raw keys and values.
+  counts.multiply_adds += (2ull * read.pages_scored + candidate_tokens + read.full_tokens +
+                           read.value_tokens + read.candidates + 2 * raw_tokens) *
+                          (heads_ / shape.kv_heads) * shape.head_dim;
+  counts.bytes_read +=
+      read.pages_scored * uint64_t{cache_->meta_layout(query.group).record_bytes} +
+      read.candidates * uint64_t{at.low_at} + read.full_tokens * LineBytes(at.low_bytes) +
+      read.value_tokens * LineBytes(at.channels) +
+      raw_pages * cache_->open_slab(query.group, query.layer_in_group, query.kv_head).page_bytes;
+  if (query.alone) Follow(query, candidates, &counts);
 }
 
 uint64_t* PageChooser::LastOf(SequenceSlot slot, uint32_t layer, uint32_t kv_head) const {

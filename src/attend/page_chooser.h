@@ -50,6 +50,10 @@ class PageChooser {
   // Writes the pages that a query reads, as indices into slabs in order of position, to out
   // [pages of its tokens]; returns how many. The last one is the query's own page.
   uint32_t Choose(const Query& query, uint32_t thread, uint32_t* out);
+  // Counts a query that the cascade has answered: candidates, counted from the sequence's first
+  // page, are what it has chosen.
+  void CountCascade(const Query& query, const CascadeCounts& counts,
+                    std::span<const uint32_t> candidates, uint32_t thread);
 
   // The next query of a sequence slot follows none.
   void Forget(SequenceSlot slot);

@@ -208,7 +208,8 @@ struct CascadeArgs {
   const float* q;  // [g][head_dim], after RoPE
   Partial open;    // of the tokens that are not coded yet: m and d are read
   Partial out;
-  void* scratch;  // cascade_scratch_bytes, 64-byte aligned, private to the calling thread
+  void* scratch;     // cascade_scratch_bytes, 64-byte aligned, private to the calling thread
+  uint32_t* chosen;  // [candidates] or null: which pages went on, as indices into `pages`
 };
 
 // What a call has read.

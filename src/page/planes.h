@@ -40,7 +40,7 @@ struct PlanesLayout {
   uint32_t page_bytes;
 };
 
-static inline PlanesLayout PlanesLayoutOf(uint32_t head_dim) {
+static constexpr PlanesLayout PlanesLayoutOf(uint32_t head_dim) {
   const uint32_t channels = (head_dim + 15) / 16 * 16;
   PlanesLayout at = {};
   at.channels = channels;

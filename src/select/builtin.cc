@@ -213,6 +213,43 @@ struct Oracle {
   }
 };
 
+// ---- cascade: a kernel of the engine's own; here are its options ----
+
+struct Cascade {
+  tinyserve_cascade parameters;
+
+  static int Open(const tinyserve_shape*, const char* config_json, void** self,
+                  tinyserve_error* error) {
+    const boost::json::object options = Options(config_json);
+    const auto number = [&](const char* name) { return options.at(name).to_number<double>(); };
+    auto cascade = std::make_unique<Cascade>();
+    cascade->parameters = {.full = number("full"),
+                           .values = number("values"),
+                           .min_full = static_cast<uint32_t>(number("min_full")),
+                           .min_values = static_cast<uint32_t>(number("min_values")),
+                           .alpha = static_cast<float>(number("alpha"))};
+    if (cascade->parameters.values < cascade->parameters.full ||
+        cascade->parameters.min_values < cascade->parameters.min_full) {
+      return Refuse(error, "values and min_values must be no less than full and min_full");
+    }
+    *self = cascade.release();
+    return 0;
+  }
+  static int Fused(void* self, void* parameters, tinyserve_error*) {
+    *static_cast<tinyserve_cascade*>(parameters) = static_cast<Cascade*>(self)->parameters;
+    return 0;
+  }
+};
+
+// The budget's own options may have other defaults here.
+constexpr char kCascadeSchema[] = R"({"type":"object","properties":{
+  "ratio":{"type":"number","default":0.4},
+  "min_tokens":{"type":"integer","default":2048},
+  "full":{"type":"number","minimum":0,"maximum":1,"default":0.02},
+  "min_full":{"type":"integer","minimum":0,"maximum":16777216,"default":128},
+  "values":{"type":"number","minimum":0,"maximum":1,"default":0.15},
+  "min_values":{"type":"integer","minimum":0,"maximum":16777216,"default":768},
+  "alpha":{"type":"number","minimum":0,"maximum":100,"default":1}}})";
 constexpr char kBoxSchema[] = R"({"type":"object","properties":{
   "pool":{"type":"string","enum":["max","sum","softmax"],"default":"max"}}})";
 constexpr char kMomentsSchema[] = R"({"type":"object","properties":{
@@ -231,7 +268,9 @@ constexpr tinyserve_selector_v1 Table(const char* name, const char* schema, uint
           .needs = needs,
           .open = open,
           .select = T::Select,
-          .close = Close<T>};
+          .close = Close<T>,
+          .fused_id = 0,
+          .fused = nullptr};
 }
 
 constexpr tinyserve_selector_v1 kStreaming =
@@ -243,8 +282,19 @@ constexpr tinyserve_selector_v1 kMoments =
     Table<Scored>("moments", kMomentsSchema, TINYSERVE_NEEDS_MOMENTS, Scored::OpenMoments);
 constexpr tinyserve_selector_v1 kOracle = Table<Oracle>("oracle", kNoOptions, 0, Oracle::Open);
 
-constexpr const tinyserve_selector_v1* kBuiltins[] = {&kBox, &kMoments, &kStreaming, &kRandom,
-                                                      &kOracle};
+constexpr tinyserve_selector_v1 kCascade = {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+                                            .struct_size = sizeof(tinyserve_selector_v1),
+                                            .name = "cascade",
+                                            .config_schema = kCascadeSchema,
+                                            .needs = TINYSERVE_NEEDS_PLANES,
+                                            .open = Cascade::Open,
+                                            .select = nullptr,
+                                            .close = Close<Cascade>,
+                                            .fused_id = TINYSERVE_FUSED_CASCADE,
+                                            .fused = Cascade::Fused};
+
+constexpr const tinyserve_selector_v1* kBuiltins[] = {&kBox,       &kMoments, &kCascade,
+                                                      &kStreaming, &kRandom,  &kOracle};
 
 }  // namespace
 

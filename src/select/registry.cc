@@ -112,12 +112,22 @@ Status CheckSelectorTable(const tinyserve_selector_v1* table) {
   if (table->name == nullptr || !IsName({table->name, ::strnlen(table->name, kNameMax + 1)})) {
     return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
   }
-  constexpr uint64_t kKnown = TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS;
+  constexpr uint64_t kKnown =
+      TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS | TINYSERVE_NEEDS_PLANES;
   if ((table->needs & ~kKnown) != 0) {
     return Bad(fmt::format("needs is {:#x}: known are the bits {:#x}", table->needs, kKnown));
   }
-  if (table->open == nullptr || table->select == nullptr || table->close == nullptr) {
-    return Bad("open, select and close must all be there");
+  if (table->fused_id > TINYSERVE_FUSED_CASCADE) {
+    return Bad(fmt::format("fused_id is {}: known are 0 and {}", table->fused_id,
+                           TINYSERVE_FUSED_CASCADE));
+  }
+  const bool fused = table->fused_id != 0;
+  if (table->open == nullptr || table->close == nullptr ||
+      (fused ? table->fused == nullptr : table->select == nullptr)) {
+    return Bad("open, select (fused, where fused_id is not 0) and close must all be there");
+  }
+  if (fused != (table->needs == TINYSERVE_NEEDS_PLANES)) {
+    return Bad("fused_id and the need of planes go together");
   }
   return CheckSchema(table->config_schema);
 }

@@ -56,10 +56,21 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   }
   tinyserve_selector_v1 table = Table();
   table.needs = 1u << 20;
-  EXPECT_EQ(MessageOf(table), "needs is 0x100000: known are the bits 0x3");
+  EXPECT_EQ(MessageOf(table), "needs is 0x100000: known are the bits 0x7");
   table = Table();
   table.select = nullptr;
-  EXPECT_EQ(MessageOf(table), "open, select and close must all be there");
+  EXPECT_EQ(MessageOf(table),
+            "open, select (fused, where fused_id is not 0) and close must all be there");
+  table = Table();
+  table.fused_id = 7;
+  EXPECT_EQ(MessageOf(table), "fused_id is 7: known are 0 and 1");
+  table.fused_id = TINYSERVE_FUSED_CASCADE;
+  table.needs = TINYSERVE_NEEDS_PLANES;
+  EXPECT_NE(MessageOf(table), "");  // fused is missing
+  table.fused = [](void*, void*, tinyserve_error*) { return 0; };
+  EXPECT_EQ(MessageOf(table), "");
+  table.needs = 0;
+  EXPECT_EQ(MessageOf(table), "fused_id and the need of planes go together");
 }
 
 TEST(CheckSelectorTable, SchemasMustBeOnesThatSpecificationsCanWrite) {

@@ -32,6 +32,13 @@ Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
     return Status(Code::kInvalidArgument,
                   fmt::format("selector '{}': {}", spec.typed, error.message));
   }
+  if (spec.table->fused_id == TINYSERVE_FUSED_CASCADE) {
+    if (spec.table->fused(selector->self_, &selector->cascade_.emplace(), &error) != 0) {
+      error.message[sizeof error.message - 1] = '\0';
+      return Status(Code::kInvalidArgument,
+                    fmt::format("selector '{}': {}", spec.typed, error.message));
+    }
+  }
   return selector;
 }
 

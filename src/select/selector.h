@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,7 +40,7 @@ struct SelectorSpec {
   std::string config_json = "{}";  // the table's own options
   std::string resolved;            // NAME:key=value,... with every option
 
-  // MetaKinds that must be kept for it.
+  // MetaKinds that must be kept for it; kMetaSpread stands for coded pages.
   uint32_t needs() const { return table == nullptr ? 0 : static_cast<uint32_t>(table->needs); }
 };
 
@@ -76,6 +77,8 @@ class Selector {
     return spec_.table == nullptr || tokens <= spec_.budget.min_context;
   }
   uint32_t dense_layers() const { return spec_.budget.dense_layers; }
+  // How the cascade reads, where the table names that kernel; Choose is then not to be called.
+  const tinyserve_cascade* cascade() const { return cascade_ ? &*cascade_ : nullptr; }
 
   // Chooses pages of 0 .. count - 1 for one query: ascending, each once, the sinks and the newest
   // ones among them, into chosen [count]; returns how many. All pages when the budget covers them,
@@ -91,6 +94,7 @@ class Selector {
 
   SelectorSpec spec_;
   void* self_ = nullptr;
+  std::optional<tinyserve_cascade> cascade_;
 };
 
 // Floats of scratch that Choose wants.

@@ -48,6 +48,13 @@ constexpr BudgetOption kBudgetOptions[] = {
     IntegerOption<&SelectorBudget::min_context>("min_context", 0, 1 << 24),
 };
 
+const BudgetOption* FindBudgetOption(std::string_view name) {
+  const auto* end = std::end(kBudgetOptions);
+  const auto* found = std::find_if(std::begin(kBudgetOptions), end,
+                                   [&](const BudgetOption& o) { return name == o.name; });
+  return found == end ? nullptr : found;
+}
+
 Status Bad(const std::string& spec, const std::string& what) {
   return Status(Code::kInvalidArgument, fmt::format("selector '{}': {}", spec, what));
 }
@@ -125,12 +132,11 @@ std::string Shown(const json::value& value) {
 // Sets key=value in the budget or the table's own options.
 Status SetOption(std::string_view key, std::string_view value, const json::object& schema,
                  SelectorSpec* spec, json::object* own) {
-  for (const BudgetOption& option : kBudgetOptions) {
-    if (key != option.name) continue;
+  if (const BudgetOption* option = FindBudgetOption(key)) {
     const bool whole = key != "ratio";
     TS_ASSIGN_OR_RETURN(const double number,
-                        NumberIn(spec->typed, key, value, option.low, option.high, whole));
-    option.set(&spec->budget, number);
+                        NumberIn(spec->typed, key, value, option->low, option->high, whole));
+    option->set(&spec->budget, number);
     return Status();
   }
   if (const json::value* option = schema.if_contains(key)) {
@@ -139,7 +145,9 @@ Status SetOption(std::string_view key, std::string_view value, const json::objec
   }
   std::string known;
   for (const BudgetOption& option : kBudgetOptions) known += fmt::format("{}, ", option.name);
-  for (const auto& [name, unused] : schema) known += fmt::format("{}, ", std::string_view(name));
+  for (const auto& [name, unused] : schema) {
+    if (FindBudgetOption(name) == nullptr) known += fmt::format("{}, ", std::string_view(name));
+  }
   known.resize(known.size() - 2);
   return Bad(spec->typed, fmt::format("'{}' is no option of it: it has {}", key, known));
 }
@@ -180,7 +188,19 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
   }
   const json::object schema = SchemaOf(*spec.table);
   json::object own;
-  for (const auto& [key, option] : schema) own[key] = option.as_object().at("default");
+  for (const auto& [key, option] : schema) {
+    const json::value& value = option.as_object().at("default");
+    if (const BudgetOption* budget = FindBudgetOption(key)) {
+      const double number = value.is_number() ? value.to_number<double>() : NAN;
+      if (!(number >= budget->low && number <= budget->high)) {
+        return Bad(text, fmt::format("its own default of {} is {}: allowed is {} to {}",
+                                     budget->name, number, budget->low, budget->high));
+      }
+      budget->set(&spec.budget, number);
+    } else {
+      own[key] = value;
+    }
+  }
   std::string_view rest =
       colon == std::string::npos ? "" : std::string_view(text).substr(colon + 1);
   if (colon != std::string::npos && rest.empty()) return Bad(text, "options are missing after ':'");

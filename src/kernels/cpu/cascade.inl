@@ -4,11 +4,14 @@
 // Everything that is read often is multiplied as integers. Queries are coded once in 15 bits; a
 // page's largest distances are multiplied into them for its keys, to 8 bits for approximate logits
 // (their rounding is far below that of the keys' upper two bits) and to 15 for exact ones.
-#include "kernels/cpu/attention_math.inl"
+#include "kernels/cpu/attention_forms.inl"
 #include "kernels/cpu/planes.inl"
 
 namespace tinyserve {
 namespace {
+
+// The phases of a call are functions of their own in a profile.
+#define TS_PHASE __attribute__((noinline))
 
 constexpr uint32_t kCascadeHeads = 4;  // of one pass, at most
 // The largest code of a query: times a distance of 255, over 2^15, it is 127.
@@ -27,6 +30,7 @@ struct CascadeScratch {
   float* scores;         // [g][pages]
   uint16_t* page_rank;   // [pages]
   uint32_t* candidates;  // [pages] of the call
+  const uint8_t** page;  // [pages] of the candidates
   float* logits;         // [g][16 * pages], then weights, base 2
   uint8_t* rank;         // [16 * pages]
   float* m;              // [g]
@@ -50,7 +54,8 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   take(&out->mean_dot, group * pages);
   take(&out->scores, group * pages);
   take(&out->page_rank, pages);
-  take(&out->candidates, pages + kCandidatesAhead);
+  take(&out->candidates, pages);
+  take(&out->page, pages + kCandidatesAhead);
   take(&out->logits, group * pages * kPlanesTokens);
   take(&out->rank, pages * kPlanesTokens);
   take(&out->m, heads);
@@ -73,32 +78,38 @@ struct CascadeCall {
   TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
 };
 
-// Calls f with the number of heads of each pass, as a constant, and its first head.
-template <class F>
-TS_INLINE void ForHeadPasses(uint32_t group, F f) {
+// Calls f with the number of heads of each pass and that of channels as constants, and the pass's
+// first head. 0 channels: not a constant.
+template <uint32_t kChannels, class F>
+TS_INLINE void ForPasses(uint32_t group, F f) {
   for (uint32_t head = 0; head < group;) {
     const uint32_t left = group - head;
     // 5 heads are taken as 3 + 2: one alone would cost nearly what four do.
     const uint32_t heads = left <= kCascadeHeads ? left : left == 5 ? 3 : kCascadeHeads;
     switch (heads) {
       case 1:
-        f.template operator()<1>(head);
+        f.template operator()<1, kChannels>(head);
         break;
       case 2:
-        f.template operator()<2>(head);
+        f.template operator()<2, kChannels>(head);
         break;
       case 3:
-        f.template operator()<3>(head);
+        f.template operator()<3, kChannels>(head);
         break;
       default:
-        f.template operator()<4>(head);
+        f.template operator()<4, kChannels>(head);
         break;
     }
     head += heads;
   }
 }
+template <class F>
+TS_INLINE void ForHeadPasses(const CascadeCall& call, F f) {
+  if (call.at.channels == 64) return ForPasses<64>(call.args.group, f);
+  ForPasses<0>(call.args.group, f);
+}
 
-void CodeQueries(const CascadeCall& call) {
+TS_PHASE void CodeQueries(const CascadeCall& call) {
   const uint32_t dim = call.args.shape.head_dim;
   for (uint32_t h = 0; h < call.args.group; ++h) {
     const float* q = call.args.q + (uint64_t)h * dim;
@@ -144,6 +155,8 @@ TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_
       const __m256i product = _mm256_mulhrs_epi16(code, distance);
       dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(code, mean));
       square[h] = _mm256_add_epi32(square[h], _mm256_madd_epi16(product, product));
+      Pin(dot[h]);
+      Pin(square[h]);
     }
   }
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
@@ -153,11 +166,12 @@ TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_
 }
 
 // Scores of all pages for kHeads heads from `head` on, and their q.mean.
-template <uint32_t kHeads>
-void ScoreSpreads(const CascadeCall& call, uint32_t head) {
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
   constexpr uint32_t kPages = 4;
   const CascadeScratch& s = call.s;
-  const uint32_t channels = call.at.channels, count = call.args.count;
+  const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
+  const uint32_t count = call.args.count;
   const int16_t* q = s.q + (uint64_t)head * channels;
   for (uint32_t p = 0; p < count; p += kPages) {
     __m256i dots[kHeads][kPages], squares[kHeads][kPages];
@@ -229,7 +243,7 @@ TS_INLINE uint32_t CountAbove(const T* ranks, uint32_t count, uint32_t threshold
   return above;
 }
 
-uint32_t ChooseCandidates(const CascadeCall& call) {
+TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
   const CascadeScratch& s = call.s;
   const uint32_t count = call.args.count, padded = RoundUp(count, 32);
   for (uint32_t h = 0; h < call.args.group; ++h) {
@@ -251,9 +265,7 @@ uint32_t ChooseCandidates(const CascadeCall& call) {
     }
   }
   if (call.args.candidates >= count) {
-    for (uint32_t p = 0; p < count + kCandidatesAhead; ++p) {
-      s.candidates[p] = Smaller(p, count - 1);
-    }
+    for (uint32_t p = 0; p < count; ++p) s.candidates[p] = p;
     return count;
   }
   for (uint32_t p = 0; p < padded; p += kLanes) {
@@ -273,7 +285,6 @@ uint32_t ChooseCandidates(const CascadeCall& call) {
     s.candidates[n] = p;
     n += tie || s.page_rank[p] > threshold;
   }
-  for (uint32_t i = 0; i < kCandidatesAhead; ++i) s.candidates[n + i] = s.candidates[n - 1];
   return n;
 }
 
@@ -298,9 +309,10 @@ TS_INLINE __m256i WidenUpperSums(__m256i sums) {
 }
 #endif
 
-// Where the four bytes of channels 16 * group + 4 * i .. + 3 lie after packing words of two groups.
+// Of the words of two groups of 16 channels packed to bytes: where the four of channels
+// 16 * group + 4 * i .. + 3 lie.
 TS_INLINE constexpr uint32_t PackedDword(uint32_t group, uint32_t i) {
-  return group / 2 * 8 + i / 2 * 4 + group % 2 * 2 + i % 2;
+  return i / 2 * 4 + group * 2 + i % 2;
 }
 
 // q times the page's distances over 2^15 as bytes, in the order of PackedDword, and their sums.
@@ -334,18 +346,24 @@ TS_INLINE void UpperSums(const uint8_t* upper, uint32_t channels,
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
     sums[h][0] = sums[h][1] = _mm256_setzero_si256();
   }
-  for (uint32_t group = 0; group < channels / 16; ++group) {
-    const __m256i first = _mm256_load_si256((const __m256i*)(upper + group * 64));
-    const __m256i second = _mm256_load_si256((const __m256i*)(upper + group * 64 + 32));
-    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
-      const __m256i codes0 = _mm256_and_si256(_mm256_srli_epi16(first, 2 * (int)i), three);
-      const __m256i codes1 = _mm256_and_si256(_mm256_srli_epi16(second, 2 * (int)i), three);
-      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-        int32_t four;
-        __builtin_memcpy(&four, q8[h] + PackedDword(group, i) * 4, 4);
-        const __m256i q = _mm256_set1_epi32(four);
-        sums[h][0] = AddUpperProducts(sums[h][0], codes0, q);
-        sums[h][1] = AddUpperProducts(sums[h][1], codes1, q);
+  // q8 holds two groups of 16 channels together.
+  for (uint32_t c = 0; c < channels; c += 32, upper += 128) {
+    TS_UNROLL for (uint32_t second = 0; second < 2; ++second) {
+      if (second == 1 && c + 16 >= channels) break;
+      const __m256i low = _mm256_load_si256((const __m256i*)(upper + second * 64));
+      const __m256i high = _mm256_load_si256((const __m256i*)(upper + second * 64 + 32));
+      TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+        const __m256i low_codes = _mm256_and_si256(_mm256_srli_epi16(low, 2 * (int)i), three);
+        const __m256i high_codes = _mm256_and_si256(_mm256_srli_epi16(high, 2 * (int)i), three);
+        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+          int32_t four;
+          __builtin_memcpy(&four, q8[h] + c + PackedDword(second, i) * 4, 4);
+          const __m256i q = _mm256_set1_epi32(four);
+          sums[h][0] = AddUpperProducts(sums[h][0], low_codes, q);
+          sums[h][1] = AddUpperProducts(sums[h][1], high_codes, q);
+          Pin(sums[h][0]);
+          Pin(sums[h][1]);
+        }
       }
     }
   }
@@ -355,38 +373,45 @@ TS_INLINE void UpperSums(const uint8_t* upper, uint32_t channels,
   }
 }
 
-template <uint32_t kHeads>
-void ApproximateLogits(const CascadeCall& call, uint32_t head) {
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
   const CascadeScratch& s = call.s;
-  const uint32_t channels = call.at.channels;
+  const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
+  const uint32_t ahead_bytes = kChannels != 0 ? PlanesLayoutOf(kChannels).low_at : call.at.low_at;
+  const uint64_t row = s.pages * kPlanesTokens;
   const int16_t* q = s.q + (uint64_t)head * channels;
+  const float* mean_dot = s.mean_dot + head * s.pages;
+  float* logits = s.logits + head * row;
   alignas(64) int8_t q8[kHeads][kPlanesHeadDimMax];
   __m256 top[kHeads];
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) top[h] = _mm256_set1_ps(-__builtin_inff());
-  for (uint32_t i = 0; i < call.candidates; ++i) {
+  float scale[kHeads];
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+    top[h] = _mm256_set1_ps(-__builtin_inff());
+    // Levels are (2 * code - 3) / 3 of the distance: in all 2/3 (sum of codes - 3/2 sum of ones).
+    scale[h] = s.q_scale[head + h] * (32768.0f * 2 / 3);
+  }
+  for (uint32_t i = 0; i < call.candidates; ++i, logits += kPlanesTokens) {
     const uint32_t p = s.candidates[i];
     // The upper plane, the mean value and the scales lie together.
-    const uint8_t* ahead = call.Page(s.candidates[i + kCandidatesAhead]);
-    for (uint32_t b = 0; b < call.at.low_at; b += kLineBytes) PrefetchLine(ahead + b);
+    const uint8_t* ahead = s.page[i + kCandidatesAhead];
+    TS_UNROLL for (uint32_t b = 0; b < ahead_bytes; b += kLineBytes) PrefetchLine(ahead + b);
     const uint8_t* spread = call.Spread(p);
     SpreadScales scales;
     __builtin_memcpy(&scales, spread, sizeof scales);
     V4 totals;
     ScaleQueries<kHeads>(spread + sizeof scales + channels, channels, q, q8, &totals);
-    // Levels are (2 * code - 3) / 3 of the distance: in all 2/3 (sum of codes - 3/2 sum of ones).
     float total[4];
     _mm_storeu_ps(total, totals);
     __m256i sums[kHeads][2];
-    UpperSums<kHeads>(call.Page(p) + call.at.upper_at, channels, q8, sums);
+    UpperSums<kHeads>(s.page[i], channels, q8, sums);
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const float step = s.q_scale[head + h] * scales.distance * (32768.0f * 2 / 3);
-      const float base = s.mean_dot[(head + h) * s.pages + p] - 1.5f * step * total[h];
-      float* to = s.logits + (head + h) * s.pages * kPlanesTokens + (uint64_t)i * kPlanesTokens;
+      const float step = scale[h] * scales.distance;
+      const __m256 steps = _mm256_set1_ps(step);
+      const __m256 base = _mm256_set1_ps(mean_dot[h * s.pages + p] - 1.5f * step * total[h]);
       TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
-        const __m256 logits = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[h][half]),
-                                              _mm256_set1_ps(step), _mm256_set1_ps(base));
-        _mm256_storeu_ps(to + 8 * half, logits);
-        top[h] = _mm256_max_ps(top[h], logits);
+        const __m256 x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[h][half]), steps, base);
+        _mm256_storeu_ps(logits + h * row + 8 * half, x);
+        top[h] = _mm256_max_ps(top[h], x);
       }
     }
   }
@@ -403,7 +428,7 @@ void ApproximateLogits(const CascadeCall& call, uint32_t head) {
 
 // Logits of the candidates become exp(logit - m), and each token gets the bin of its weight, summed
 // over the heads as shares of the softmax over candidates and open tokens.
-void RankTokens(const CascadeCall& call) {
+TS_PHASE void RankTokens(const CascadeCall& call) {
   const CascadeScratch& s = call.s;
   const uint32_t tokens = call.candidates * kPlanesTokens;
   float share[kLanes * 8];
@@ -448,7 +473,7 @@ void RankTokens(const CascadeCall& call) {
 struct TokenChoice {
   uint32_t threshold, ties;
 
-  TokenChoice(const uint8_t* ranks, uint32_t tokens, uint32_t n) : threshold(0), ties(0) {
+  TS_PHASE TokenChoice(const uint8_t* ranks, uint32_t tokens, uint32_t n) : threshold(0), ties(0) {
     if (n >= tokens) return;  // every candidate's rank is above 0
     if (n == 0) {
       threshold = 255;
@@ -523,10 +548,12 @@ TS_INLINE V4 ExactSums(const PlanesLayout& at, const uint8_t* page, uint32_t t,
 
 // Replaces the weights of the page's tokens in `mask` by those of their exact logits. i: the
 // candidate.
-template <uint32_t kHeads>
-TS_INLINE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask) {
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask) {
   const CascadeScratch& s = call.s;
-  const uint32_t p = s.candidates[i], channels = call.at.channels;
+  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
+  const uint32_t p = s.candidates[i], channels = at.channels;
+  const uint64_t row = s.pages * kPlanesTokens;
   const uint8_t* spread = call.Spread(p);
   SpreadScales scales;
   __builtin_memcpy(&scales, spread, sizeof scales);
@@ -538,18 +565,19 @@ TS_INLINE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, 
     step[h] = s.q_scale[head + h] * scales.distance * (256.0f / kPlanesTop);
     base[h] = s.mean_dot[(head + h) * s.pages + p] - s.m[head + h];
   }
+  const VF steps = Load(step), bases = Load(base);
+  float* weights = s.logits + head * row + i * kPlanesTokens;
   for (uint32_t left = mask; left != 0; left &= left - 1) {
     const uint32_t t = (uint32_t)__builtin_ctz(left);
     float sums[kLanes] = {};
-    _mm_storeu_ps(sums, ExactSums<kHeads>(call.at, call.Page(p), t, q16));
+    _mm_storeu_ps(sums, ExactSums<kHeads>(at, s.page[i], t, q16));
     // A weight may pass 1, where the approximate logits missed the largest: by less than 2^126.
-    const VF y = Min(Fma(Load(sums), Load(step), Load(base)), Set(100.0f));
-    float weights[kLanes];
-    Store(weights, ExpTwo<6>(y));
-    for (uint32_t h = 0; h < kHeads; ++h) {
-      float* weight = s.logits + (head + h) * s.pages * kPlanesTokens + i * kPlanesTokens + t;
-      s.d[head + h] += weights[h] - *weight;
-      *weight = weights[h];
+    const VF y = Min(Fma(Load(sums), steps, bases), Set(100.0f));
+    float exact[kLanes];
+    Store(exact, ExpTwo<6>(y));
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+      s.d[head + h] += exact[h] - weights[h * row + t];
+      weights[h * row + t] = exact[h];
     }
   }
 }
@@ -561,20 +589,45 @@ template <uint32_t kHeads>
 struct ValueRows {
   const int8_t* rows[kValueRows];
   alignas(64) float weights[kHeads][kValueRows];
-  uint32_t count = 0;
-
-  TS_INLINE void Add(const uint8_t* row, uint32_t channels) {
-    rows[count] = (const int8_t*)row;
-    for (uint32_t b = 0; b < channels; b += kLineBytes) PrefetchLine(row + b);
-    ++count;
-  }
+  uint32_t count;
 };
+
+// Sums over pairs of rows, from column c on, of rows times weights: kGroups times 16 columns, as
+// [head][group][columns 0-3, 8-11; 4-7, 12-15].
+template <uint32_t kHeads, uint32_t kGroups>
+TS_INLINE void SumPairs(const int8_t* const* rows, uint32_t pair_count, uint32_t c,
+                        const int32_t (&pairs)[kHeads][kValueRows / 2],
+                        __m256i (&sums)[kHeads][2 * kGroups]) {
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+    TS_UNROLL for (uint32_t v = 0; v < 2 * kGroups; ++v) sums[h][v] = _mm256_setzero_si256();
+  }
+  for (uint32_t r = 0; r < pair_count; ++r) {
+    const int8_t* a = rows[2 * r] + c;
+    const int8_t* b = rows[2 * r + 1] + c;
+    TS_UNROLL for (uint32_t group = 0; group < kGroups; ++group) {
+      const __m256i x = SignedToWords(a + 16 * group), y = SignedToWords(b + 16 * group);
+      const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+        const __m256i weight = _mm256_set1_epi32(pairs[h][r]);
+        __m256i& first = sums[h][2 * group];
+        __m256i& then = sums[h][2 * group + 1];
+        first = _mm256_add_epi32(first, _mm256_madd_epi16(low, weight));
+        then = _mm256_add_epi32(then, _mm256_madd_epi16(high, weight));
+        Pin(first);
+        Pin(then);
+      }
+    }
+  }
+}
 
 // o += weights * rows for kHeads heads; rows become none. Weights are coded in 15 bits with a scale
 // for the rows of the call.
-template <uint32_t kHeads>
-void AddRows(ValueRows<kHeads>& rows, uint32_t channels, float* o) {
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void AddRows(ValueRows<kHeads>& rows, uint32_t runtime_channels, float* o) {
   constexpr float kWeightTop = 32767;
+  // Sums of two groups of columns and three heads fill the registers.
+  constexpr uint32_t kGroups = kChannels != 0 && kHeads <= 3 ? 2 : 1;
+  const uint32_t channels = kChannels != 0 ? kChannels : runtime_channels;
   if (rows.count == 0) return;
   alignas(64) int32_t pairs[kHeads][kValueRows / 2];
   float back[kHeads];
@@ -590,36 +643,15 @@ void AddRows(ValueRows<kHeads>& rows, uint32_t channels, float* o) {
       StoreWords((int16_t*)pairs[h] + r, ToInt(Mul(Load(rows.weights[h] + r), Set(to_codes))));
     }
   }
-  const uint32_t pair_count = (rows.count + 1) / 2;
-  for (uint32_t c = 0; c < channels; c += 32) {
-    // The last columns of an odd number of groups are their own half, twice.
-    const uint32_t second = c + 16 < channels ? 16 : 0;
-    __m256i sums[kHeads][4];
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      TS_UNROLL for (uint32_t v = 0; v < 4; ++v) sums[h][v] = _mm256_setzero_si256();
-    }
-    for (uint32_t r = 0; r < pair_count; ++r) {
-      const int8_t* a = rows.rows[2 * r] + c;
-      const int8_t* b = rows.rows[2 * r + 1] + c;
-      TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
-        const uint32_t at = half * second;
-        const __m256i x = SignedToWords(a + at), y = SignedToWords(b + at);
-        const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
-        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-          const __m256i weight = _mm256_set1_epi32(pairs[h][r]);
-          sums[h][2 * half] = _mm256_add_epi32(sums[h][2 * half], _mm256_madd_epi16(low, weight));
-          sums[h][2 * half + 1] =
-              _mm256_add_epi32(sums[h][2 * half + 1], _mm256_madd_epi16(high, weight));
-        }
-      }
-    }
+  for (uint32_t c = 0; c < channels; c += 16 * kGroups) {
+    __m256i sums[kHeads][2 * kGroups];
+    SumPairs<kHeads, kGroups>(rows.rows, (rows.count + 1) / 2, c, pairs, sums);
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
       const __m256 scale = _mm256_set1_ps(back[h]);
-      for (uint32_t half = 0; half < (second != 0 ? 2u : 1u); ++half) {
-        // low has channels 0-3 and 8-11, high 4-7 and 12-15.
-        const __m256 low = _mm256_cvtepi32_ps(sums[h][2 * half]);
-        const __m256 high = _mm256_cvtepi32_ps(sums[h][2 * half + 1]);
-        float* to = o + (uint64_t)h * channels + c + half * 16;
+      TS_UNROLL for (uint32_t group = 0; group < kGroups; ++group) {
+        const __m256 low = _mm256_cvtepi32_ps(sums[h][2 * group]);
+        const __m256 high = _mm256_cvtepi32_ps(sums[h][2 * group + 1]);
+        float* to = o + (uint64_t)h * channels + c + group * 16;
         _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_permute2f128_ps(low, high, 0x20), scale,
                                              _mm256_loadu_ps(to)));
         _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(_mm256_permute2f128_ps(low, high, 0x31), scale,
@@ -630,47 +662,60 @@ void AddRows(ValueRows<kHeads>& rows, uint32_t channels, float* o) {
   rows.count = 0;
 }
 
-// The candidate's tokens in `mask` by their values, the others by the page's mean.
+// The weights of a page's tokens times their values' scales, and what the tokens out of `mask`
+// weigh together.
 template <uint32_t kHeads>
-TS_INLINE void ListRows(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask,
-                        ValueRows<kHeads>& rows) {
-  const CascadeScratch& s = call.s;
-  const PlanesLayout& at = call.at;
-  const uint8_t* page = call.Page(s.candidates[i]);
-  alignas(64) float scaled[kHeads][kPlanesTokens];
-  float rest[kHeads];
-  const __m128i bits_of_8 = _mm_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128);
-  float mean_scale;
-  __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
+TS_INLINE void ScaleWeights(const float* weights, uint64_t row, const uint8_t* scales,
+                            uint32_t mask, float (&scaled)[kHeads][kPlanesTokens],
+                            float (&rest)[kHeads]) {
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   __m256 others[kHeads];
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) others[h] = _mm256_setzero_ps();
   TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
-    const __m128i halves = _mm_loadu_si128((const __m128i*)(page + at.scales_at) + half);
-    const __m256 scales = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-    const __m128i byte = _mm_set1_epi16((short)(mask >> 8 * half & 255u));
-    const __m128i in = _mm_cmpeq_epi16(_mm_and_si128(byte, bits_of_8), bits_of_8);
-    const __m256 chosen = _mm256_castsi256_ps(_mm256_cvtepi16_epi32(in));
+    const __m128i halves = _mm_load_si128((const __m128i*)scales + half);
+    const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    const __m256i in = _mm256_and_si256(_mm256_set1_epi32((int)(mask >> 8 * half)), bits);
+    const __m256 chosen = _mm256_castsi256_ps(_mm256_cmpeq_epi32(in, bits));
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const __m256 weights = _mm256_loadu_ps(s.logits + (head + h) * s.pages * kPlanesTokens +
-                                             i * kPlanesTokens + 8 * half);
-      _mm256_store_ps(scaled[h] + 8 * half, _mm256_mul_ps(weights, scales));
-      others[h] = _mm256_add_ps(others[h], _mm256_andnot_ps(chosen, weights));
+      const __m256 weight = _mm256_loadu_ps(weights + h * row + 8 * half);
+      _mm256_store_ps(scaled[h] + 8 * half, _mm256_mul_ps(weight, scale));
+      const __m256 other = _mm256_andnot_ps(chosen, weight);
+      others[h] = half == 0 ? other : _mm256_add_ps(others[h], other);
     }
   }
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(others[h]), _mm256_extractf128_ps(others[h], 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    rest[h] = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum))) * mean_scale;
+    rest[h] = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
-  for (uint32_t left = mask; left != 0; left &= left - 1) {
+}
+
+// Lists the candidate's tokens in `mask` with their values, the others with the page's mean.
+template <uint32_t kHeads, uint32_t kChannels>
+TS_INLINE void ListRows(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask,
+                        ValueRows<kHeads>& rows) {
+  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
+  const uint64_t row = call.s.pages * kPlanesTokens;
+  const uint8_t* page = call.s.page[i];
+  alignas(64) float scaled[kHeads][kPlanesTokens];
+  float rest[kHeads], mean_scale;
+  __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
+  ScaleWeights<kHeads>(call.s.logits + head * row + i * kPlanesTokens, row, page + at.scales_at,
+                       mask, scaled, rest);
+  uint32_t n = rows.count;
+  const uint8_t* values = page + at.v_at;
+  for (uint32_t left = mask; left != 0; left &= left - 1, ++n) {
     const uint32_t t = (uint32_t)__builtin_ctz(left);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][rows.count] = scaled[h][t];
-    rows.Add(page + at.v_at + t * at.channels, at.channels);
+    const uint8_t* value = values + t * at.channels;
+    rows.rows[n] = (const int8_t*)value;
+    TS_UNROLL for (uint32_t b = 0; b < at.channels; b += kLineBytes) PrefetchLine(value + b);
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][n] = scaled[h][t];
   }
   if (mask != 0xffff) {
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][rows.count] = rest[h];
-    rows.Add(page + at.mean_v_at, at.channels);
+    rows.rows[n] = (const int8_t*)page + at.mean_v_at;
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][n] = rest[h] * mean_scale;
+    ++n;
   }
+  rows.count = n;
 }
 
 // Tokens chosen to be read in full, and those whose value is read, by candidate.
@@ -678,31 +723,31 @@ struct TokenMasks {
   uint16_t full, value;
 };
 
-template <uint32_t kHeads>
-void AddCandidates(const CascadeCall& call, uint32_t head, const TokenMasks* masks) {
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void AddCandidates(const CascadeCall& call, uint32_t head, const TokenMasks* masks) {
   ValueRows<kHeads> lists[2];
+  lists[0].count = lists[1].count = 0;
   uint32_t filling = 0;
-  float* o = call.s.o + (uint64_t)head * call.at.channels;
+  const uint32_t channels = call.at.channels, low_bytes = call.at.low_bytes;
+  float* o = call.s.o + (uint64_t)head * channels;
   for (uint32_t i = 0; i < call.candidates; ++i) {
     // Rows are added up while those of the other list are on their way to the caches.
     if (lists[filling].count + kPlanesTokens + 1 > kValueRows) {
       filling ^= 1;
-      AddRows<kHeads>(lists[filling], call.at.channels, o);
+      AddRows<kHeads, kChannels>(lists[filling], channels, o);
     }
     const uint32_t ahead = Smaller(i + 2 * kCandidatesAhead, call.candidates - 1);
-    if (masks[ahead].full != 0) {
-      const uint8_t* low = call.Page(call.s.candidates[ahead]) + call.at.low_at;
-      for (uint32_t left = masks[ahead].full; left != 0; left &= left - 1) {
-        const uint8_t* row = low + (uint32_t)__builtin_ctz(left) * call.at.low_bytes;
-        for (uint32_t b = 0; b < call.at.low_bytes; b += kLineBytes) PrefetchLine(row + b);
-        PrefetchLine(row + call.at.low_bytes - 1);
-      }
+    for (uint32_t left = masks[ahead].full; left != 0; left &= left - 1) {
+      const uint8_t* low =
+          call.s.page[ahead] + call.at.low_at + (uint32_t)__builtin_ctz(left) * low_bytes;
+      for (uint32_t b = 0; b < low_bytes; b += kLineBytes) PrefetchLine(low + b);
+      PrefetchLine(low + low_bytes - 1);
     }
-    if (masks[i].full != 0) WeighExactly<kHeads>(call, head, i, masks[i].full);
-    ListRows<kHeads>(call, head, i, masks[i].value, lists[filling]);
+    if (masks[i].full != 0) WeighExactly<kHeads, kChannels>(call, head, i, masks[i].full);
+    ListRows<kHeads, kChannels>(call, head, i, masks[i].value, lists[filling]);
   }
-  AddRows<kHeads>(lists[filling ^ 1], call.at.channels, o);
-  AddRows<kHeads>(lists[filling], call.at.channels, o);
+  AddRows<kHeads, kChannels>(lists[filling ^ 1], channels, o);
+  AddRows<kHeads, kChannels>(lists[filling], channels, o);
 }
 
 // ---- entries of the table ----
@@ -719,10 +764,16 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   if (call.at.channels > kPlanesHeadDimMax) __builtin_trap();
   const uint32_t group = args->group, channels = call.at.channels;
   CodeQueries(call);
-  ForHeadPasses(group, [&]<uint32_t kHeads>(uint32_t head) { ScoreSpreads<kHeads>(call, head); });
+  ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
+    ScoreSpreads<kHeads, kChannels>(call, head);
+  });
   call.candidates = ChooseCandidates(call);
-  ForHeadPasses(group,
-                [&]<uint32_t kHeads>(uint32_t head) { ApproximateLogits<kHeads>(call, head); });
+  for (uint32_t i = 0; i < call.candidates + kCandidatesAhead; ++i) {
+    s.page[i] = call.Page(s.candidates[Smaller(i, call.candidates - 1)]);
+  }
+  ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
+    ApproximateLogits<kHeads, kChannels>(call, head);
+  });
   RankTokens(call);
   const uint32_t tokens = call.candidates * kPlanesTokens;
   TokenChoice full(s.rank, tokens, args->full_tokens), value(s.rank, tokens, args->value_tokens);
@@ -734,8 +785,9 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
     masks[i] = of_page;
   }
   for (uint64_t i = 0; i < (uint64_t)group * channels; i += kLanes) Store(s.o + i, Zero());
-  ForHeadPasses(group,
-                [&]<uint32_t kHeads>(uint32_t head) { AddCandidates<kHeads>(call, head, masks); });
+  ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
+    AddCandidates<kHeads, kChannels>(call, head, masks);
+  });
   for (uint32_t h = 0; h < group; ++h) {
     args->out.m[h] = s.m[h] * kLn2;
     args->out.d[h] = s.d[h];
@@ -743,6 +795,9 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
       StoreFirst(args->out.o + (uint64_t)h * args->shape.head_dim + c,
                  Smaller(kLanes, args->shape.head_dim - c), Load(s.o + (uint64_t)h * channels + c));
     }
+  }
+  if (args->chosen != nullptr) {
+    __builtin_memcpy(args->chosen, s.candidates, call.candidates * sizeof(uint32_t));
   }
   return {args->count, call.candidates, Smaller(args->full_tokens, tokens),
           Smaller(args->value_tokens, tokens)};

@@ -227,6 +227,12 @@ class Cascade {
       if (full_[t]) SetLogits(t, /*exact=*/true);
     }
     for (uint32_t h = 0; h < args_.group; ++h) AddValues(h);
+    if (args_.chosen != nullptr) {
+      uint32_t* chosen = args_.chosen;
+      for (uint32_t p = 0; p < args_.count; ++p) {
+        if (candidate_[p]) *chosen++ = p;
+      }
+    }
     const auto count = [](const std::vector<bool>& set) {
       return static_cast<uint32_t>(std::count(set.begin(), set.end(), true));
     };
