@@ -1,144 +1,12 @@
-// The cascade (CascadeArgs in kernels.h) over coded pages: pages, then tokens, then the rest by its
-// mean. docs/kernels/cascade.md has the limits, the figures and what was tried.
-//
-// Everything that is read often is multiplied as integers. Queries are coded once in 15 bits; a
-// page's largest distances are multiplied into them for its keys, to 8 bits for approximate logits
-// (their rounding is far below that of the keys' upper two bits) and to 15 for exact ones.
-#include "kernels/cpu/attention_forms.inl"
-#include "kernels/cpu/planes.inl"
+// The cascade over coded pages: pages, then tokens, then the rest by its mean.
+// docs/kernels/cascade.md has the limits, the figures and what was tried.
+#include "kernels/cpu/cascade_call.inl"
+#include "kernels/cpu/cascade_values.inl"
 
 namespace tinyserve {
 namespace {
 
-// The phases of a call are functions of their own in a profile.
-#define TS_PHASE __attribute__((noinline))
-
-constexpr uint32_t kCascadeHeads = 4;  // of one pass, at most
-// The largest code of a query: times a distance of 255, over 2^15, it is 127.
-constexpr float kQueryTop = 16320;
-// Rows of values that are summed as integers before they are scaled: 64 * 2^15 * 2^7 < 2^31.
-constexpr uint32_t kValueRows = 64;
-// On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
-static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
-// Candidates between the one that is read and the one that is prefetched.
-constexpr uint32_t kCandidatesAhead = 3;
-
-struct CascadeScratch {
-  int16_t* q;            // [g][channels] codes
-  float* q_scale;        // [g] base 2 logits
-  float* mean_dot;       // [g][pages]
-  float* scores;         // [g][pages]
-  uint16_t* page_rank;   // [pages]
-  uint32_t* candidates;  // [pages] of the call
-  const uint8_t** page;  // [pages] of the candidates
-  float* logits;         // [g][16 * pages], then weights, base 2
-  uint8_t* rank;         // [16 * pages]
-  float* m;              // [g]
-  float* d;              // [g] without the open tokens
-  float* o;              // [g][channels]
-  uint64_t pages;        // rounded up to 32
-};
-
-TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint32_t pages_max,
-                                     void* at, CascadeScratch* out) {
-  const uint64_t pages = RoundUp(pages_max, 32), channels = RoundUp(shape.head_dim, 16);
-  const uint64_t heads = RoundUp(group, kLanes);
-  uint64_t bytes = 0;
-  const auto take = [&](auto** field, uint64_t count) {
-    *field = (__decltype(*field + 0))((uintptr_t)at + bytes);
-    bytes += (count * sizeof(**field) + kLineBytes - 1) / kLineBytes * kLineBytes;
-  };
-  out->pages = pages;
-  take(&out->q, group * channels);
-  take(&out->q_scale, heads);
-  take(&out->mean_dot, group * pages);
-  take(&out->scores, group * pages);
-  take(&out->page_rank, pages);
-  take(&out->candidates, pages);
-  take(&out->page, pages + kCandidatesAhead);
-  take(&out->logits, group * pages * kPlanesTokens);
-  take(&out->rank, pages * kPlanesTokens);
-  take(&out->m, heads);
-  take(&out->d, heads);
-  take(&out->o, heads * channels);
-  return bytes;
-}
-
-// A call, what is derived from it, and its scratch.
-struct CascadeCall {
-  const CascadeArgs& args;
-  const CascadeScratch& s;
-  PlanesLayout at;
-  uint32_t candidates;  // pages, once chosen
-
-  TS_INLINE const uint8_t* Page(uint32_t p) const { return PageAt(args.slab, args.pages[p]); }
-  TS_INLINE const uint8_t* Spread(uint32_t p) const {
-    return PageAt(args.records, args.pages[p]) + args.layout.spread_at;
-  }
-  TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
-};
-
-// Calls f with the number of heads of each pass and that of channels as constants, and the pass's
-// first head. 0 channels: not a constant.
-template <uint32_t kChannels, class F>
-TS_INLINE void ForPasses(uint32_t group, F f) {
-  for (uint32_t head = 0; head < group;) {
-    const uint32_t left = group - head;
-    // 5 heads are taken as 3 + 2: one alone would cost nearly what four do.
-    const uint32_t heads = left <= kCascadeHeads ? left : left == 5 ? 3 : kCascadeHeads;
-    switch (heads) {
-      case 1:
-        f.template operator()<1, kChannels>(head);
-        break;
-      case 2:
-        f.template operator()<2, kChannels>(head);
-        break;
-      case 3:
-        f.template operator()<3, kChannels>(head);
-        break;
-      default:
-        f.template operator()<4, kChannels>(head);
-        break;
-    }
-    head += heads;
-  }
-}
-template <class F>
-TS_INLINE void ForHeadPasses(const CascadeCall& call, F f) {
-  if (call.at.channels == 64) return ForPasses<64>(call.args.group, f);
-  ForPasses<0>(call.args.group, f);
-}
-
-TS_PHASE void CodeQueries(const CascadeCall& call) {
-  const uint32_t dim = call.args.shape.head_dim;
-  for (uint32_t h = 0; h < call.args.group; ++h) {
-    const float* q = call.args.q + (uint64_t)h * dim;
-    VF top = Zero();
-    for (uint32_t c = 0; c < dim; c += kLanes) {
-      top = Max(top, Abs(LoadFirst(q + c, Smaller(kLanes, dim - c))));
-    }
-    const float highest = MaxLanes(top), to_codes = CodesPerUnit(highest, kQueryTop);
-    call.s.q_scale[h] = call.args.scale * kLog2E * highest * (1.0f / kQueryTop);
-    for (uint32_t c = 0; c < call.at.channels; c += kLanes) {
-      const uint32_t n = c < dim ? Smaller(kLanes, dim - c) : 0;
-      alignas(64) int32_t codes[kLanes];
-      StoreInt(codes, ToInt(Mul(LoadFirst(q + c, n), Set(to_codes))));
-      for (uint32_t i = 0; i < kLanes; ++i) {
-        call.s.q[(uint64_t)h * call.at.channels + c + i] = (int16_t)codes[i];
-      }
-    }
-  }
-}
-
 // ---- 1: pages ----
-
-TS_INLINE __m256i LoadWords(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-TS_INLINE __m256i SignedToWords(const void* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-}
-TS_INLINE __m256i UnsignedToWords(const void* p) {
-  return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-}
 
 // Sums of q * mean and of (q * distance / 2^11)^2 of one page.
 template <uint32_t kHeads>
@@ -199,48 +67,49 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
   }
 }
 
-// The largest T for which at least n of the ranks are T or more, n >= 1; ranks past `count` up to
-// whole vectors are 0.
+// The n largest of some ranks: all above the threshold, and the first `ties` of those at it.
+struct RankCut {
+  uint32_t threshold, ties;
+};
+
+// Whole vectors are read: ranks past `count` are 0. REQUIRES: 0 < n <= count.
 template <class T>
-TS_INLINE uint32_t RankThreshold(const T* ranks, uint32_t count, uint32_t n) {
+TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
   constexpr uint32_t kPerVector = 32 / sizeof(T);
-  uint32_t threshold = 0;
+  // Counts of a byte's lane stay below 256.
+  constexpr uint32_t kStretch = 252 * kPerVector;
+  uint32_t threshold = 0, above = 0;
   for (uint32_t bit = 1u << (8 * sizeof(T) - 1); bit != 0; bit >>= 1) {
     const uint32_t tried = threshold | bit;
-    __m256i sums = _mm256_setzero_si256();
-    uint32_t reached = 0;
     const __m256i least =
         sizeof(T) == 1 ? _mm256_set1_epi8((char)tried) : _mm256_set1_epi16((short)tried);
-    for (uint32_t i = 0; i < count;) {
-      // Counts of a byte's lane stay below 256.
-      const uint32_t end = Smaller(count, i + 255 * kPerVector);
+    __m256i sums = _mm256_setzero_si256();
+    for (uint32_t begin = 0; begin < count; begin += kStretch) {
+      const uint32_t end = Smaller(count, begin + kStretch);
       __m256i lanes = _mm256_setzero_si256();
-      for (; i < end; i += kPerVector) {
+#pragma GCC unroll 4
+      for (uint32_t i = begin; i < end; i += kPerVector) {
         const __m256i x = _mm256_loadu_si256((const __m256i*)(ranks + i));
         if constexpr (sizeof(T) == 1) {
           lanes = _mm256_sub_epi8(lanes, _mm256_cmpeq_epi8(_mm256_max_epu8(x, least), x));
         } else {
-          lanes = _mm256_sub_epi8(
-              lanes, _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x),
-                                      _mm256_set1_epi16(255)));
+          // One, in the lower byte of its lane.
+          lanes = _mm256_add_epi8(
+              lanes, _mm256_srli_epi16(_mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x), 15));
         }
       }
       sums = _mm256_add_epi64(sums, _mm256_sad_epu8(lanes, _mm256_setzero_si256()));
     }
     alignas(32) uint64_t parts[4];
     _mm256_store_si256((__m256i*)parts, sums);
-    reached = (uint32_t)(parts[0] + parts[1] + parts[2] + parts[3]);
-    if (reached >= n) threshold = tried;
+    const uint32_t reached = (uint32_t)(parts[0] + parts[1] + parts[2] + parts[3]);
+    if (reached >= n) {
+      threshold = tried;
+    } else {
+      above = reached;  // the last one that is too large is the threshold's successor
+    }
   }
-  return threshold;
-}
-
-// How many of the ranks are above a threshold.
-template <class T>
-TS_INLINE uint32_t CountAbove(const T* ranks, uint32_t count, uint32_t threshold) {
-  uint32_t above = 0;
-  for (uint32_t i = 0; i < count; ++i) above += ranks[i] > threshold;
-  return above;
+  return {threshold, n - above};
 }
 
 TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
@@ -269,21 +138,18 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
     return count;
   }
   for (uint32_t p = 0; p < padded; p += kLanes) {
-    alignas(64) int32_t bits[kLanes];
-    StoreInt(bits, ShiftRight((VI)Load(s.scores + p), 16));
-    for (uint32_t i = 0; i < kLanes; ++i) s.page_rank[p + i] = (uint16_t)bits[i];
+    StoreWords(s.page_rank + p, ShiftRight((VI)Load(s.scores + p), 16));
   }
   for (uint32_t p = count; p < padded; ++p) s.page_rank[p] = 0;
   for (uint32_t p = 0; p < call.args.sink; ++p) s.page_rank[p] = 0xffff;
   for (uint32_t p = count - call.args.recent; p < count; ++p) s.page_rank[p] = 0xffff;
-  const uint32_t threshold = RankThreshold<uint16_t>(s.page_rank, count, call.args.candidates);
-  uint32_t ties = call.args.candidates - CountAbove<uint16_t>(s.page_rank, count, threshold);
+  RankCut cut = CutRanks<uint16_t>(s.page_rank, count, call.args.candidates);
   uint32_t n = 0;
   for (uint32_t p = 0; p < count; ++p) {
-    const bool tie = s.page_rank[p] == threshold && ties > 0;
-    ties -= tie;
+    const uint32_t tie = (s.page_rank[p] == cut.threshold) & (cut.ties > 0);
+    cut.ties -= tie;
     s.candidates[n] = p;
-    n += tie || s.page_rank[p] > threshold;
+    n += tie | (s.page_rank[p] > cut.threshold);
   }
   return n;
 }
@@ -426,12 +292,40 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
 
 // ---- 3: weights of tokens, and which of them read what ----
 
+// Ranks of tokens: bins of the sums of their weights, each times its head's share.
+TS_INLINE void RankWeights(const CascadeCall& call, uint32_t tokens) {
+  // Bins of 1/8 octave up to 2^4, which no weight reaches; 255 is left to pages that are forced.
+  const __m256i lowest = _mm256_set1_epi32((127 + 4) * 8 - 255);
+  const uint64_t row = call.s.pages * kPlanesTokens;
+  for (uint32_t t = 0; t < tokens; t += 32) {
+    __m256 sums[4];
+    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) sums[i] = _mm256_setzero_ps();
+    const float* weights = call.s.logits + t;
+    for (uint32_t h = 0; h < call.args.group; ++h, weights += row) {
+      const __m256 factor = _mm256_set1_ps(call.s.share[h]);
+      TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+        sums[i] = _mm256_fmadd_ps(_mm256_loadu_ps(weights + 8 * i), factor, sums[i]);
+      }
+    }
+    __m256i bins[4];
+    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+      bins[i] = _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(sums[i]), 20), lowest);
+    }
+    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(bins[0], bins[1]),
+                                              _mm256_packs_epi32(bins[2], bins[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i ranks = _mm256_permutevar8x32_epi32(bytes, order);
+    _mm256_storeu_si256(
+        (__m256i*)(call.s.rank + t),
+        _mm256_min_epu8(_mm256_max_epu8(ranks, _mm256_set1_epi8(1)), _mm256_set1_epi8((char)254)));
+  }
+}
+
 // Logits of the candidates become exp(logit - m), and each token gets the bin of its weight, summed
 // over the heads as shares of the softmax over candidates and open tokens.
 TS_PHASE void RankTokens(const CascadeCall& call) {
   const CascadeScratch& s = call.s;
   const uint32_t tokens = call.candidates * kPlanesTokens;
-  float share[kLanes * 8];
   for (uint32_t h = 0; h < call.args.group; ++h) {
     float* row = s.logits + h * s.pages * kPlanesTokens;
     const float open_d = call.args.open.d[h];
@@ -440,7 +334,7 @@ TS_PHASE void RankTokens(const CascadeCall& call) {
     s.m[h] = m;
     VF sum = Zero();
     for (uint32_t t = 0; t < tokens; t += kLanes) {
-      const VF p = ExpTwo<6>(Sub(Load(row + t), Set(m)));
+      const VF p = ExpTwo<4>(Sub(Load(row + t), Set(m)));
       Store(row + t, p);
       sum = Add(sum, p);
     }
@@ -449,19 +343,9 @@ TS_PHASE void RankTokens(const CascadeCall& call) {
     if (open_d != 0) {
       StoreFirst(&open, 1, Mul(Set(open_d), ExpTwo<6>(Set(open_m - m))));
     }
-    share[h] = 1.0f / (s.d[h] + open);
+    s.share[h] = 1.0f / (s.d[h] + open);
   }
-  // Bins of 1/8 octave up to 2^4, which no weight reaches; 255 is left to pages that are forced.
-  const VI lowest = SetInt((127 + 4) * 8 - 255);
-  for (uint32_t t = 0; t < tokens; t += kLanes) {
-    VF weight = Zero();
-    for (uint32_t h = 0; h < call.args.group; ++h) {
-      weight = Fma(Load(s.logits + h * s.pages * kPlanesTokens + t), Set(share[h]), weight);
-    }
-    const VF bin = ToFloat(SubInt(ShiftRight((VI)weight, 20), lowest));
-    const VI rank = ToInt(Min(Max(bin, Set(1)), Set(254)));
-    StoreBytesUnsigned(s.rank + t, rank);
-  }
+  RankWeights(call, tokens);
   for (uint32_t i = 0; i < call.candidates; ++i) {
     if (!call.Forced(s.candidates[i])) continue;
     _mm_storeu_si128((__m128i*)(s.rank + i * kPlanesTokens), _mm_set1_epi8((char)255));
@@ -479,8 +363,9 @@ struct TokenChoice {
       threshold = 255;
       return;
     }
-    threshold = RankThreshold<uint8_t>(ranks, tokens, n);
-    ties = n - CountAbove<uint8_t>(ranks, tokens, threshold);
+    const RankCut cut = CutRanks<uint8_t>(ranks, tokens, n);
+    threshold = cut.threshold;
+    ties = cut.ties;
   }
 
   TS_INLINE uint32_t Mask(const uint8_t* ranks) {
@@ -498,257 +383,6 @@ struct TokenChoice {
     return above | tied;
   }
 };
-
-// ---- 4: exact logits ----
-
-// Sixteen crumbs at p as bytes, in the order of channels.
-TS_INLINE __m128i ExpandCrumbs(const uint8_t* p) {
-  int32_t bits;
-  __builtin_memcpy(&bits, p, 4);
-  const __m128i shifted = _mm_srlv_epi32(_mm_set1_epi32(bits), _mm_setr_epi32(0, 2, 4, 6));
-  return _mm_and_si128(shifted, _mm_set1_epi8(3));
-}
-
-// The page's distances times q over 2^8, [head][channels], for exact logits.
-template <uint32_t kHeads>
-TS_INLINE void ScaleQueriesExactly(const uint8_t* distances, uint32_t channels, const int16_t* q,
-                                   int16_t (*out)[kPlanesHeadDimMax]) {
-  for (uint32_t c = 0; c < channels; c += 16) {
-    const __m256i distance = _mm256_slli_epi16(UnsignedToWords(distances + c), 7);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const __m256i code = LoadWords(q + (uint64_t)h * channels + c);
-      _mm256_store_si256((__m256i*)(out[h] + c), _mm256_mulhrs_epi16(code, distance));
-    }
-  }
-}
-
-// Sums over channels of a token's codes, less 128, times q16, a lane for each head.
-template <uint32_t kHeads>
-TS_INLINE V4 ExactSums(const PlanesLayout& at, const uint8_t* page, uint32_t t,
-                       const int16_t (*q16)[kPlanesHeadDimMax]) {
-  const uint8_t* low = page + at.low_at + t * at.low_bytes;
-  __m256i sums[4];
-  TS_UNROLL for (uint32_t h = 0; h < 4; ++h) sums[h] = _mm256_setzero_si256();
-  for (uint32_t group = 0; group < at.channels / 16; ++group) {
-    const __m128i upper = ExpandCrumbs(page + at.upper_at + group * 64 + t * 4);
-    const __m128i crumbs = ExpandCrumbs(low + at.channels / 2 + group * 4);
-    const __m128i packed = _mm_loadl_epi64((const __m128i*)(low + group * 8));
-    const __m128i nibbles =
-        _mm_and_si128(_mm_unpacklo_epi64(packed, _mm_srli_epi16(packed, 4)), _mm_set1_epi8(15));
-    const __m128i code =
-        _mm_or_si128(_mm_or_si128(_mm_slli_epi16(upper, 6), _mm_slli_epi16(crumbs, 4)), nibbles);
-    const __m256i offset = _mm256_cvtepi8_epi16(_mm_xor_si128(code, _mm_set1_epi8((char)0x80)));
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      sums[h] =
-          _mm256_add_epi32(sums[h], _mm256_madd_epi16(offset, LoadWords(q16[h] + group * 16)));
-    }
-  }
-  return _mm_cvtepi32_ps(FoldFourInt(sums[0], sums[1], sums[2], sums[3]));
-}
-
-// Replaces the weights of the page's tokens in `mask` by those of their exact logits. i: the
-// candidate.
-template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask) {
-  const CascadeScratch& s = call.s;
-  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
-  const uint32_t p = s.candidates[i], channels = at.channels;
-  const uint64_t row = s.pages * kPlanesTokens;
-  const uint8_t* spread = call.Spread(p);
-  SpreadScales scales;
-  __builtin_memcpy(&scales, spread, sizeof scales);
-  alignas(64) int16_t q16[kHeads][kPlanesHeadDimMax];
-  ScaleQueriesExactly<kHeads>(spread + sizeof scales + channels, channels,
-                              s.q + (uint64_t)head * channels, q16);
-  float step[kLanes] = {}, base[kLanes] = {};
-  for (uint32_t h = 0; h < kHeads; ++h) {
-    step[h] = s.q_scale[head + h] * scales.distance * (256.0f / kPlanesTop);
-    base[h] = s.mean_dot[(head + h) * s.pages + p] - s.m[head + h];
-  }
-  const VF steps = Load(step), bases = Load(base);
-  float* weights = s.logits + head * row + i * kPlanesTokens;
-  for (uint32_t left = mask; left != 0; left &= left - 1) {
-    const uint32_t t = (uint32_t)__builtin_ctz(left);
-    float sums[kLanes] = {};
-    _mm_storeu_ps(sums, ExactSums<kHeads>(at, s.page[i], t, q16));
-    // A weight may pass 1, where the approximate logits missed the largest: by less than 2^126.
-    const VF y = Min(Fma(Load(sums), steps, bases), Set(100.0f));
-    float exact[kLanes];
-    Store(exact, ExpTwo<6>(y));
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      s.d[head + h] += exact[h] - weights[h * row + t];
-      weights[h * row + t] = exact[h];
-    }
-  }
-}
-
-// ---- 5: values ----
-
-// Rows of signed bytes with a weight for each head, on their way to the sums.
-template <uint32_t kHeads>
-struct ValueRows {
-  const int8_t* rows[kValueRows];
-  alignas(64) float weights[kHeads][kValueRows];
-  uint32_t count;
-};
-
-// Sums over pairs of rows, from column c on, of rows times weights: kGroups times 16 columns, as
-// [head][group][columns 0-3, 8-11; 4-7, 12-15].
-template <uint32_t kHeads, uint32_t kGroups>
-TS_INLINE void SumPairs(const int8_t* const* rows, uint32_t pair_count, uint32_t c,
-                        const int32_t (&pairs)[kHeads][kValueRows / 2],
-                        __m256i (&sums)[kHeads][2 * kGroups]) {
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    TS_UNROLL for (uint32_t v = 0; v < 2 * kGroups; ++v) sums[h][v] = _mm256_setzero_si256();
-  }
-  for (uint32_t r = 0; r < pair_count; ++r) {
-    const int8_t* a = rows[2 * r] + c;
-    const int8_t* b = rows[2 * r + 1] + c;
-    TS_UNROLL for (uint32_t group = 0; group < kGroups; ++group) {
-      const __m256i x = SignedToWords(a + 16 * group), y = SignedToWords(b + 16 * group);
-      const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
-      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-        const __m256i weight = _mm256_set1_epi32(pairs[h][r]);
-        __m256i& first = sums[h][2 * group];
-        __m256i& then = sums[h][2 * group + 1];
-        first = _mm256_add_epi32(first, _mm256_madd_epi16(low, weight));
-        then = _mm256_add_epi32(then, _mm256_madd_epi16(high, weight));
-        Pin(first);
-        Pin(then);
-      }
-    }
-  }
-}
-
-// o += weights * rows for kHeads heads; rows become none. Weights are coded in 15 bits with a scale
-// for the rows of the call.
-template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void AddRows(ValueRows<kHeads>& rows, uint32_t runtime_channels, float* o) {
-  constexpr float kWeightTop = 32767;
-  // Sums of two groups of columns and three heads fill the registers.
-  constexpr uint32_t kGroups = kChannels != 0 && kHeads <= 3 ? 2 : 1;
-  const uint32_t channels = kChannels != 0 ? kChannels : runtime_channels;
-  if (rows.count == 0) return;
-  alignas(64) int32_t pairs[kHeads][kValueRows / 2];
-  float back[kHeads];
-  const uint32_t padded = RoundUp(rows.count, kLanes * 2);
-  for (uint32_t r = rows.count; r < padded; ++r) {
-    rows.rows[r] = rows.rows[0];
-    for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][r] = 0;
-  }
-  for (uint32_t h = 0; h < kHeads; ++h) {
-    const float top = TopOf(rows.weights[h], padded), to_codes = CodesPerUnit(top, kWeightTop);
-    back[h] = top * (1.0f / kWeightTop);
-    for (uint32_t r = 0; r < padded; r += kLanes) {
-      StoreWords((int16_t*)pairs[h] + r, ToInt(Mul(Load(rows.weights[h] + r), Set(to_codes))));
-    }
-  }
-  for (uint32_t c = 0; c < channels; c += 16 * kGroups) {
-    __m256i sums[kHeads][2 * kGroups];
-    SumPairs<kHeads, kGroups>(rows.rows, (rows.count + 1) / 2, c, pairs, sums);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const __m256 scale = _mm256_set1_ps(back[h]);
-      TS_UNROLL for (uint32_t group = 0; group < kGroups; ++group) {
-        const __m256 low = _mm256_cvtepi32_ps(sums[h][2 * group]);
-        const __m256 high = _mm256_cvtepi32_ps(sums[h][2 * group + 1]);
-        float* to = o + (uint64_t)h * channels + c + group * 16;
-        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_permute2f128_ps(low, high, 0x20), scale,
-                                             _mm256_loadu_ps(to)));
-        _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(_mm256_permute2f128_ps(low, high, 0x31), scale,
-                                                 _mm256_loadu_ps(to + 8)));
-      }
-    }
-  }
-  rows.count = 0;
-}
-
-// The weights of a page's tokens times their values' scales, and what the tokens out of `mask`
-// weigh together.
-template <uint32_t kHeads>
-TS_INLINE void ScaleWeights(const float* weights, uint64_t row, const uint8_t* scales,
-                            uint32_t mask, float (&scaled)[kHeads][kPlanesTokens],
-                            float (&rest)[kHeads]) {
-  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  __m256 others[kHeads];
-  TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
-    const __m128i halves = _mm_load_si128((const __m128i*)scales + half);
-    const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-    const __m256i in = _mm256_and_si256(_mm256_set1_epi32((int)(mask >> 8 * half)), bits);
-    const __m256 chosen = _mm256_castsi256_ps(_mm256_cmpeq_epi32(in, bits));
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const __m256 weight = _mm256_loadu_ps(weights + h * row + 8 * half);
-      _mm256_store_ps(scaled[h] + 8 * half, _mm256_mul_ps(weight, scale));
-      const __m256 other = _mm256_andnot_ps(chosen, weight);
-      others[h] = half == 0 ? other : _mm256_add_ps(others[h], other);
-    }
-  }
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(others[h]), _mm256_extractf128_ps(others[h], 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    rest[h] = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-  }
-}
-
-// Lists the candidate's tokens in `mask` with their values, the others with the page's mean.
-template <uint32_t kHeads, uint32_t kChannels>
-TS_INLINE void ListRows(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask,
-                        ValueRows<kHeads>& rows) {
-  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
-  const uint64_t row = call.s.pages * kPlanesTokens;
-  const uint8_t* page = call.s.page[i];
-  alignas(64) float scaled[kHeads][kPlanesTokens];
-  float rest[kHeads], mean_scale;
-  __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
-  ScaleWeights<kHeads>(call.s.logits + head * row + i * kPlanesTokens, row, page + at.scales_at,
-                       mask, scaled, rest);
-  uint32_t n = rows.count;
-  const uint8_t* values = page + at.v_at;
-  for (uint32_t left = mask; left != 0; left &= left - 1, ++n) {
-    const uint32_t t = (uint32_t)__builtin_ctz(left);
-    const uint8_t* value = values + t * at.channels;
-    rows.rows[n] = (const int8_t*)value;
-    TS_UNROLL for (uint32_t b = 0; b < at.channels; b += kLineBytes) PrefetchLine(value + b);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][n] = scaled[h][t];
-  }
-  if (mask != 0xffff) {
-    rows.rows[n] = (const int8_t*)page + at.mean_v_at;
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][n] = rest[h] * mean_scale;
-    ++n;
-  }
-  rows.count = n;
-}
-
-// Tokens chosen to be read in full, and those whose value is read, by candidate.
-struct TokenMasks {
-  uint16_t full, value;
-};
-
-template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void AddCandidates(const CascadeCall& call, uint32_t head, const TokenMasks* masks) {
-  ValueRows<kHeads> lists[2];
-  lists[0].count = lists[1].count = 0;
-  uint32_t filling = 0;
-  const uint32_t channels = call.at.channels, low_bytes = call.at.low_bytes;
-  float* o = call.s.o + (uint64_t)head * channels;
-  for (uint32_t i = 0; i < call.candidates; ++i) {
-    // Rows are added up while those of the other list are on their way to the caches.
-    if (lists[filling].count + kPlanesTokens + 1 > kValueRows) {
-      filling ^= 1;
-      AddRows<kHeads, kChannels>(lists[filling], channels, o);
-    }
-    const uint32_t ahead = Smaller(i + 2 * kCandidatesAhead, call.candidates - 1);
-    for (uint32_t left = masks[ahead].full; left != 0; left &= left - 1) {
-      const uint8_t* low =
-          call.s.page[ahead] + call.at.low_at + (uint32_t)__builtin_ctz(left) * low_bytes;
-      for (uint32_t b = 0; b < low_bytes; b += kLineBytes) PrefetchLine(low + b);
-      PrefetchLine(low + low_bytes - 1);
-    }
-    if (masks[i].full != 0) WeighExactly<kHeads, kChannels>(call, head, i, masks[i].full);
-    ListRows<kHeads, kChannels>(call, head, i, masks[i].value, lists[filling]);
-  }
-  AddRows<kHeads, kChannels>(lists[filling ^ 1], channels, o);
-  AddRows<kHeads, kChannels>(lists[filling], channels, o);
-}
 
 // ---- entries of the table ----
 

@@ -1,0 +1,148 @@
+// A call of the cascade (CascadeArgs in kernels.h) with its scratch, and its queries.
+//
+// Everything that is read often is multiplied as integers. Queries are coded once in 15 bits; a
+// page's largest distances are multiplied into them for its keys, to 8 bits for approximate logits
+// (their rounding is far below that of the keys' upper two bits) and to 15 for exact ones.
+#ifndef TINYSERVE_KERNELS_CPU_CASCADE_CALL_INL_
+#define TINYSERVE_KERNELS_CPU_CASCADE_CALL_INL_
+
+#include "kernels/cpu/attention_forms.inl"
+#include "kernels/cpu/planes.inl"
+
+namespace tinyserve {
+namespace {
+
+// The phases of a call are functions of their own in a profile.
+#define TS_PHASE __attribute__((noinline))
+
+constexpr uint32_t kCascadeHeads = 4;  // of one pass, at most
+// The largest code of a query: times a distance of 255, over 2^15, it is 127.
+constexpr float kQueryTop = 16320;
+// Rows of values that are summed as integers before they are scaled: 128 * 2^15 * 2^7 < 2^31.
+constexpr uint32_t kValueRows = 128;
+// On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
+static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
+// Candidates between the one that is read and the one that is prefetched.
+constexpr uint32_t kCandidatesAhead = 3;
+
+struct CascadeScratch {
+  int16_t* q;            // [g][channels] codes
+  float* q_scale;        // [g] base 2 logits
+  float* mean_dot;       // [g][pages]
+  float* scores;         // [g][pages]
+  uint16_t* page_rank;   // [pages]
+  uint32_t* candidates;  // [pages] of the call
+  const uint8_t** page;  // [pages] of the candidates
+  float* logits;         // [g][16 * pages], then weights, base 2
+  uint8_t* rank;         // [16 * pages]
+  float* m;              // [g]
+  float* d;              // [g] without the open tokens
+  float* share;          // [g] what makes a weight a share of the softmax
+  float* o;              // [g][channels]
+  uint64_t pages;        // rounded up to 32
+};
+
+TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint32_t pages_max,
+                                     void* at, CascadeScratch* out) {
+  const uint64_t pages = RoundUp(pages_max, 32), channels = RoundUp(shape.head_dim, 16);
+  const uint64_t heads = RoundUp(group, kLanes);
+  uint64_t bytes = 0;
+  const auto take = [&](auto** field, uint64_t count) {
+    *field = (__decltype(*field + 0))((uintptr_t)at + bytes);
+    bytes += (count * sizeof(**field) + kLineBytes - 1) / kLineBytes * kLineBytes;
+  };
+  out->pages = pages;
+  take(&out->q, group * channels);
+  take(&out->q_scale, heads);
+  take(&out->mean_dot, group * pages);
+  take(&out->scores, group * pages);
+  take(&out->page_rank, pages);
+  take(&out->candidates, pages);
+  take(&out->page, pages + kCandidatesAhead);
+  take(&out->logits, group * pages * kPlanesTokens);
+  take(&out->rank, pages * kPlanesTokens);
+  take(&out->m, heads);
+  take(&out->d, heads);
+  take(&out->share, heads);
+  take(&out->o, heads * channels);
+  return bytes;
+}
+
+// A call, what is derived from it, and its scratch.
+struct CascadeCall {
+  const CascadeArgs& args;
+  const CascadeScratch& s;
+  PlanesLayout at;
+  uint32_t candidates;  // pages, once chosen
+
+  TS_INLINE const uint8_t* Page(uint32_t p) const { return PageAt(args.slab, args.pages[p]); }
+  TS_INLINE const uint8_t* Spread(uint32_t p) const {
+    return PageAt(args.records, args.pages[p]) + args.layout.spread_at;
+  }
+  TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
+};
+
+TS_INLINE __m256i LoadWords(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+TS_INLINE __m256i SignedToWords(const void* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE __m256i UnsignedToWords(const void* p) {
+  return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+}
+
+// Calls f with the number of heads of each pass and that of channels as constants, and the pass's
+// first head. 0 channels: not a constant.
+template <uint32_t kChannels, class F>
+TS_INLINE void ForPasses(uint32_t group, F f) {
+  for (uint32_t head = 0; head < group;) {
+    const uint32_t left = group - head;
+    // 5 heads are taken as 3 + 2: one alone would cost nearly what four do.
+    const uint32_t heads = left <= kCascadeHeads ? left : left == 5 ? 3 : kCascadeHeads;
+    switch (heads) {
+      case 1:
+        f.template operator()<1, kChannels>(head);
+        break;
+      case 2:
+        f.template operator()<2, kChannels>(head);
+        break;
+      case 3:
+        f.template operator()<3, kChannels>(head);
+        break;
+      default:
+        f.template operator()<4, kChannels>(head);
+        break;
+    }
+    head += heads;
+  }
+}
+template <class F>
+TS_INLINE void ForHeadPasses(const CascadeCall& call, F f) {
+  if (call.at.channels == 64) return ForPasses<64>(call.args.group, f);
+  ForPasses<0>(call.args.group, f);
+}
+
+TS_PHASE void CodeQueries(const CascadeCall& call) {
+  const uint32_t dim = call.args.shape.head_dim;
+  for (uint32_t h = 0; h < call.args.group; ++h) {
+    const float* q = call.args.q + (uint64_t)h * dim;
+    VF top = Zero();
+    for (uint32_t c = 0; c < dim; c += kLanes) {
+      top = Max(top, Abs(LoadFirst(q + c, Smaller(kLanes, dim - c))));
+    }
+    const float highest = MaxLanes(top), to_codes = CodesPerUnit(highest, kQueryTop);
+    call.s.q_scale[h] = call.args.scale * kLog2E * highest * (1.0f / kQueryTop);
+    for (uint32_t c = 0; c < call.at.channels; c += kLanes) {
+      const uint32_t n = c < dim ? Smaller(kLanes, dim - c) : 0;
+      alignas(64) int32_t codes[kLanes];
+      StoreInt(codes, ToInt(Mul(LoadFirst(q + c, n), Set(to_codes))));
+      for (uint32_t i = 0; i < kLanes; ++i) {
+        call.s.q[(uint64_t)h * call.at.channels + c + i] = (int16_t)codes[i];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_KERNELS_CPU_CASCADE_CALL_INL_
