@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json/object.hpp>
+#include <map>
 #include <memory>
 #include <numeric>
 
@@ -50,16 +51,36 @@ Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
   return 0;
 }
 
-Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model) {
+// What one storage, or several, cost.
+struct KvCost {
+  uint64_t token_bytes = 0;
+  uint64_t open_bytes = 0;  // of `sequences` with `uncommitted` tokens
+};
+
+Result<KvCost> CostOf(const BenchFlags& flags, const LoadedModel& model,
+                      const std::vector<Method>& methods, uint32_t sequences,
+                      uint32_t uncommitted) {
+  const uint32_t page_tokens = flags.engine.page_tokens;
+  KvCost cost;
+  for (const std::string& kv : StoragesOf(methods)) {
+    TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
+                        model.KvBytesPerToken(kv, page_tokens, MetadataOf(methods, kv)));
+    TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
+                        model.KvOpenBytes(kv, page_tokens, sequences, uncommitted));
+    cost.token_bytes += token_bytes;
+    cost.open_bytes += open_bytes;
+  }
+  return cost;
+}
+
+Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model,
+                       const std::vector<Method>& methods) {
   const ModelConfig& config = model.model->config();
   if (flags.engine.context_tokens > config.context) {
     return Status(Code::kInvalidArgument,
                   fmt::format("--ctx {}: the model was trained for {} tokens",
                               flags.engine.context_tokens, config.context));
   }
-  TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(flags.selectors));
-  TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                      model.KvBytesPerToken(flags.engine.kv, flags.engine.page_tokens, metadata));
   const BenchWishes& wished = flags.wishes;
   const auto most = [](const std::vector<uint32_t>& values) {
     return values.empty() ? 0u : *std::max_element(values.begin(), values.end());
@@ -67,17 +88,16 @@ Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model) {
   const uint32_t batch = std::max(1u, most(wished.batch));
   const uint64_t uncommitted =
       uint64_t{batch} * wished.decode + most(wished.prefill) + flags.chunk_tokens;
-  TS_ASSIGN_OR_RETURN(
-      const uint64_t open_bytes,
-      model.KvOpenBytes(flags.engine.kv, flags.engine.page_tokens, batch,
-                        static_cast<uint32_t>(std::min<uint64_t>(uncommitted, UINT32_MAX))));
+  TS_ASSIGN_OR_RETURN(const KvCost cost,
+                      CostOf(flags, model, methods, batch,
+                             static_cast<uint32_t>(std::min<uint64_t>(uncommitted, UINT32_MAX))));
   const uint64_t bytes_max = KvBytesMax(flags.engine);
   const BenchLimits limits{.context_tokens = flags.engine.context_tokens == 0
                                                  ? config.context
                                                  : flags.engine.context_tokens,
                            .block_tokens = BlockTokensFor(flags.engine.page_tokens),
-                           .kv_bytes_per_token = token_bytes,
-                           .kv_bytes_max = bytes_max - std::min(bytes_max, open_bytes)};
+                           .kv_bytes_per_token = cost.token_bytes,
+                           .kv_bytes_max = bytes_max - std::min(bytes_max, cost.open_bytes)};
   BenchWishes wishes = flags.wishes;
   wishes.selectors = static_cast<uint32_t>(flags.selectors.size());
   return PlanBench(wishes, limits);
@@ -88,8 +108,8 @@ double WorkOf(const BenchCase& c) {
   return c.kind == BenchKind::kPrefill ? c.tokens : 4.0 * c.tokens * c.batch;
 }
 
-// Tokens that are prefilled before all decodes: every sequence of a text, or the one that others
-// are copies of.
+// Tokens that are prefilled before all decodes in a storage: every sequence of a text, or the one
+// that others are copies of.
 double FillTokens(const BenchPlan& plan, bool has_text) {
   return static_cast<double>(has_text ? plan.pool_tokens() : plan.sequence_tokens[0]);
 }
@@ -100,28 +120,40 @@ std::string CaseLabel(const BenchFlags& flags, const BenchCase& c) {
                      c.batch, selects ? ", " + PrintableLine(flags.selectors[c.selector], 16) : "");
 }
 
-// Every case `repeat` times, case after case in each round, so that a drift of the machine's speed
-// touches all of them. Names the selectors in `setup`.
-Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedModel& model,
-                                         const BenchPlan& plan, BenchSetup* setup) {
+using Runners = std::map<std::string, std::unique_ptr<BenchRunner>>;
+
+// A runner for each storage.
+Result<Runners> OpenRunners(const BenchFlags& flags, const LoadedModel& model,
+                            const BenchPlan& plan, const std::vector<Method>& methods,
+                            const MachinePeaks& peaks) {
   BenchRunnerOptions options{.model = &model,
-                             .kv = flags.engine.kv,
+                             .kv = {},
                              .page_tokens = flags.engine.page_tokens,
                              .block_tokens = BlockTokensFor(flags.engine.page_tokens),
                              .chunk_tokens = flags.chunk_tokens,
-                             .selectors = flags.selectors,
+                             .methods = methods,
                              .text = {},
-                             .peaks = setup->peaks};
+                             .peaks = peaks};
   if (!flags.text.empty()) {
     TS_ASSIGN_OR_RETURN(options.text, ReadTextTokens(flags.text, *model.file));
   }
-  TS_ASSIGN_OR_RETURN(const std::unique_ptr<BenchRunner> runner,
-                      BenchRunner::Create(options, plan));
-  setup->selectors.clear();
-  for (uint32_t i = 0; i < flags.selectors.size(); ++i)
-    setup->selectors.push_back({flags.selectors[i], runner->selector_resolved(i)});
+  Runners runners;
+  for (const std::string& kv : StoragesOf(methods)) {
+    options.kv = kv;
+    TS_ASSIGN_OR_RETURN(runners[kv], BenchRunner::Create(options, plan));
+  }
+  return Result<Runners>(std::move(runners));
+}
+
+// Every case `repeat` times, case after case in each round, so that a drift of the machine's speed
+// touches all of them.
+Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedModel& model,
+                                         const BenchPlan& plan, const std::vector<Method>& methods,
+                                         const MachinePeaks& peaks) {
+  TS_ASSIGN_OR_RETURN(const Runners runners, OpenRunners(flags, model, plan, methods, peaks));
   std::vector<CaseResult> results;
-  double total = FillTokens(plan, !flags.text.empty()), done = 0;
+  double total = FillTokens(plan, !flags.text.empty()) * static_cast<double>(runners.size());
+  double done = 0;
   for (const BenchCase& c : plan.cases) {
     results.push_back({.bench_case = c, .samples = {}});
     total += flags.repeat * WorkOf(c);
@@ -133,6 +165,7 @@ Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedMo
       progress.SetLabel(
           fmt::format("Round {}/{}  {}", round + 1, flags.repeat, CaseLabel(flags, c)));
       progress.Update(done / total);
+      BenchRunner* runner = runners.at(methods[c.selector].kv).get();
       runner->Prepare(c, [&](uint32_t tokens) { progress.Update((done += tokens) / total); });
       result.samples.push_back(runner->Run(c));
       done += WorkOf(c);
@@ -142,11 +175,12 @@ Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedMo
 }
 
 Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
-  TS_RETURN_IF_ERROR(CheckSelectors(flags.engine, flags.selectors));
+  TS_ASSIGN_OR_RETURN(const std::vector<Method> methods,
+                      LoadMethods(flags.engine, flags.selectors));
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
   TS_ASSIGN_OR_RETURN(const MachinePeaks peaks,
                       MeasurePeaksWithNote(*model.kernels, model.threads.get()));
-  TS_ASSIGN_OR_RETURN(const BenchPlan plan, Plan(flags, model));
+  TS_ASSIGN_OR_RETURN(const BenchPlan plan, Plan(flags, model, methods));
   for (const SkippedCase& skipped : plan.skipped) {
     fmt::print(stderr, "{}\n", ToJson(SkippedJson(skipped)));
   }
@@ -159,15 +193,17 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                "Selection over random tokens, the same in every sequence, says little: name a "
                "text with --text FILE.\n");
   }
-  BenchSetup setup{.model = model.model->config().name,
-                   .target = model.kernels->name,
-                   .kv = flags.engine.kv,
-                   .compute = flags.engine.compute,
-                   .text = flags.text,
-                   .threads = model.threads->threads(),
-                   .chunk_tokens = flags.chunk_tokens,
-                   .peaks = peaks};
-  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results, RunCases(flags, model, plan, &setup));
+  const BenchSetup setup{.model = model.model->config().name,
+                         .target = model.kernels->name,
+                         .base_kv = BaseKv(flags.engine.kv),
+                         .compute = flags.engine.compute,
+                         .text = flags.text,
+                         .threads = model.threads->threads(),
+                         .chunk_tokens = flags.chunk_tokens,
+                         .methods = methods,
+                         .peaks = peaks};
+  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results,
+                      RunCases(flags, model, plan, methods, peaks));
   if (output->wanted()) {
     for (const CaseResult& result : results) {
       TS_RETURN_IF_ERROR(output->Write(CaseJson(result, results, setup)));
@@ -220,7 +256,7 @@ void AddBench(CLI::App* parent, Command* run) {
   app->add_option(
          "--selector", flags->selectors,
          "Which KV pages decodes read (may be repeated: they take turns in each round), as "
-         "in box:ratio=0.3")
+         "in box:ratio=0.3; SPEC@KV: from keys and values stored so")
       ->type_name("SPEC")
       ->capture_default_str()
       ->allow_extra_args(false);

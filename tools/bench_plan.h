@@ -17,7 +17,7 @@ const char* BenchKindName(BenchKind kind);
 struct BenchCase {
   BenchKind kind;
   uint32_t tokens, depth, batch;
-  uint32_t selector = 0;  // of a decode: which one of those asked for
+  uint32_t selector = 0;  // which one of those asked for; a prefill has the first one's storage
 };
 
 struct SkippedCase {
@@ -34,9 +34,9 @@ struct BenchWishes {
 };
 
 struct BenchLimits {
-  uint32_t context_tokens;  // longest sequence
-  uint32_t block_tokens;    // sequences are held in whole blocks
-  uint64_t kv_bytes_per_token;
+  uint32_t context_tokens;      // longest sequence
+  uint32_t block_tokens;        // sequences are held in whole blocks
+  uint64_t kv_bytes_per_token;  // over all storages: each holds every sequence
   uint64_t kv_bytes_max;
 };
 

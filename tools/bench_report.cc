@@ -51,7 +51,7 @@ double SpeedupOverFull(const CaseResult& result, const std::vector<CaseResult>& 
     const BenchCase& o = other.bench_case;
     const bool same = c.kind == BenchKind::kDecode && o.kind == c.kind && o.tokens == c.tokens &&
                       o.depth == c.depth && o.batch == c.batch;
-    if (!same || setup.selectors[o.selector].resolved != kFull) continue;
+    if (!same || !setup.methods[o.selector].IsBase(setup.base_kv)) continue;
     std::vector<double> ratios;
     for (size_t round = 0; round < result.samples.size(); ++round)
       ratios.push_back(other.samples[round].seconds / result.samples[round].seconds);
@@ -65,14 +65,14 @@ json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& r
   const BenchCase& c = result.bench_case;
   const CaseFigures f = FiguresOf(result, setup.peaks);
   const bool decodes = c.kind == BenchKind::kDecode;
-  const SelectorName selector = decodes ? setup.selectors[c.selector] : SelectorName{kFull, kFull};
+  const Method& method = setup.methods[c.selector];
   return {{"engine", "tinyserve"},
           {"kind", BenchKindName(c.kind)},
           {"tokens", c.tokens},
           {"depth", c.depth},
           {"batch", c.batch},
-          {"selector", selector.typed},
-          {"resolved", selector.resolved},
+          {"selector", decodes ? method.typed : kFull},
+          {"resolved", decodes ? method.spec.resolved : kFull},
           {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
                                         {"min", Rounded(f.tokens_per_s_min, 2)},
                                         {"max", Rounded(f.tokens_per_s_max, 2)}}},
@@ -82,7 +82,7 @@ json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& r
           {"bandwidth_share", Rounded(f.bandwidth_share, 4)},
           {"target", setup.target},
           {"threads", setup.threads},
-          {"kv", setup.kv},
+          {"kv", method.kv},
           {"compute", setup.compute},
           {"text", setup.text.empty() ? json::value() : json::value(setup.text)}};
 }
@@ -124,15 +124,16 @@ std::string PeaksTable(const BenchSetup& setup) {
 }
 
 std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup) {
-  // Selectors have columns where any but `full` was asked for.
-  const bool selects = setup.selectors.size() > 1 || setup.selectors[0].resolved != kFull;
+  // Methods have columns where any but the base was asked for.
+  const bool compares = setup.methods.size() > 1 || !setup.methods[0].IsBase(setup.base_kv);
   std::string out = fmt::format(
       "{}, {} keys and values, compute {}, chunks of {} tokens, prompts of {}\n"
       "{:<8}{:>7}{:>7}{:>7}{:>11}{:>23}{:>12}{:>11}{:>10}{}\n",
-      setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.kv, setup.compute,
-      setup.chunk_tokens, setup.text.empty() ? "random tokens" : PrintableLine(setup.text, 60),
-      "kind", "tokens", "depth", "batch", "tokens/s", "(min - max)", "bytes/step", "bandwidth",
-      "roofline", selects ? "  x full  selector" : "");
+      setup.model.empty() ? "model" : PrintableLine(setup.model, 60),
+      ListStorages(StoragesOf(setup.methods)), setup.compute, setup.chunk_tokens,
+      setup.text.empty() ? "random tokens" : PrintableLine(setup.text, 60), "kind", "tokens",
+      "depth", "batch", "tokens/s", "(min - max)", "bytes/step", "bandwidth", "roofline",
+      compares ? "  x full  kv      selector" : "");
   for (const CaseResult& result : results) {
     const BenchCase& c = result.bench_case;
     const CaseFigures f = FiguresOf(result, setup.peaks);
@@ -141,13 +142,18 @@ std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& 
                        fmt::format("({:.1f} - {:.1f})", f.tokens_per_s_min, f.tokens_per_s_max),
                        FormatBytes(static_cast<uint64_t>(f.bytes_per_step)),
                        FormatShare(f.bandwidth_share), FormatShare(f.roofline_share));
-    if (selects && c.kind == BenchKind::kDecode) {
+    const Method& method = setup.methods[c.selector];
+    if (compares && c.kind == BenchKind::kDecode) {
       const double speedup = SpeedupOverFull(result, results, setup);
-      out += fmt::format("{:>8}  {}", std::isnan(speedup) ? "-" : fmt::format("{:.2f}", speedup),
-                         PrintableLine(setup.selectors[c.selector].typed, 200));
+      out += fmt::format("{:>8}  {:<6}  {}",
+                         std::isnan(speedup) ? "-" : fmt::format("{:.2f}", speedup), method.kv,
+                         PrintableLine(method.typed, 200));
+    } else if (compares) {
+      out += fmt::format("{:>8}  {}", "", method.kv);
     }
     out += '\n';
   }
+  if (compares) out += ResolvedLines(setup.methods);
   return out;
 }
 

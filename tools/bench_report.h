@@ -9,19 +9,18 @@
 #include "tools/bench_plan.h"
 #include "tools/bench_runner.h"
 #include "tools/machine_peaks.h"
+#include "tools/method.h"
 
 namespace tinyserve {
 
-struct SelectorName {
-  std::string typed, resolved;
-};
-
 struct BenchSetup {
-  std::string model, target, kv, compute;
+  std::string model, target;
+  std::string base_kv;  // of the dense decodes that others are compared with
+  std::string compute;
   std::string text;  // what prompts are made of; "": random tokens
   uint32_t threads = 0;
   uint32_t chunk_tokens = 0;
-  std::vector<SelectorName> selectors = {{"full", "full"}};  // by BenchCase::selector
+  std::vector<Method> methods;  // by BenchCase::selector
   MachinePeaks peaks;
 };
 
@@ -41,8 +40,8 @@ struct CaseFigures {
 // REQUIRES: at least one sample, no time is 0.
 CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks);
 
-// How many times as fast as the same decode under `full` in the same rounds (median); NaN where the
-// results have none.
+// How many times as fast as the same decode under `full`, stored as base_kv, in the same rounds
+// (median); NaN where the results have none.
 double SpeedupOverFull(const CaseResult& result, const std::vector<CaseResult>& results,
                        const BenchSetup& setup);
 

@@ -10,7 +10,9 @@ namespace tinyserve {
 namespace {
 
 BenchSetup TestSetup() {
-  BenchSetup setup{.model = "m", .target = "avx2", .kv = "f16", .compute = "fast", .threads = 2};
+  BenchSetup setup{
+      .model = "m", .target = "avx2", .base_kv = "f16", .compute = "fast", .threads = 2};
+  setup.methods = *ParseMethods({"full"}, "");
   setup.peaks.read_bytes_per_s = 10e9;
   setup.peaks.multiply_adds_per_s[static_cast<uint32_t>(DotKind::kF32)] = 50e9;
   return setup;
@@ -52,18 +54,23 @@ TEST(BenchReport, JsonLine) {
 
 TEST(BenchReport, SpeedupComparesTheSameRounds) {
   BenchSetup setup = TestSetup();
-  setup.selectors = {{"box", "box:ratio=0.3"}, {"full", "full"}};
-  CaseResult box = Decode({1.0, 2.0, 1.0}), full = Decode({4.0, 4.0, 2.0}), shallow = full;
+  setup.methods = *ParseMethods({"default", "full", "full@planes"}, "");
+  CaseResult sparse = Decode({1.0, 2.0, 1.0}), full = Decode({4.0, 4.0, 2.0}), shallow = full;
   full.bench_case.selector = 1;
   shallow.bench_case.selector = 1;
   shallow.bench_case.depth = 0;
-  EXPECT_DOUBLE_EQ(SpeedupOverFull(box, {box, shallow, full}, setup), 2);  // of 4, 2 and 2
-  EXPECT_TRUE(std::isnan(SpeedupOverFull(box, {box, shallow}, setup)));
-  const std::string table = CaseTable({box, full}, setup);
-  EXPECT_NE(table.find("    2.00  box\n"), std::string::npos) << table;
-  EXPECT_NE(table.find("    1.00  full\n"), std::string::npos) << table;
-  setup.selectors.resize(1);
-  EXPECT_NE(CaseTable({box}, setup).find("       -  box\n"), std::string::npos);
+  EXPECT_DOUBLE_EQ(SpeedupOverFull(sparse, {sparse, shallow, full}, setup), 2);  // of 4, 2 and 2
+  EXPECT_TRUE(std::isnan(SpeedupOverFull(sparse, {sparse, shallow}, setup)));
+  const std::string table = CaseTable({sparse, full}, setup);
+  EXPECT_NE(table.find("m, planes and f16 keys and values"), std::string::npos) << table;
+  EXPECT_NE(table.find("    2.00  planes  default\n"), std::string::npos) << table;
+  EXPECT_NE(table.find("    1.00  f16     full\n"), std::string::npos) << table;
+  EXPECT_NE(table.find("\ndefault is cascade:ratio="), std::string::npos) << table;
+  // Dense attention over other storage is no base.
+  full.bench_case.selector = 2;
+  EXPECT_TRUE(std::isnan(SpeedupOverFull(sparse, {sparse, full}, setup)));
+  EXPECT_EQ(CaseJson(full, {full}, setup).at("kv").as_string(), "planes");
+  EXPECT_NE(CaseTable({sparse}, setup).find("       -  planes  default\n"), std::string::npos);
 }
 
 TEST(BenchReport, SkippedLineNamesTheCase) {

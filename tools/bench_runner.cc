@@ -37,9 +37,13 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                   fmt::format("--text has {} tokens: the longest sequence needs {}",
                               options.text.tokens.size(), longest));
   }
-  TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(options.selectors));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                      model.KvBytesPerToken(options.kv, options.page_tokens, metadata));
+                      model.KvBytesPerToken(options.kv, options.page_tokens,
+                                            MetadataOf(options.methods, options.kv)));
+  std::vector<std::string> selectors;
+  for (const Method& method : options.methods) {
+    if (method.kv == options.kv) selectors.push_back(method.spec.typed);
+  }
   const auto uncommitted = static_cast<uint32_t>(
       std::min<uint64_t>(plan.case_tokens() + options.chunk_tokens, UINT32_MAX));
   TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
@@ -51,14 +55,16 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                  .sequences_max = sequences,
                                  .sequence_tokens_max = longest,
                                  .step_tokens_max = std::max(options.chunk_tokens, sequences),
-                                 .selectors = options.selectors,
+                                 .selectors = selectors,
                                  .uncommitted_tokens_max = uncommitted};
   TS_ASSIGN_OR_RETURN(runner->executor_,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), executor));
-  for (const std::string& selector : options.selectors) {
-    TS_ASSIGN_OR_RETURN(const uint32_t index, runner->executor_->FindSelector(selector));
-    runner->selectors_.push_back(index);
+  runner->selectors_.resize(options.methods.size());
+  for (size_t i = 0; i < options.methods.size(); ++i) {
+    const Method& method = options.methods[i];
+    if (method.kv != options.kv) continue;
+    TS_ASSIGN_OR_RETURN(runner->selectors_[i], runner->executor_->FindSelector(method.spec.typed));
   }
   for (uint32_t s = 0; s < sequences; ++s) {
     Sequence sequence;
@@ -199,7 +205,7 @@ void BenchRunner::Prepare(const BenchCase& c, const std::function<void(uint32_t)
 }
 
 BenchSample BenchRunner::Run(const BenchCase& c) {
-  TS_CHECK(c.batch <= sequences_.size());
+  TS_CHECK(c.batch <= sequences_.size() && options_.methods[c.selector].kv == options_.kv);
   for (uint32_t i = 0; i < c.batch; ++i)
     TS_CHECK(executor_->cache()->committed_tokens(sequences_[i].slot) == c.depth);
   return c.kind == BenchKind::kPrefill ? RunPrefill(c) : RunDecode(c);

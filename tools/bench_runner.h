@@ -26,9 +26,9 @@ struct BenchRunnerOptions {
   const LoadedModel* model;
   std::string kv;
   uint32_t page_tokens, block_tokens;
-  uint32_t chunk_tokens;               // prompt tokens of one step
-  std::vector<std::string> selectors;  // that cases name by their index
-  TextTokens text;                     // what prompts are made of; no tokens: random ones
+  uint32_t chunk_tokens;        // prompt tokens of one step
+  std::vector<Method> methods;  // that cases name by their index; it runs those of its storage
+  TextTokens text;              // what prompts are made of; no tokens: random ones
   MachinePeaks peaks;
 };
 
@@ -37,7 +37,8 @@ struct BenchRunnerOptions {
 // are the same for all: sequence 0's is computed, the others are copies of it in blocks of their
 // own. What is committed ends at the depth of the last case; what a case adds never is. A decode
 // case overwrites some tokens; they are put back before a case at another depth. So a context is
-// computed once, not once a case, but for the window that a depth lies in.
+// computed once, not once a case, but for the window that a depth lies in. One runner has one
+// storage of keys and values, and reads that alone.
 class BenchRunner {
  public:
   // Errors: kOutOfMemory, kInvalidArgument (a selector, a text that is too short).
@@ -47,13 +48,8 @@ class BenchRunner {
   // Makes sure that the case's sequences hold its depth. `progress` gets the tokens of each step
   // that this takes.
   void Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress);
-  // REQUIRES: Prepare(c) was the last call.
+  // REQUIRES: Prepare(c) was the last call; the case's method is of this storage.
   BenchSample Run(const BenchCase& c);
-
-  // A selector with every option.
-  std::string selector_resolved(uint32_t selector) const {
-    return executor_->selector_resolved(selectors_[selector]);
-  }
 
  private:
   struct Sequence {
@@ -83,7 +79,7 @@ class BenchRunner {
 
   BenchRunnerOptions options_;
   std::unique_ptr<Executor> executor_;
-  std::vector<uint32_t> selectors_;  // the executor's
+  std::vector<uint32_t> selectors_;  // the executor's, by method; those of this storage
   std::vector<Sequence> sequences_;
   StepBatch batch_;
 };

@@ -101,7 +101,15 @@ class CommandLine(unittest.TestCase):
             ("run", "--model", MODEL, "--prompt", "x", "--kv", "planes", "--page-tokens", "32"):
                 "--page-tokens is 32: the KV type planes has pages of 16 tokens",
             ("run", "--model", MODEL, "--prompt", "x", "--kv", "planes", "--selector", "streaming"):
-                "--selector 'streaming': pages that are stored as planes",
+                "--selector 'streaming': the KV cache is stored as planes, and coded pages are read by full and",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "f16", "--selector", "default"):
+                "--selector 'default': the KV cache is stored as f16, and it reads coded pages only",
+            ("run", "--model", MODEL, "--prompt", "x", "--selector", "cascade", "--page-tokens", "64"):
+                "--page-tokens is 64: the KV type planes has pages of 16 tokens",
+            ("bench", "--model", MODEL, "--selector", "full", "--selector", "box@planes"):
+                "--selector 'box': the KV cache is stored as planes",
+            ("eval", "--model", MODEL, "--text", __file__, "--method", "full@q3"):
+                "full@q3: kv is 'q3': allowed are f32, f16, bf16, planes",
             ("bench", "--model", MODEL, "--kv", "planes", "--page-tokens", "64"): "page-tokens is 64: the KV type",
             ("run", "--model", MODEL, "--prompt", ""): "the prompt is empty",
             ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "seven:1"):
@@ -378,6 +386,55 @@ class Measure(unittest.TestCase):
         self.assertLess(coded["kv_fraction_read"], 0.85)
         self.assertAlmostEqual(coded["dense_perplexity"] / raw["dense_perplexity"], 1, delta=0.02)
 
+    def test_methods_over_different_storages_are_compared_in_one_run(self):
+        cascade = "cascade:ratio=0.5,min_tokens=0,min_context=0,full=0.1,min_full=8,values=0.3,min_values=16"
+        full = "cascade:ratio=1,min_context=0,full=1,values=1"  # everything is read
+        selectors = ("full", cascade, "full@planes", "default")
+        args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "70", "--depth", "100,320", "--batch", "1,3",
+                "--repeat", "2", "--text", __file__, *(a for s in selectors for a in ("--selector", s)))
+        cases = self.lines(tinyserve(*args, "--json", "-"))
+        self.assertEqual([c["kv"] for c in cases if c["kind"] == "prefill"], ["f16"] * 2)
+        decodes = [c for c in cases if c["kind"] == "decode"]
+        for raw, sparse, coded, preset in (decodes[i:i + 4] for i in range(0, len(decodes), 4)):
+            self.assertEqual([c["selector"] for c in (raw, sparse, coded, preset)], list(selectors))
+            self.assertEqual([c["kv"] for c in (raw, sparse, coded, preset)], ["f16", "planes", "planes", "planes"])
+            self.assertEqual([raw["speedup_over_full"], coded["resolved"]], [1, "full"])
+            self.assertTrue(preset["resolved"].startswith("cascade:ratio="), preset)
+            self.assertLess(sparse["bytes_per_step"], coded["bytes_per_step"])
+            self.assertLess(coded["bytes_per_step"], raw["bytes_per_step"])
+            self.assertEqual(preset["bytes_per_step"], coded["bytes_per_step"])  # the context is short
+            for case in (sparse, coded, preset):
+                self.assertGreater(case["speedup_over_full"], 0)
+        shown = tinyserve(*args).stdout.decode()
+        self.assertIn("f16 and planes keys and values", shown)
+        self.assertRegex(shown, r"\n" + r"default is cascade:ratio=.* over planes\n")
+        methods = ("box:min_context=0", "full", cascade, "full@planes", "default", full)
+        args = ("eval", "--model", MODEL, "--text", __file__, "--context", "300", "--score", "80", "--tokens", "80",
+                *(a for m in methods for a in ("--method", m)), "--json")
+        raw, *coded = self.lines(tinyserve(*args))[1:]
+        sparse, dense, preset, covering = coded
+        self.assertEqual([raw["kv"], raw["kl"], raw["kv_fraction_held"], raw["kv_fraction_read"]], ["f16", 0, 1, 1])
+        for line in coded:
+            self.assertEqual((line["kv"], line["base_kv"], line["kv_bytes"]), ("planes", "f16", dense["kv_bytes"]))
+            self.assertGreater(line["kl"], 0)
+            self.assertGreater(line["speedup"], 0)
+        self.assertLess(dense["kv_bytes"], raw["kv_bytes"])
+        self.assertEqual([preset[k] for k in ("kl", "kv_bytes_read_per_token")],
+                         [dense[k] for k in ("kl", "kv_bytes_read_per_token")])
+        self.assertLess(sparse["kv_bytes_read_per_token"], dense["kv_bytes_read_per_token"])
+        self.assertLess(abs(covering["kl"] - dense["kl"]), 0.3 * dense["kl"])
+        self.assertLess(2 * dense["kl"], sparse["kl"])
+
+    def test_the_storage_of_run_follows_its_selector(self):
+        prompt = ("--prompt", "x " * 150, "-n", "40", "--ignore-eos")
+        def run(*args):
+            answer = run_json(*prompt, *args)
+            return answer["cost"]["kv_bytes"], answer["text"]
+        coded = run("--selector", "cascade")
+        self.assertLess(coded[0], run()[0])
+        self.assertEqual(run("--selector", "default"), coded)
+        self.assertEqual(run("--selector", "cascade", "--kv", "planes"), coded)
+
     def test_eval_holds_methods_against_dense_attention(self):
         methods = ("full", *(f"{name}:ratio=0.25,min_tokens=0,min_context=0,dense_layers=0"
                              for name in ("oracle", "random", "box")))
@@ -391,7 +448,7 @@ class Measure(unittest.TestCase):
                 self.assertEqual(file.read().count("<circle"), 2 * len(lines))
             with open(table, encoding="utf-8") as file:
                 self.assertEqual(len(file.readlines()), 3 * (len(methods) - 2))
-        self.assertRegex(shown, r"full +256 +80 +0 +0 +1\.0000 ")
+        self.assertRegex(shown, r"full +f16 +256 +80 +0 +0 +1\.0000 ")
         self.assertEqual([(line["context"], line["method"]) for line in lines],
                          [(c, m) for c in (256, 320, 280) for m in methods])
         for full, oracle, random, box in (lines[i:i + 4] for i in range(0, len(lines), 4)):

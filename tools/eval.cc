@@ -174,7 +174,8 @@ void AddMethodOptions(CLI::App* app, MethodEvalFlags* flags) {
   CLI::Option* methods =
       app->add_option("--method", flags->methods,
                       "Compare this selector's predictions with dense attention's (may be "
-                      "repeated), as in box:ratio=0.3; full: dense attention itself")
+                      "repeated), as in box:ratio=0.3; full: dense attention itself; SPEC@KV: "
+                      "over keys and values stored so")
           ->type_name("SPEC")
           ->allow_extra_args(false)
           ->group("Methods");

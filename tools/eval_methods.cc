@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <functional>
 
-#include "select/selector.h"
 #include "tools/eval_plot.h"
 #include "tools/eval_report.h"
 #include "tools/eval_runner.h"
@@ -28,6 +27,7 @@ struct EvalCase {
 struct MethodEval {
   const MethodEvalFlags* flags;
   const EngineFlags* engine;
+  std::vector<Method> methods;
   LoadedModel model;
   TextTokens text;
 };
@@ -95,24 +95,24 @@ double Ratio(const std::vector<double>& of, const std::vector<double>& over) {
 Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRunner& runner,
                         size_t method) {
   const EvalRun &run = runner.run(method), &dense = runner.dense();
-  const std::string& typed = eval.flags->methods[method];
+  const Method& m = eval.methods[method];
   const EngineFlags& engine = *eval.engine;
   const auto bytes = [&](const std::string& kv, uint32_t metadata) {
     return eval.model.KvBytesPerToken(kv, engine.page_tokens, metadata);
   };
-  TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(typed));
   TS_ASSIGN_OR_RETURN(const uint64_t f16_bytes, bytes("f16", 0));
-  TS_ASSIGN_OR_RETURN(const uint64_t method_bytes, bytes(engine.kv, spec.needs()));
+  TS_ASSIGN_OR_RETURN(const uint64_t method_bytes, bytes(m.kv, m.spec.needs()));
   TS_ASSIGN_OR_RETURN(const uint64_t window_bytes,
-                      eval.model.KvWindowBytes(engine.kv, engine.page_tokens));
+                      eval.model.KvWindowBytes(m.kv, engine.page_tokens));
   const uint64_t block = BlockTokensFor(engine.page_tokens);
   const uint64_t held = (c.shape.tokens() + block - 1) / block * block;
   const auto a_token = [](uint64_t count, const EvalRun& r) {
     return static_cast<double>(count) / static_cast<double>(r.decoded_tokens);
   };
   const MethodFigures& f = run.figures;
-  EvalLine line{.method = typed,
-                .resolved = run.resolved,
+  EvalLine line{.method = m.typed,
+                .resolved = m.spec.resolved,
+                .kv = m.kv,
                 .context = c.shape.tokens(),
                 .window_scored = c.shape.scored_tokens,
                 .is_long = c.is_long,
@@ -142,10 +142,10 @@ Result<std::vector<EvalLine>> RunCase(
     const MethodEval& eval, const EvalCase& c,
     const std::function<void(size_t window, double fraction)>& progress) {
   const EvalRunnerOptions options{.model = &eval.model,
-                                  .kv = eval.engine->kv,
+                                  .base_kv = BaseKv(eval.engine->kv),
                                   .page_tokens = eval.engine->page_tokens,
                                   .chunk_tokens = kChunkTokens,
-                                  .methods = eval.flags->methods,
+                                  .methods = eval.methods,
                                   .kv_bytes_max = KvBytesMax(*eval.engine)};
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<EvalRunner> runner,
                       EvalRunner::Create(options, c.shape));
@@ -159,7 +159,7 @@ Result<std::vector<EvalLine>> RunCase(
     }));
   }
   std::vector<EvalLine> lines;
-  for (size_t method = 0; method < eval.flags->methods.size(); ++method) {
+  for (size_t method = 0; method < eval.methods.size(); ++method) {
     TS_ASSIGN_OR_RETURN(EvalLine line, LineOf(eval, c, *runner, method));
     lines.push_back(std::move(line));
   }
@@ -169,12 +169,16 @@ Result<std::vector<EvalLine>> RunCase(
 // Runs all cases; prints each one's lines when it is done.
 Result<std::vector<EvalLine>> RunCases(const MethodEval& eval, const std::vector<EvalCase>& cases,
                                        const EvalSetup& setup, JsonOutput* output) {
-  const size_t methods = eval.flags->methods.size();
+  std::vector<std::string> storages = StoragesOf(eval.methods);
+  if (std::find(storages.begin(), storages.end(), setup.base_kv) == storages.end())
+    storages.push_back(setup.base_kv);
   size_t columns = 6;
-  for (const std::string& method : eval.flags->methods) columns = std::max(columns, method.size());
-  if (!output->on_stdout()) fmt::print("{}", EvalTableHead(setup, columns));
+  for (const Method& method : eval.methods) columns = std::max(columns, method.typed.size());
+  if (!output->on_stdout())
+    fmt::print("{}{}", ResolvedLines(eval.methods), EvalTableHead(setup, columns));
   const auto work = [&](const EvalCase& c) {
-    return WindowWork(c.shape, methods) * static_cast<double>(c.windows.size());
+    return WindowWork(c.shape, eval.methods.size(), storages.size()) *
+           static_cast<double>(c.windows.size());
   };
   double total = 0, done = 0;
   for (const EvalCase& c : cases) total += work(c);
@@ -213,15 +217,15 @@ Status WritePlot(const std::string& path, const std::string& svg) {
 
 Result<int> EvaluateMethods(const MethodEvalFlags& flags, const EngineFlags& engine,
                             JsonOutput* output) {
-  TS_RETURN_IF_ERROR(CheckSelectors(engine, flags.methods));
-  MethodEval eval{.flags = &flags, .engine = &engine, .model = {}, .text = {}};
+  MethodEval eval{.flags = &flags, .engine = &engine, .methods = {}, .model = {}, .text = {}};
+  TS_ASSIGN_OR_RETURN(eval.methods, LoadMethods(engine, flags.methods));
   TS_ASSIGN_OR_RETURN(eval.model, LoadWithProgress(engine));
   TS_ASSIGN_OR_RETURN(eval.text, ReadTextTokens(flags.text, *eval.model.file));
   TS_ASSIGN_OR_RETURN(const std::vector<EvalCase> cases, PlanCases(eval));
   const EvalSetup setup{.model = eval.model.model->config().name,
                         .text = flags.text,
                         .target = eval.model.kernels->name,
-                        .kv = engine.kv,
+                        .base_kv = BaseKv(engine.kv),
                         .compute = engine.compute,
                         .threads = eval.model.threads->threads(),
                         .page_tokens = engine.page_tokens};

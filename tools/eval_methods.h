@@ -14,7 +14,7 @@ namespace tinyserve {
 
 struct MethodEvalFlags {
   std::string text, plot;            // files
-  std::vector<std::string> methods;  // specifications of selectors
+  std::vector<std::string> methods;  // as ParseMethods reads them
   std::vector<uint32_t> contexts;    // tokens of a window; none: kContextDefault, where no long run
                                      // is asked for
   uint32_t window_scored = 256;      // tokens at the end of a window

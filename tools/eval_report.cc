@@ -58,7 +58,8 @@ json::object EvalLineJson(const EvalLine& line, const EvalSetup& setup) {
       {"text", setup.text},
       {"target", setup.target},
       {"threads", setup.threads},
-      {"kv", setup.kv},
+      {"kv", line.kv},
+      {"base_kv", setup.base_kv},
       {"page_tokens", setup.page_tokens},
       {"compute", setup.compute}};
   if (line.is_long) {
@@ -72,12 +73,13 @@ json::object EvalLineJson(const EvalLine& line, const EvalSetup& setup) {
 
 std::string EvalTableHead(const EvalSetup& setup, size_t method_columns) {
   return fmt::format(
-      "{}, {} keys and values in pages of {}, compute {}, target {}, {} threads\n"
-      "KL of a method's prediction from the dense one's; dppl: change of perplexity\n"
-      "{:<{}} {:>7} {:>6} {:>8} {:>8} {:>7} {:>15} {:>10} {:>17} {:>9} {:>7}\n",
-      setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.kv, setup.page_tokens,
-      setup.compute, setup.target, setup.threads, "method", method_columns, "context", "scored",
-      "KL", "KL p99", "top-1", "dppl", "KV held", "KV read a token", "tokens/s", "x dense");
+      "{}, pages of {} tokens, compute {}, target {}, {} threads\n"
+      "KL of a method's prediction from dense attention's over {}; dppl: change of perplexity\n"
+      "{:<{}} {:<6} {:>7} {:>6} {:>8} {:>8} {:>7} {:>15} {:>10} {:>17} {:>9} {:>7}\n",
+      setup.model.empty() ? "model" : PrintableLine(setup.model, 60), setup.page_tokens,
+      setup.compute, setup.target, setup.threads, setup.base_kv, "method", method_columns, "kv",
+      "context", "scored", "KL", "KL p99", "top-1", "dppl", "KV held", "KV read a token",
+      "tokens/s", "x dense");
 }
 
 std::string EvalTableRow(const EvalLine& line, size_t method_columns) {
@@ -85,8 +87,8 @@ std::string EvalTableRow(const EvalLine& line, size_t method_columns) {
       fmt::format("{} {:>5.1f} %", FormatBytes(static_cast<uint64_t>(line.kv_bytes_read_per_token)),
                   100 * line.kv_bytes_read_per_token / line.dense_bytes_read_per_token);
   std::string row = fmt::format(
-      "{:<{}} {:>7} {:>6} {:>8} {:>8} {:>7.4f} {:>15} {:>10} {:>17} {:>9.1f} {:>7.2f}\n",
-      PrintableLine(line.method, 200), method_columns, line.context, line.scored_tokens,
+      "{:<{}} {:<6} {:>7} {:>6} {:>8} {:>8} {:>7.4f} {:>15} {:>10} {:>17} {:>9.1f} {:>7.2f}\n",
+      PrintableLine(line.method, 200), method_columns, line.kv, line.context, line.scored_tokens,
       FormatKl(line.kl), FormatKl(line.kl_p99), line.top1,
       fmt::format("{:+.2f} +-{:.2f} %", 100 * line.dppl, 100 * line.dppl_se),
       FormatBytes(line.kv_bytes), read, line.decode_tokens_per_s, line.speedup);

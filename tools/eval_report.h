@@ -11,13 +11,16 @@ namespace tinyserve {
 
 // Where an evaluation was made.
 struct EvalSetup {
-  std::string model, text, target, kv, compute;
+  std::string model, text, target;
+  std::string base_kv;  // of the dense attention that methods are compared with
+  std::string compute;
   uint32_t threads = 0, page_tokens = 0;
 };
 
 // A method at a context.
 struct EvalLine {
   std::string method, resolved;  // as typed, and with every option
+  std::string kv;                // how its keys and values are stored
   uint32_t context = 0;          // tokens of a window
   uint32_t window_scored = 0;    // of them, those that were scored
   bool is_long = false;          // a long decode: kl_by_position is wanted

@@ -13,6 +13,7 @@ namespace {
 EvalLine TestLine() {
   return {.method = "box:ratio=0.3",
           .resolved = "box:ratio=0.3,sink=1",
+          .kv = "planes",
           .context = 8000,
           .window_scored = 256,
           .windows = 16,
@@ -36,7 +37,7 @@ EvalLine TestLine() {
 const EvalSetup kSetup{.model = "m",
                        .text = "book.txt",
                        .target = "avx2",
-                       .kv = "f16",
+                       .base_kv = "f16",
                        .compute = "fast",
                        .threads = 2,
                        .page_tokens = 16};
@@ -53,6 +54,7 @@ TEST(EvalReport, JsonStartsWithWhatEveryLineHas) {
             0u)
       << json;
   EXPECT_EQ(json.find("kl_by_position"), std::string::npos);
+  EXPECT_NE(json.find(R"("kv": "planes", "base_kv": "f16")"), std::string::npos) << json;
 }
 
 TEST(EvalReport, OnlyALongRunTellsPositions) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 
 #include "base/check.h"
 #include "tools/format.h"
@@ -27,8 +28,71 @@ constexpr double kDecodeWork = 6;
 
 }  // namespace
 
-double WindowWork(const EvalShape& shape, size_t methods) {
-  return shape.prompt_tokens + kDecodeWork * static_cast<double>(methods + 1) * shape.scored_tokens;
+double WindowWork(const EvalShape& shape, size_t methods, size_t storages) {
+  return static_cast<double>(storages) * shape.prompt_tokens +
+         kDecodeWork * static_cast<double>(methods + 1) * shape.scored_tokens;
+}
+
+uint32_t EvalRunner::step_tokens() const {
+  return std::max(
+      {options_.chunk_tokens, kRowTokens, static_cast<uint32_t>(options_.methods.size()) + 1});
+}
+
+uint32_t EvalRunner::held_tokens() const {
+  const uint32_t block = BlockTokensFor(options_.page_tokens);
+  return (shape_.tokens() + block - 1) / block * block;
+}
+
+void EvalRunner::AddLanes() {
+  lanes_.resize(options_.methods.size() + 1);
+  const auto add = [this](Lane* lane, const std::string& name, const std::string& kv) {
+    lane->name = name;
+    auto storage = std::find_if(storages_.begin(), storages_.end(),
+                                [&](const Storage& s) { return s.kv == kv; });
+    if (storage == storages_.end()) {
+      storages_.push_back({.kv = kv, .executor = nullptr, .lanes = {}});
+      storage = std::prev(storages_.end());
+    }
+    storage->lanes.push_back(lane);
+  };
+  add(&lanes_[0], "full", options_.base_kv);
+  for (size_t i = 0; i < options_.methods.size(); ++i)
+    add(&lanes_[i + 1], options_.methods[i].spec.typed, options_.methods[i].kv);
+}
+
+Result<uint64_t> EvalRunner::BytesOf(const Storage& storage) const {
+  const LoadedModel& model = *options_.model;
+  const auto lanes = static_cast<uint32_t>(storage.lanes.size());
+  TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
+                      model.KvBytesPerToken(storage.kv, options_.page_tokens,
+                                            MetadataOf(options_.methods, storage.kv)));
+  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
+                      model.KvOpenBytes(storage.kv, options_.page_tokens, lanes, step_tokens()));
+  return uint64_t{held_tokens()} * lanes * token_bytes + open_bytes;
+}
+
+Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
+  const LoadedModel& model = *options_.model;
+  std::vector<std::string> selectors;
+  for (const Lane* lane : storage->lanes) selectors.push_back(lane->name);
+  const ExecutorOptions options{.kv = storage->kv,
+                                .kv_memory_bytes = bytes,
+                                .page_tokens = options_.page_tokens,
+                                .block_tokens = BlockTokensFor(options_.page_tokens),
+                                .sequences_max = static_cast<uint32_t>(storage->lanes.size()),
+                                .sequence_tokens_max = held_tokens(),
+                                .step_tokens_max = step_tokens(),
+                                .selectors = selectors,
+                                .logits_max = kRowTokens};
+  TS_ASSIGN_OR_RETURN(storage->executor,
+                      Executor::Create(model.model.get(), model.kernels, model.compute,
+                                       model.threads.get(), options));
+  for (Lane* lane : storage->lanes) {
+    lane->executor = storage->executor.get();
+    TS_ASSIGN_OR_RETURN(lane->slot, lane->executor->cache()->AddSequence());
+    TS_ASSIGN_OR_RETURN(lane->selector, lane->executor->FindSelector(lane->name));
+  }
+  return Status();
 }
 
 Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& options,
@@ -37,46 +101,25 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
   std::unique_ptr<EvalRunner> runner(new EvalRunner);
   runner->options_ = options;
   runner->shape_ = shape;
-  const LoadedModel& model = *options.model;
-  const auto lanes = static_cast<uint32_t>(options.methods.size()) + 1;
-  const uint32_t block_tokens = BlockTokensFor(options.page_tokens);
-  const uint64_t held = (uint64_t{shape.tokens()} + block_tokens - 1) / block_tokens * block_tokens;
-  TS_ASSIGN_OR_RETURN(const uint32_t metadata, MetadataOf(options.methods));
-  TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                      model.KvBytesPerToken(options.kv, options.page_tokens, metadata));
-  const uint32_t step_tokens = std::max({options.chunk_tokens, kRowTokens, lanes});
-  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
-                      model.KvOpenBytes(options.kv, options.page_tokens, lanes, step_tokens));
-  const uint64_t bytes = held * lanes * token_bytes + open_bytes;
-  if (bytes > options.kv_bytes_max) {
+  runner->AddLanes();
+  std::vector<uint64_t> bytes;
+  uint64_t bytes_total = 0;
+  for (const Storage& storage : runner->storages_) {
+    TS_ASSIGN_OR_RETURN(const uint64_t of_storage, runner->BytesOf(storage));
+    bytes.push_back(of_storage);
+    bytes_total += of_storage;
+  }
+  if (bytes_total > options.kv_bytes_max) {
     return Status(Code::kOutOfMemory,
                   fmt::format("{} methods and dense attention over {} tokens need {} of KV cache, "
                               "of {} that this process may use: give fewer --method at a time",
-                              options.methods.size(), shape.tokens(), FormatBytes(bytes),
+                              options.methods.size(), shape.tokens(), FormatBytes(bytes_total),
                               FormatBytes(options.kv_bytes_max)));
   }
-  const ExecutorOptions executor{.kv = options.kv,
-                                 .kv_memory_bytes = bytes,
-                                 .page_tokens = options.page_tokens,
-                                 .block_tokens = block_tokens,
-                                 .sequences_max = lanes,
-                                 .sequence_tokens_max = static_cast<uint32_t>(held),
-                                 .step_tokens_max = step_tokens,
-                                 .selectors = options.methods,
-                                 .logits_max = kRowTokens};
-  TS_ASSIGN_OR_RETURN(runner->executor_,
-                      Executor::Create(model.model.get(), model.kernels, model.compute,
-                                       model.threads.get(), executor));
-  runner->lanes_.resize(lanes);
-  for (uint32_t i = 0; i < lanes; ++i) {
-    Lane& lane = runner->lanes_[i];
-    TS_ASSIGN_OR_RETURN(lane.slot, runner->executor_->cache()->AddSequence());
-    if (i > 0) {
-      TS_ASSIGN_OR_RETURN(lane.selector, runner->executor_->FindSelector(options.methods[i - 1]));
-    }
-    lane.run.resolved = runner->executor_->selector_resolved(lane.selector);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    TS_RETURN_IF_ERROR(runner->Open(&runner->storages_[i], bytes[i]));
   }
-  const uint64_t vocab = model.model->config().vocab;
+  const uint64_t vocab = options.model->model->config().vocab;
   runner->dense_logits_.resize(kRowTokens * vocab);
   runner->logits_.resize(kRowTokens * vocab);
   runner->comparisons_.resize(kRowTokens);
@@ -85,23 +128,24 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
 
 // Empty sequences.
 Status EvalRunner::Restart() {
-  KvCache* cache = executor_->cache();
-  for (Lane& lane : lanes_) cache->RemoveSequence(lane.slot);
+  for (Lane& lane : lanes_) lane.executor->cache()->RemoveSequence(lane.slot);
   for (Lane& lane : lanes_) {
-    TS_ASSIGN_OR_RETURN(lane.slot, cache->AddSequence());
+    TS_ASSIGN_OR_RETURN(lane.slot, lane.executor->cache()->AddSequence());
     lane.seconds = 0;
     lane.timed_steps = 0;
   }
   return Status();
 }
 
-Status EvalRunner::Prefill(std::span<const int32_t> tokens,
+Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
                            const std::function<void(uint32_t)>& progress) {
-  KvCache* cache = executor_->cache();
+  Executor* executor = storage->executor.get();
+  KvCache* cache = executor->cache();
+  const SequenceSlot first = storage->lanes[0]->slot;
   for (uint32_t at = 0; at < shape_.prompt_tokens;) {
     const uint32_t length = std::min(options_.chunk_tokens, shape_.prompt_tokens - at);
     batch_.Clear();
-    batch_.rows.push_back({.slot = lanes_[0].slot,
+    batch_.rows.push_back({.slot = first,
                            .first_position = at,
                            .length = length,
                            .first_input = 0,
@@ -109,14 +153,14 @@ Status EvalRunner::Prefill(std::span<const int32_t> tokens,
                            .want = Want::kNothing});
     const auto chunk = tokens.subspan(at, length);
     batch_.inputs.assign(chunk.begin(), chunk.end());
-    TS_RETURN_IF_ERROR(cache->Reserve(lanes_[0].slot, at + length));
-    executor_->Run(batch_);
+    TS_RETURN_IF_ERROR(cache->Reserve(first, at + length));
+    executor->Run(batch_);
     at += length;
-    cache->Commit(lanes_[0].slot, at);
+    cache->Commit(first, at);
     progress(at);
   }
-  for (size_t method = 1; method < lanes_.size(); ++method) {
-    TS_RETURN_IF_ERROR(cache->Copy(lanes_[0].slot, lanes_[method].slot, shape_.prompt_tokens));
+  for (size_t i = 1; i < storage->lanes.size(); ++i) {
+    TS_RETURN_IF_ERROR(cache->Copy(first, storage->lanes[i]->slot, shape_.prompt_tokens));
   }
   return Status();
 }
@@ -140,15 +184,16 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
                          .want = Want::kEveryLogits,
                          .selector = lane.selector});
   batch_.inputs.assign(tokens.begin(), tokens.end());
-  executor_->Run(batch_);
-  const std::span<const float> logits = executor_->logits(0);
+  lane.executor->Run(batch_);
+  const std::span<const float> logits = lane.executor->logits(0);
   std::copy(logits.begin(), logits.end(), out);
 }
 
 Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
                            float* out) {
-  TS_RETURN_IF_ERROR(executor_->cache()->Reserve(lane->slot, turn.first + turn.count));
-  const uint64_t failures = executor_->selection_counts().failures;
+  Executor* executor = lane->executor;
+  TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
+  const uint64_t failures = executor->selection_counts().failures;
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
   const uint64_t vocab = options_.model->model->config().vocab;
   for (uint32_t i = 0; i < turn.count; i += row_tokens) {
@@ -156,15 +201,15 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
     RunRow(*lane, turn.first + i, tokens.subspan(turn.first + i, row_tokens), out + i * vocab);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (!turn.timed) continue;
-    lane->run.kv_bytes_read += executor_->cost().kv_bytes;
+    lane->run.kv_bytes_read += executor->cost().kv_bytes;
     lane->run.pages_held += (turn.first + i) / options_.page_tokens + 1;
     ++lane->run.decoded_tokens;
     if (i == 0) continue;
     lane->seconds += seconds;
     ++lane->timed_steps;
   }
-  executor_->cache()->Commit(lane->slot, turn.first + turn.count);
-  lane->run.failures += executor_->selection_counts().failures - failures;
+  executor->cache()->Commit(lane->slot, turn.first + turn.count);
+  lane->run.failures += executor->selection_counts().failures - failures;
   return Status();
 }
 
@@ -179,7 +224,7 @@ Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane
     if (!std::isfinite(c.kl) || !std::isfinite(c.nll)) {
       return Status(Code::kInternal,
                     fmt::format("{}: the logits after token {} of a window are not finite",
-                                lane->run.resolved, turn.first + i));
+                                lane->name, turn.first + i));
     }
     lane->run.figures.Add(turn.first + i - shape_.prompt_tokens, c);
   }
@@ -189,9 +234,14 @@ Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane
 Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
                              const std::function<void(double)>& progress) {
   TS_CHECK(tokens.size() == shape_.tokens() + uint64_t{1});
-  const double work = WindowWork(shape_, lanes_.size() - 1);
+  const double work = WindowWork(shape_, lanes_.size() - 1, storages_.size());
   TS_RETURN_IF_ERROR(Restart());
-  TS_RETURN_IF_ERROR(Prefill(tokens, [&](uint32_t done) { progress(done / work); }));
+  double prompts = 0;  // tokens that are prefilled
+  for (Storage& storage : storages_) {
+    TS_RETURN_IF_ERROR(
+        Prefill(&storage, tokens, [&](uint32_t done) { progress((prompts + done) / work); }));
+    prompts += shape_.prompt_tokens;
+  }
   for (uint32_t at = shape_.prompt_tokens; at < shape_.tokens();) {
     const Turn turn = NextTurn(at);
     TS_RETURN_IF_ERROR(RunTurn(turn, tokens, &lanes_[0], dense_logits_.data()));
@@ -200,7 +250,7 @@ Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
       TS_RETURN_IF_ERROR(Score(turn, tokens, &lanes_[method]));
     }
     at += turn.count;
-    progress(1 - (1 - shape_.prompt_tokens / work) * (shape_.tokens() - at) / shape_.scored_tokens);
+    progress(1 - (1 - prompts / work) * (shape_.tokens() - at) / shape_.scored_tokens);
   }
   for (Lane& lane : lanes_) {
     if (lane.timed_steps > 0) lane.run.tokens_per_s.push_back(lane.timed_steps / lane.seconds);

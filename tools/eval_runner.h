@@ -24,20 +24,19 @@ struct EvalShape {
 };
 
 // About how long a window takes, in prompt tokens (for progress).
-double WindowWork(const EvalShape& shape, size_t methods);
+double WindowWork(const EvalShape& shape, size_t methods, size_t storages);
 
 struct EvalRunnerOptions {
   const LoadedModel* model;
-  std::string kv;
+  std::string base_kv;  // of the dense reference
   uint32_t page_tokens;
   uint32_t chunk_tokens;  // prompt tokens of one step
-  std::vector<std::string> methods;
+  std::vector<Method> methods;
   uint64_t kv_bytes_max;
 };
 
 // What one way to read the context did, over all windows.
 struct EvalRun {
-  std::string resolved;
   MethodFigures figures;             // empty for the dense reference
   std::vector<double> tokens_per_s;  // [window], decoding one token at a time at its end
   uint64_t kv_bytes_read = 0;        // by those tokens
@@ -46,9 +45,11 @@ struct EvalRun {
   uint64_t failures = 0;             // of the selector: everything was read
 };
 
-// In a window, the prompt's cache is computed once and copied for every method. Then the text is
-// forced on dense attention and on all methods in turns of a few tokens: as rows of several tokens
-// first, and one token a step at the end of the window, which is timed. Both give the same numbers.
+// Methods over the same storage share an executor, all executors the model. In a window, the
+// prompt's cache is computed once for each storage (over coded pages it is another one: queries see
+// decoded keys) and copied for its methods. Then the text is forced on dense attention and on all
+// methods in turns of a few tokens: as rows of several tokens first, and one token a step at the
+// end of the window, which is timed. Both give the same numbers.
 class EvalRunner {
  public:
   // Errors: kInvalidArgument (a method), kOutOfMemory.
@@ -65,11 +66,18 @@ class EvalRunner {
  private:
   // One way to read the context, with the cache that it made.
   struct Lane {
+    Executor* executor = nullptr;
+    std::string name;  // as typed
     SequenceSlot slot = 0;
-    uint32_t selector = 0;  // of the executor
+    uint32_t selector = 0;  // of its executor
     double seconds = 0;     // of the timed steps of this window
     uint32_t timed_steps = 0;
     EvalRun run;
+  };
+  struct Storage {
+    std::string kv;
+    std::unique_ptr<Executor> executor;
+    std::vector<Lane*> lanes;  // at least one
   };
   // Scored tokens that all lanes run before the next ones: window tokens [first, first + count).
   struct Turn {
@@ -78,8 +86,16 @@ class EvalRunner {
   };
 
   EvalRunner() = default;
+  void AddLanes();
+  // Bytes of KV cache that a storage's lanes take. Errors: kInvalidArgument.
+  Result<uint64_t> BytesOf(const Storage& storage) const;
+  // An executor for a storage's lanes, and what they are in it.
+  Status Open(Storage* storage, uint64_t bytes);
+  uint32_t step_tokens() const;
+  uint32_t held_tokens() const;  // a sequence's, in whole blocks
   Status Restart();
-  Status Prefill(std::span<const int32_t> tokens, const std::function<void(uint32_t)>& progress);
+  Status Prefill(Storage* storage, std::span<const int32_t> tokens,
+                 const std::function<void(uint32_t)>& progress);
   Turn NextTurn(uint32_t first) const;
   // Logits after each token of the turn to out [count][vocab].
   Status RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
@@ -88,8 +104,8 @@ class EvalRunner {
 
   EvalRunnerOptions options_;
   EvalShape shape_{};
-  std::unique_ptr<Executor> executor_;
   std::vector<Lane> lanes_;                   // dense, then the methods
+  std::vector<Storage> storages_;             // dense attention's first
   std::vector<float> dense_logits_, logits_;  // [tokens of a turn][vocab]
   std::vector<TokenComparison> comparisons_;  // [tokens of a turn]
   StepBatch batch_;

@@ -6,7 +6,6 @@
 #include "kernels/targets.h"
 #include "kv/codec.h"
 #include "select/registry.h"
-#include "select/selector.h"
 #include "text/tokenizer.h"
 #include "tools/progress.h"
 
@@ -73,18 +72,10 @@ uint64_t KvBytesMax(const EngineFlags& flags) {
   return usable > used ? usable - used : 0;
 }
 
-Status CheckSelectors(const EngineFlags& flags, const std::vector<std::string>& selectors) {
+Result<std::vector<Method>> LoadMethods(const EngineFlags& flags,
+                                        const std::vector<std::string>& typed) {
   for (const std::string& path : flags.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
-  return MetadataOf(selectors).status();
-}
-
-Result<uint32_t> MetadataOf(const std::vector<std::string>& selectors) {
-  uint32_t metadata = 0;
-  for (const std::string& text : selectors) {
-    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
-    metadata |= spec.needs();
-  }
-  return metadata;
+  return ParseMethods(typed, flags.kv);
 }
 
 Result<TextTokens> ReadTextTokens(const std::string& path, const GgufFile& model) {

@@ -12,6 +12,7 @@
 #include "model/model.h"
 #include "tensor/gguf.h"
 #include "tinyserve/status.h"
+#include "tools/method.h"
 #include "tools/options.h"
 
 namespace tinyserve {
@@ -47,12 +48,10 @@ Result<LoadedModel> LoadWithProgress(const EngineFlags& flags);
 // with a tenth of it kept free.
 uint64_t KvBytesMax(const EngineFlags& flags);
 
-// Loads the plugins of the flags and reads the selectors, so that a wrong one is told before the
+// Loads the plugins of the flags and reads the methods, so that a wrong one is told before the
 // model is loaded. Errors: kInvalidArgument, kNotFound (a plugin).
-Status CheckSelectors(const EngineFlags& flags, const std::vector<std::string>& selectors);
-
-// MetaKinds that must be kept for any of the selectors. Errors: kInvalidArgument.
-Result<uint32_t> MetadataOf(const std::vector<std::string>& selectors);
+Result<std::vector<Method>> LoadMethods(const EngineFlags& flags,
+                                        const std::vector<std::string>& typed);
 
 struct TextTokens {
   std::vector<int32_t> prefix;  // what the model wants before every text (bos), maybe nothing

@@ -132,8 +132,9 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       "that this process may use")
       ->capture_default_str()
       ->transform(size);
-  Choose(add("--kv", &flags->kv, "TYPE", "How keys and values are stored; planes: in 8 bits")
-             ->capture_default_str(),
+  Choose(add("--kv", &flags->kv, "TYPE",
+             "How keys and values are stored; planes: in 8 bits, the default where a selector "
+             "reads them, else f16"),
          {"f16", "f32", "bf16", "planes"});
   Choose(add("--compute", &flags->compute, "HOW",
              "Integer dot products over int8 activations, or the accuracy reference")

@@ -20,7 +20,7 @@ struct EngineFlags {
   uint32_t context_tokens = 0;
   uint32_t threads = 0;
   uint64_t kv_memory_bytes = 0;
-  std::string kv = "f16";
+  std::string kv;  // empty: what the selector reads
   std::string selector = "full";
   std::vector<std::string> plugins;
   std::string compute = "fast";

@@ -35,7 +35,9 @@ struct EngineOptions {
       0;  // longest sequence; 0: the model's own, as far as kv_memory_bytes allows
   uint64_t kv_memory_bytes = 0;  // size of the KV pool, fixed at start; 0: one full context or a
                                  // quarter of the memory limit
-  std::string kv = "f16";        // f32, f16, bf16; planes: 8-bit codes (page_tokens 16)
+  // How keys and values are stored: f32, f16, bf16; planes: 8-bit codes (page_tokens 16); empty:
+  // planes where the selector reads them, else f16.
+  std::string kv;
   std::string compute =
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
   std::string

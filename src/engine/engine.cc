@@ -20,6 +20,7 @@
 #include "engine/executor.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/selector_storage.h"
 #include "engine/vocab.h"
 #include "kernels/targets.h"
 #include "model/model.h"
@@ -277,11 +278,14 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
   for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
   // What costs nothing to refuse is refused before anything is read.
-  TS_RETURN_IF_ERROR(FindCodec(options.kv).status());
-  TS_RETURN_IF_ERROR(ParseSelector(options.selector).status());
+  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
+  const std::string kv = options.kv.empty() ? KvFor(selector) : options.kv;
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
+  TS_RETURN_IF_ERROR(CheckStored(selector, *codec));
   auto engine = std::make_unique<EngineImpl>();
   EngineImpl& e = *engine;
   e.options_ = options;
+  e.options_.kv = kv;
   e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   TS_RETURN_IF_ERROR(e.OpenText(*file));

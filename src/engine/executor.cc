@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "engine/selector_storage.h"
 
 namespace tinyserve {
 namespace {
@@ -15,18 +16,6 @@ constexpr uint32_t kScoreRows = 64;
 
 // Different selectors that requests may ask for.
 constexpr size_t kSelectorsMax = 64;
-
-// Whether a selector can read what a codec stores.
-Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
-  if (spec.table == nullptr) return Status();
-  const bool wants_coded = (spec.needs() & TINYSERVE_NEEDS_PLANES) != 0;
-  if (wants_coded != codec.identity()) return Status();
-  const char* what = wants_coded ? "it reads coded pages only: choose planes for the KV cache"
-                                 : "coded pages are read by full and cascade only";
-  return Status(Code::kInvalidArgument,
-                fmt::format("selector '{}': the KV cache is stored as {}, and {}", spec.typed,
-                            codec.name, what));
-}
 
 tinyserve_shape ShapeFor(const KvCache& cache, const ModelConfig& config) {
   const KvShape shape = cache.shape(0);

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "select/builtin.h"
+#include "select/selector.h"
 
 namespace tinyserve {
 namespace {
@@ -148,7 +149,7 @@ Status LoadSelectorPlugin(const std::string& path) {
   }
   for (const tinyserve_selector_v1* other : AllSelectors()) {
     if (other == table) return Status();
-    if (std::string_view(other->name) == table->name || std::string_view("full") == table->name) {
+    if (std::string_view(other->name) == table->name || IsReservedName(table->name)) {
       return bad(Code::kInvalidArgument, fmt::format("the name '{}' is taken", table->name));
     }
   }

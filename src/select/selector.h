@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -46,6 +47,8 @@ struct SelectorSpec {
 
 // Errors: kInvalidArgument, naming the option and what is allowed.
 Result<SelectorSpec> ParseSelector(const std::string& text);
+// Whether a name belongs to no table: "full" and the presets ("default"), which stand for a table.
+bool IsReservedName(std::string_view name);
 // Whether `kinds` (MetaKinds that a cache keeps) serve it. Errors: kInvalidArgument, naming what is
 // missing and how to keep it.
 Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds);

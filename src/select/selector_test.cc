@@ -23,6 +23,11 @@ TEST(ParseSelector, ResolvesEveryOption) {
   EXPECT_EQ(ParseSelector("cascade:full=0.05")->resolved,
             "cascade:ratio=0.4,min_tokens=2048,dense_layers=0,sink=1,recent=2,min_context=1024,"
             "full=0.05,min_full=128,values=0.15,min_values=768,alpha=1");
+  // A preset is the selector that it stands for.
+  EXPECT_EQ(ParseSelector("default")->resolved, ParseSelector("cascade")->resolved);
+  EXPECT_EQ(ParseSelector("default")->typed, "default");
+  EXPECT_EQ(ParseSelector("default:full=0.05")->resolved,
+            ParseSelector("cascade:full=0.05")->resolved);
   const SelectorSpec again = *ParseSelector(ParseSelector("random:seed=7,ratio=0.05")->resolved);
   EXPECT_EQ(again.resolved, ParseSelector("random:seed=7,ratio=0.05")->resolved);
   EXPECT_EQ(again.budget.ratio, 0.05);
@@ -30,9 +35,8 @@ TEST(ParseSelector, ResolvesEveryOption) {
 
 TEST(ParseSelector, SaysWhatIsAllowed) {
   EXPECT_EQ(MessageOf("boxes"),
-            "selector 'boxes': there is no selector 'boxes': full, box, moments, cascade, "
-            "streaming, random, "
-            "oracle are known");
+            "selector 'boxes': there is no selector 'boxes': full, default, box, moments, cascade, "
+            "streaming, random, oracle are known");
   EXPECT_EQ(MessageOf("box:ratio=0"),
             "selector 'box:ratio=0': ratio is '0': allowed is a number from 0.001 to 1");
   EXPECT_EQ(MessageOf("box:recent=0"),

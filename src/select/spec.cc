@@ -104,7 +104,17 @@ Result<json::value> OwnValue(const std::string& spec, std::string_view key, std:
   return json::value(value);
 }
 
+// Names that stand for another selector, with the options of that one.
+struct Preset {
+  std::string_view name, selector;
+};
+constexpr std::string_view kFull = "full";
+constexpr Preset kPresets[] = {{"default", "cascade"}};
+
 const tinyserve_selector_v1* FindTable(std::string_view name) {
+  for (const Preset& preset : kPresets) {
+    if (name == preset.name) name = preset.selector;
+  }
   for (const tinyserve_selector_v1* table : AllSelectors()) {
     if (name == table->name) return table;
   }
@@ -112,7 +122,8 @@ const tinyserve_selector_v1* FindTable(std::string_view name) {
 }
 
 std::string Names() {
-  std::string names = "full";
+  std::string names(kFull);
+  for (const Preset& preset : kPresets) names += fmt::format(", {}", preset.name);
   for (const tinyserve_selector_v1* table : AllSelectors()) {
     names += fmt::format(", {}", table->name);
   }
@@ -172,12 +183,17 @@ std::string Resolved(const SelectorSpec& spec, const json::object& own) {
 
 }  // namespace
 
+bool IsReservedName(std::string_view name) {
+  const auto is_name = [name](const Preset& preset) { return name == preset.name; };
+  return name == kFull || std::any_of(std::begin(kPresets), std::end(kPresets), is_name);
+}
+
 Result<SelectorSpec> ParseSelector(const std::string& text) {
   SelectorSpec spec;
   spec.typed = text;
   const size_t colon = text.find(':');
   const std::string name = text.substr(0, colon);
-  if (name == "full") {
+  if (name == kFull) {
     if (colon != std::string::npos) return Bad(text, "full has no options");
     spec.resolved = name;
     return spec;
@@ -231,6 +247,8 @@ Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds) {
 
 std::string DescribeSelectors() {
   std::string text = "full: every page\n";
+  for (const Preset& preset : kPresets)
+    text += fmt::format("{}: {}\n", preset.name, preset.selector);
   const SelectorBudget defaults;
   for (const tinyserve_selector_v1* table : AllSelectors()) {
     text += fmt::format("{}:", table->name);

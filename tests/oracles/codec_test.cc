@@ -52,7 +52,8 @@ class Rig {
 
   // Runs tokens [first, last) of the sequence, and gives the logits after each of them.
   std::vector<std::vector<float>> Run(SequenceSlot slot, const std::vector<int32_t>& tokens,
-                                      uint32_t first, uint32_t last, TokenClass token_class) {
+                                      uint32_t first, uint32_t last, TokenClass token_class,
+                                      uint32_t selector = 0) {
     EXPECT_EQ(cache()->Reserve(slot, last).message(), "");
     StepBatch batch;
     batch.rows.push_back({.slot = slot,
@@ -60,7 +61,8 @@ class Rig {
                           .length = last - first,
                           .first_input = 0,
                           .token_class = token_class,
-                          .want = Want::kEveryLogits});
+                          .want = Want::kEveryLogits,
+                          .selector = selector});
     batch.inputs.assign(tokens.begin() + first, tokens.begin() + last);
     executor_->Run(batch);
     const std::span<const float> logits = executor_->logits(0);
@@ -177,17 +179,51 @@ TEST_P(CodedPages, AreCountedInTheFormInWhichTheyAreRead) {
   EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (5 * raw + 12 * coded));
 }
 
+// The cascade with budgets that cover everything: each key and value is read in full, by integer
+// products of its own.
+TEST_P(CodedPages, AreAllReadByACascadeThatMayReadAll) {
+  Rig rig(GetParam(), "planes");
+  KvCache* cache = rig.cache();
+  const auto tokens = RandomTokens(rig.config().vocab);
+  const uint32_t all =
+      *rig.executor()->FindSelector("cascade:ratio=1,min_context=0,full=1,values=1");
+  const uint32_t some = *rig.executor()->FindSelector(
+      "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.05,min_full=4,values=0.1,min_values=4");
+  std::vector<std::vector<float>> logits[3];
+  uint64_t kv_bytes[3], queries[3];
+  const uint32_t selectors[3] = {0, all, some};
+  for (int i = 0; i < 3; ++i) {
+    const SequenceSlot slot = *cache->AddSequence();
+    rig.Run(slot, tokens, 0, 200, TokenClass::kPrompt);
+    rig.executor()->ResetSelectionCounts();
+    logits[i] = rig.Run(slot, tokens, 200, 280, TokenClass::kGenerated, selectors[i]);
+    kv_bytes[i] = rig.executor()->cost().kv_bytes;
+    queries[i] = rig.executor()->selection_counts().queries;
+    cache->RemoveSequence(slot);
+  }
+  const uint64_t each = uint64_t{80} * rig.config().layers * rig.config().kv_heads;
+  EXPECT_EQ(queries[0], 0u);
+  EXPECT_EQ(queries[1], each);
+  EXPECT_EQ(queries[2], each);
+  double kl_all = 0, kl_some = 0;
+  for (size_t i = 0; i < logits[0].size(); ++i) {
+    kl_all += Kl(logits[0][i], logits[1][i]) / 80;
+    kl_some += Kl(logits[0][i], logits[2][i]) / 80;
+  }
+  EXPECT_LT(kl_all, 2e-3);
+  EXPECT_GT(kl_some, 10 * kl_all);
+  EXPECT_LT(kv_bytes[2], kv_bytes[1]);
+}
+
 TEST_P(CodedPages, AreForNoSelectorThatReadsPages) {
   Rig rig(GetParam(), "planes");
   EXPECT_EQ(*rig.executor()->FindSelector("full"), 0u);
   for (const char* selector : {"streaming", "box", "oracle"}) {
     const Status status = rig.executor()->FindSelector(selector).status();
     EXPECT_EQ(status.code(), Code::kInvalidArgument);
-    EXPECT_NE(status.message().find(std::string("selector '") + selector +
-                                    "': pages that are "
-                                    "stored as planes"),
-              std::string::npos)
-        << status.message();
+    EXPECT_EQ(status.message(), std::string("selector '") + selector +
+                                    "': the KV cache is stored as planes, and coded pages are read "
+                                    "by full and cascade only");
   }
 }
 

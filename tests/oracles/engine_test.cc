@@ -100,9 +100,30 @@ void ExpectSameAnswersInCompany(Engine* engine) {
 TEST(Engine, SameAnswersAloneAndInCompany) {
   ExpectSameAnswersInCompany(OpenTiny().get());
   ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) { o->kv = "planes"; }).get());
+  ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) {
+                               o->selector =
+                                   "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,"
+                                   "min_full=4,values=0.3,min_values=8";
+                             }).get());
 }
 
-// Pages that are coded can only be read whole for now; their storage is planned for.
+TEST(Engine, StorageFollowsTheSelectorUnlessItIsChosen) {
+  EXPECT_EQ(OpenTiny()->info().kv, "f16");
+  EXPECT_EQ(OpenTiny([](EngineOptions* o) { o->selector = "box"; })->info().kv, "f16");
+  auto preset = OpenTiny([](EngineOptions* o) { o->selector = "default"; });
+  EXPECT_EQ(preset->info().kv, "planes");
+  EXPECT_EQ(preset->info().selector.find("cascade:ratio="), 0u);
+  auto chosen = OpenTiny([](EngineOptions* o) { o->kv = "f16"; });
+  Request request = MakeRequest(1);
+  request.selector = "cascade";
+  EXPECT_NE(chosen->Submit(request, [](const TokenEvent&) {})
+                .status()
+                .message()
+                .find("selector 'cascade': the KV cache is stored as f16"),
+            std::string::npos);
+}
+
+// Pages that are coded are read by selectors of such pages alone; their storage is planned for.
 TEST(Engine, CodedPagesArePlannedForAndNotSelected) {
   auto engine = OpenTiny([](EngineOptions* o) { o->kv = "planes"; });
   auto raw = OpenTiny();
@@ -115,7 +136,7 @@ TEST(Engine, CodedPagesArePlannedForAndNotSelected) {
   EXPECT_NE(engine->Submit(request, [](const TokenEvent&) {})
                 .status()
                 .message()
-                .find("selector 'streaming': pages that are stored as planes"),
+                .find("selector 'streaming': the KV cache is stored as planes"),
             std::string::npos);
   // So much that the context fits but for the tokens that are not coded yet.
   EngineOptions options;
@@ -223,7 +244,12 @@ TEST(Engine, OptionsAreChecked) {
   EXPECT_NE(message([](EngineOptions* o) {
               o->kv = "planes";
               o->selector = "box";
-            }).find("selector 'box': pages that are stored as planes"),
+            }).find("selector 'box': the KV cache is stored as planes"),
+            std::string::npos);
+  EXPECT_NE(message([](EngineOptions* o) {
+              o->kv = "f32";
+              o->selector = "default";
+            }).find("selector 'default': the KV cache is stored as f32"),
             std::string::npos);
   EXPECT_NE(message([](EngineOptions* o) { o->sequences_max = 0; }).find("sequences_max is 0"),
             std::string::npos);

@@ -1,0 +1,23 @@
+#include "engine/selector_storage.h"
+
+#include <fmt/format.h>
+
+namespace tinyserve {
+namespace {
+
+bool ReadsCoded(const SelectorSpec& spec) { return (spec.needs() & TINYSERVE_NEEDS_PLANES) != 0; }
+
+}  // namespace
+
+std::string KvFor(const SelectorSpec& spec) { return ReadsCoded(spec) ? "planes" : "f16"; }
+
+Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
+  if (spec.table == nullptr || ReadsCoded(spec) != codec.identity()) return Status();
+  const char* what = ReadsCoded(spec) ? "it reads coded pages only: choose planes for the KV cache"
+                                      : "coded pages are read by full and cascade only";
+  return Status(Code::kInvalidArgument,
+                fmt::format("selector '{}': the KV cache is stored as {}, and {}", spec.typed,
+                            codec.name, what));
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,82 @@
+#include "tools/method.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/selector_storage.h"
+#include "tools/format.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr char kRaw[] = "f16";
+
+Result<Method> ParseMethod(const std::string& typed, const std::string& kv) {
+  const size_t at = typed.rfind('@');
+  TS_ASSIGN_OR_RETURN(SelectorSpec spec, ParseSelector(typed.substr(0, at)));
+  std::string stored = KvFor(spec);
+  if (at != std::string::npos) {
+    stored = typed.substr(at + 1);
+  } else if (stored == kRaw) {
+    stored = BaseKv(kv);
+  }
+  const Result<const Codec*> codec = FindCodec(stored);
+  if (!codec.ok()) {
+    return Status(codec.status().code(), fmt::format("{}: {}", typed, codec.status().message()));
+  }
+  TS_RETURN_IF_ERROR(CheckStored(spec, **codec));
+  return Method{.typed = typed, .spec = std::move(spec), .kv = std::move(stored)};
+}
+
+}  // namespace
+
+Result<std::vector<Method>> ParseMethods(const std::vector<std::string>& typed,
+                                         const std::string& kv) {
+  std::vector<Method> methods;
+  for (const std::string& text : typed) {
+    TS_ASSIGN_OR_RETURN(Method method, ParseMethod(text, kv));
+    methods.push_back(std::move(method));
+  }
+  return methods;
+}
+
+std::string BaseKv(const std::string& kv) { return kv.empty() ? kRaw : kv; }
+
+std::vector<std::string> StoragesOf(const std::vector<Method>& methods) {
+  std::vector<std::string> storages;
+  for (const Method& method : methods) {
+    if (std::find(storages.begin(), storages.end(), method.kv) == storages.end())
+      storages.push_back(method.kv);
+  }
+  return storages;
+}
+
+uint32_t MetadataOf(const std::vector<Method>& methods, const std::string& kv) {
+  uint32_t metadata = 0;
+  for (const Method& method : methods) {
+    if (method.kv == kv) metadata |= method.spec.needs();
+  }
+  return metadata;
+}
+
+std::string ListStorages(const std::vector<std::string>& storages) {
+  std::string text;
+  for (size_t i = 0; i < storages.size(); ++i) {
+    if (i > 0) text += i + 1 < storages.size() ? ", " : " and ";
+    text += storages[i];
+  }
+  return text;
+}
+
+std::string ResolvedLines(const std::vector<Method>& methods) {
+  std::string text;
+  for (const Method& method : methods) {
+    if (method.spec.table == nullptr) continue;
+    text += fmt::format("{} is {} over {}\n", PrintableLine(method.typed, 200),
+                        PrintableLine(method.spec.resolved, 300), method.kv);
+  }
+  return text;
+}
+
+}  // namespace tinyserve
