@@ -33,11 +33,12 @@ extern "C" {
  * kernels/kernels.h, CascadeArgs. Shares are of the tokens that are coded; the newest ones, which
  * are not, are read raw. The budget's ratio and floor are those of candidate pages. */
 typedef struct tinyserve_cascade {
-  double full;         /* share of tokens whose key is read in full */
-  double values;       /* share of tokens whose value is read, at least those */
-  uint32_t min_full;   /* tokens */
-  uint32_t min_values; /* tokens */
-  float alpha;         /* score = q.mean + alpha * |q * distance|_2 */
+  double full;          /* share of tokens whose key is read in full */
+  double values;        /* share of tokens whose value is read, at least those */
+  uint32_t min_full;    /* tokens */
+  uint32_t min_values;  /* tokens */
+  uint32_t wide_layers; /* first layers in which everything is twice as much */
+  float alpha;          /* score = q.mean + alpha * |q * distance|_2 */
 } tinyserve_cascade;
 
 /* Where the records of one (layer, KV head) lie: page p's at

@@ -513,34 +513,37 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
   const tinyserve_cascade& cascade = *selector.cascade();
   const SelectorBudget& budget = selector.spec().budget;
   const PageView pages = cache_->View(run.slot, group, raw);
-  const auto share = [raw](double ratio, uint32_t least) {
+  // Attention in the first layers is spread widest.
+  const uint32_t wide = io.layer < cascade.wide_layers ? 2 : 1;
+  const auto share = [raw, wide](double ratio, uint32_t least) {
     const auto wanted = static_cast<uint32_t>(std::lround(ratio * raw));
-    return std::min(std::max(wanted, least), raw);
+    return std::min(wide * std::max(wanted, least), raw);
   };
   // The newest pages are raw ones first.
   const uint32_t raw_pages = (position - raw) / page_tokens + 1;
   const uint32_t sink = std::min(budget.sink, pages.count);
   const uint32_t recent = budget.recent > raw_pages ? budget.recent - raw_pages : 0;
   uint32_t* chosen = lists_.as<uint32_t>() + uint64_t{thread} * list_pages_;
-  const CascadeArgs args{.shape = cache_->shape(group),
-                         .slab = cache_->slab(group, in_group, item.kv_head),
-                         .records = cache_->records(group, in_group, item.kv_head),
-                         .layout = cache_->meta_layout(group),
-                         .pages = pages.pages,
-                         .count = pages.count,
-                         .sink = sink,
-                         .recent = std::min(recent, pages.count - sink),
-                         .candidates = budget.PagesOf(pages.count, page_tokens),
-                         .full_tokens = share(cascade.full, cascade.min_full),
-                         .value_tokens = share(cascade.values, cascade.min_values),
-                         .alpha = cascade.alpha,
-                         .group = QueryGroup(group),
-                         .scale = options_.scale,
-                         .q = QueryOf(item, io),
-                         .open = PartialAt(group, item.first_partial),
-                         .out = PartialAt(group, item.first_partial + 1),
-                         .scratch = scratch_.data() + thread * scratch_stride_,
-                         .chosen = chosen};
+  const CascadeArgs args{
+      .shape = cache_->shape(group),
+      .slab = cache_->slab(group, in_group, item.kv_head),
+      .records = cache_->records(group, in_group, item.kv_head),
+      .layout = cache_->meta_layout(group),
+      .pages = pages.pages,
+      .count = pages.count,
+      .sink = sink,
+      .recent = std::min(recent, pages.count - sink),
+      .candidates = std::min(wide * budget.PagesOf(pages.count, page_tokens), pages.count),
+      .full_tokens = share(cascade.full, cascade.min_full),
+      .value_tokens = share(cascade.values, cascade.min_values),
+      .alpha = cascade.alpha,
+      .group = QueryGroup(group),
+      .scale = options_.scale,
+      .q = QueryOf(item, io),
+      .open = PartialAt(group, item.first_partial),
+      .out = PartialAt(group, item.first_partial + 1),
+      .scratch = scratch_.data() + thread * scratch_stride_,
+      .chosen = chosen};
   const CascadeCounts counts = kernels_->attend_cascade(&args);
   chooser_->CountCascade({.selector = &selector,
                           .group = group,

@@ -227,6 +227,7 @@ struct Cascade {
                            .values = number("values"),
                            .min_full = static_cast<uint32_t>(number("min_full")),
                            .min_values = static_cast<uint32_t>(number("min_values")),
+                           .wide_layers = static_cast<uint32_t>(number("wide_layers")),
                            .alpha = static_cast<float>(number("alpha"))};
     if (cascade->parameters.values < cascade->parameters.full ||
         cascade->parameters.min_values < cascade->parameters.min_full) {
@@ -249,6 +250,7 @@ constexpr char kCascadeSchema[] = R"({"type":"object","properties":{
   "min_full":{"type":"integer","minimum":0,"maximum":16777216,"default":128},
   "values":{"type":"number","minimum":0,"maximum":1,"default":0.15},
   "min_values":{"type":"integer","minimum":0,"maximum":16777216,"default":768},
+  "wide_layers":{"type":"integer","minimum":0,"maximum":1024,"default":2},
   "alpha":{"type":"number","minimum":0,"maximum":100,"default":1}}})";
 constexpr char kBoxSchema[] = R"({"type":"object","properties":{
   "pool":{"type":"string","enum":["max","sum","softmax"],"default":"max"}}})";
