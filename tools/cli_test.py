@@ -387,7 +387,8 @@ class Measure(unittest.TestCase):
         self.assertAlmostEqual(coded["dense_perplexity"] / raw["dense_perplexity"], 1, delta=0.02)
 
     def test_methods_over_different_storages_are_compared_in_one_run(self):
-        cascade = "cascade:ratio=0.5,min_tokens=0,min_context=0,full=0.1,min_full=8,values=0.3,min_values=16"
+        cascade = ("cascade:ratio=0.5,min_tokens=0,min_context=0,wide_layers=0,"
+                   "full=0.1,min_full=8,values=0.3,min_values=16")
         full = "cascade:ratio=1,min_context=0,full=1,values=1"  # everything is read
         selectors = ("full", cascade, "full@planes", "default")
         args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "70", "--depth", "100,320", "--batch", "1,3",

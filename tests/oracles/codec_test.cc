@@ -188,7 +188,8 @@ TEST_P(CodedPages, AreAllReadByACascadeThatMayReadAll) {
   const uint32_t all =
       *rig.executor()->FindSelector("cascade:ratio=1,min_context=0,full=1,values=1");
   const uint32_t some = *rig.executor()->FindSelector(
-      "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.05,min_full=4,values=0.1,min_values=4");
+      "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.05,min_full=4,values=0.1,min_values=4,"
+      "wide_layers=0");
   std::vector<std::vector<float>> logits[3];
   uint64_t kv_bytes[3], queries[3];
   const uint32_t selectors[3] = {0, all, some};

@@ -103,7 +103,7 @@ TEST(Engine, SameAnswersAloneAndInCompany) {
   ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) {
                                o->selector =
                                    "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,"
-                                   "min_full=4,values=0.3,min_values=8";
+                                   "min_full=4,values=0.3,min_values=8,wide_layers=0";
                              }).get());
 }
 
