@@ -33,6 +33,10 @@ TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_
   }
 }
 
+// Records between those scored and those prefetched: what a hardware prefetcher loses at the end of
+// a run of pages.
+constexpr uint32_t kRecordsAhead = 16;
+
 // Scores of all pages for kHeads heads from `head` on, and their q.mean.
 template <uint32_t kHeads, uint32_t kChannels>
 TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
@@ -46,6 +50,9 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
     float scales[2][kPages];
     TS_UNROLL for (uint32_t i = 0; i < kPages; ++i) {
       const uint8_t* spread = call.Spread(Smaller(p + i, count - 1));
+      const uint8_t* ahead = call.Spread(Smaller(p + i + kRecordsAhead, count - 1));
+      PrefetchLine(ahead);
+      PrefetchLine(ahead + kLineBytes);
       SpreadScales of_page;
       __builtin_memcpy(&of_page, spread, sizeof of_page);
       scales[0][i] = of_page.mean;

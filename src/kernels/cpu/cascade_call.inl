@@ -23,7 +23,7 @@ constexpr uint32_t kValueRows = 128;
 // On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
 static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
 // Candidates between the one that is read and the one that is prefetched.
-constexpr uint32_t kCandidatesAhead = 3;
+constexpr uint32_t kCandidatesAhead = 6;
 
 struct CascadeScratch {
   int16_t* q;            // [g][channels] codes
@@ -88,6 +88,15 @@ TS_INLINE __m256i SignedToWords(const void* p) {
 }
 TS_INLINE __m256i UnsignedToWords(const void* p) {
   return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+}
+
+// Four lanes, then zeros.
+TS_INLINE VF Widen(V4 a) {
+#if defined(__AVX512F__)
+  return _mm512_zextps128_ps512(a);
+#else
+  return _mm256_zextps128_ps256(a);
+#endif
 }
 
 // Calls f with the number of heads of each pass and that of channels as constants, and the pass's

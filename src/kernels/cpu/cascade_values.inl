@@ -74,10 +74,9 @@ TS_PHASE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, u
   float* weights = s.logits + head * row + i * kPlanesTokens;
   for (uint32_t left = mask; left != 0; left &= left - 1) {
     const uint32_t t = (uint32_t)__builtin_ctz(left);
-    float sums[kLanes] = {};
-    _mm_storeu_ps(sums, ExactSums<kHeads>(at, s.page[i], t, q16));
+    const VF sums = Widen(ExactSums<kHeads>(at, s.page[i], t, q16));
     // A weight may pass 1, where the approximate logits missed the largest: by less than 2^126.
-    const VF y = Min(Fma(Load(sums), steps, bases), Set(100.0f));
+    const VF y = Min(Fma(sums, steps, bases), Set(100.0f));
     float exact[kLanes];
     Store(exact, ExpTwo<6>(y));
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
@@ -228,6 +227,9 @@ struct TokenMasks {
   uint16_t full, value;
 };
 
+// Candidates between the one whose values are listed and the one whose logits are made exact.
+constexpr uint32_t kExactAhead = 2;
+
 template <uint32_t kHeads, uint32_t kChannels>
 TS_PHASE void AddCandidates(const CascadeCall& call, uint32_t head, const TokenMasks* masks) {
   ValueRows<kHeads> lists[2];
@@ -235,20 +237,25 @@ TS_PHASE void AddCandidates(const CascadeCall& call, uint32_t head, const TokenM
   uint32_t filling = 0;
   const uint32_t channels = call.at.channels, low_bytes = call.at.low_bytes;
   float* o = call.s.o + (uint64_t)head * channels;
+  // Weights are written one by one and read by the vector: in between, the writes settle.
+  const auto weigh = [&](uint32_t i) {
+    if (masks[i].full != 0) WeighExactly<kHeads, kChannels>(call, head, i, masks[i].full);
+  };
+  for (uint32_t i = 0; i < Smaller(kExactAhead, call.candidates); ++i) weigh(i);
   for (uint32_t i = 0; i < call.candidates; ++i) {
     // Rows are added up while those of the other list are on their way to the caches.
     if (lists[filling].count + kPlanesTokens + 1 > kValueRows) {
       filling ^= 1;
       AddRows<kHeads, kChannels>(lists[filling], channels, o);
     }
-    const uint32_t ahead = Smaller(i + 2 * kCandidatesAhead, call.candidates - 1);
+    const uint32_t ahead = Smaller(i + kExactAhead + kCandidatesAhead, call.candidates - 1);
     for (uint32_t left = masks[ahead].full; left != 0; left &= left - 1) {
       const uint8_t* low =
           call.s.page[ahead] + call.at.low_at + (uint32_t)__builtin_ctz(left) * low_bytes;
       for (uint32_t b = 0; b < low_bytes; b += kLineBytes) PrefetchLine(low + b);
       PrefetchLine(low + low_bytes - 1);
     }
-    if (masks[i].full != 0) WeighExactly<kHeads, kChannels>(call, head, i, masks[i].full);
+    if (i + kExactAhead < call.candidates) weigh(i + kExactAhead);
     ListRows<kHeads, kChannels>(call, head, i, masks[i].value, lists[filling]);
   }
   AddRows<kHeads, kChannels>(lists[filling ^ 1], channels, o);
