@@ -22,6 +22,7 @@
 #include "base/buffer.h"
 #include "base/check.h"
 #include "base/thread_pool.h"
+#include "bench/kernels/timing.h"
 #include "kernels/targets.h"
 #include "page/planes.h"
 
@@ -35,34 +36,6 @@ struct Options {
   double candidates = 0.4, full = 0.02, values = 0.15;
   double seconds = 1;
 };
-
-double Now() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration<double>(now).count();
-}
-
-struct Time {
-  double best, median;
-};
-
-Time TimeOf(double seconds, const std::function<void()>& work) {
-  work();
-  std::vector<double> times;
-  const double end = Now() + seconds;
-  while (times.size() < 5 || Now() < end) {
-    const double start = Now();
-    work();
-    times.push_back(Now() - start);
-  }
-  std::sort(times.begin(), times.end());
-  return {times.front(), times[times.size() / 2]};
-}
-
-Buffer Allocate(uint64_t bytes) {
-  auto buffer = Buffer::Allocate(bytes, true);
-  TS_CHECK(buffer.ok());
-  return std::move(*buffer);
-}
 
 // Items of coded pages, all with the same tokens: keys wander, as those of a text do, and some of
 // them stand out to the queries.
@@ -134,11 +107,10 @@ class Items {
   double CallBytes() const {
     const PlanesLayout at = PlanesLayoutOf(options_.head_dim);
     const double tokens = options_.pages * kPlanesTokens;
-    const double row_lines = (at.channels + 63) / 64;
     return 1.0 * options_.pages * layout_.record_bytes +
            options_.candidates * options_.pages * at.low_at +
-           options_.full * tokens * 64 * (1 + (at.low_bytes - 1) / 64.0) +
-           options_.values * tokens * 64 * row_lines;
+           options_.full * tokens * LineBytes(at.low_bytes) +
+           options_.values * tokens * LineBytes(at.channels);
   }
   double DenseBytes() const { return options_.pages * kPlanesTokens * options_.head_dim * 4.0; }
   const KvShape& shape() const { return shape_; }
@@ -182,16 +154,7 @@ void Run(const Kernels& kernels, const Options& options) {
     for (uint32_t h = 0; h < options.group; ++h) args.open.d[h] = 0;
     kernels.attend_cascade(&args);
   };
-  Buffer data = Allocate(uint64_t{192} << 20);
-  std::memset(data.data(), 1, uint64_t{192} << 20);
-  constexpr uint32_t kPieces = 48;
-  std::vector<uint64_t> sums(kPieces);
-  const Time read = TimeOf(0.5, [&] {
-    pool.For(kPieces, [&](uint32_t i, uint32_t) {
-      sums[i] = kernels.read_bytes(data.data() + (uint64_t{i} << 22), uint64_t{1} << 22);
-    });
-  });
-  const double rate = static_cast<double>(uint64_t{192} << 20) / read.best;
+  const double rate = ReadRate(kernels, pool, 0.5);
   const Time warm = TimeOf(options.seconds, [&] { call(0, 0); });
   const Time cold = TimeOf(options.seconds, [&] { pool.For(options.items, call); });
   const double each = options.threads / static_cast<double>(options.items) * 1e6;

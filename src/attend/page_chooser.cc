@@ -1,7 +1,6 @@
 #include "attend/page_chooser.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "page/planes.h"
 
@@ -9,14 +8,6 @@ namespace tinyserve {
 namespace {
 
 uint64_t RoundUp16(uint64_t floats) { return (floats + 15) / 16 * 16; }
-
-// Bytes of whole lines that a row of `bytes` touches where rows lie one after another, on average.
-uint64_t LineBytes(uint32_t bytes) {
-  const uint32_t step = std::gcd(bytes, 64u);  // of the places in a line where rows begin
-  uint64_t lines = 0;
-  for (uint32_t at = 0; at < 64; at += step) lines += (at + bytes + 63) / 64;
-  return 64 * lines / (64 / step);
-}
 
 }  // namespace
 

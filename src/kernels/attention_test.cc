@@ -372,11 +372,7 @@ TEST_P(Attention, TheComparisonCanFail) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Attention, ::testing::ValuesIn(AvailableTargets()),
-                         [](const auto& tested) {
-                           std::string name = tested.param->name;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         testing::TargetName());
 
 }  // namespace
 }  // namespace tinyserve

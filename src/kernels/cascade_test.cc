@@ -183,11 +183,7 @@ TEST_P(Cascade, LosesLittle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Cascade, ::testing::ValuesIn(AvailableTargets()),
-                         [](const auto& tested) {
-                           std::string name = tested.param->name;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         testing::TargetName());
 
 }  // namespace
 }  // namespace tinyserve

@@ -196,11 +196,7 @@ TEST_P(Planes, PromptReadsCodedKeysThenOpenOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Planes, ::testing::ValuesIn(AvailableTargets()),
-                         [](const auto& tested) {
-                           std::string name = tested.param->name;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         testing::TargetName());
 
 }  // namespace
 }  // namespace tinyserve

@@ -333,14 +333,8 @@ TEST_P(Products, SwiGluPairsPanels) {
     }
   }
 }
-
-std::string TargetName(const ::testing::TestParamInfo<const Kernels*>& info) {
-  std::string name = info.param->name;
-  std::erase(name, '-');
-  return name;
-}
 INSTANTIATE_TEST_SUITE_P(EveryTarget, Products, ::testing::ValuesIn(AvailableTargets()),
-                         TargetName);
+                         testing::TargetName());
 
 // ---- the tests themselves ----
 

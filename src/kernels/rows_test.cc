@@ -129,13 +129,8 @@ TEST_P(Rows, RunDotsDoesAboutWhatIsAsked) {
   }
   EXPECT_GT(GetParam()->run_dots(DotKind::kF32, 1000), 0u);
 }
-
-std::string TargetName(const ::testing::TestParamInfo<const Kernels*>& info) {
-  std::string name = info.param->name;
-  std::erase(name, '-');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(EveryTarget, Rows, ::testing::ValuesIn(AvailableTargets()), TargetName);
+INSTANTIATE_TEST_SUITE_P(EveryTarget, Rows, ::testing::ValuesIn(AvailableTargets()),
+                         testing::TargetName());
 
 }  // namespace
 }  // namespace tinyserve

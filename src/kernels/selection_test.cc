@@ -588,11 +588,7 @@ TEST_P(Selection, TheComparisonCanFail) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Selection, ::testing::ValuesIn(AvailableTargets()),
-                         [](const auto& tested) {
-                           std::string name = tested.param->name;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         testing::TargetName());
 
 // The tests fail where a table that this machine can run was never called.
 class EveryTargetRan : public ::testing::Environment {

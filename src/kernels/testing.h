@@ -165,6 +165,16 @@ inline std::string Mismatch(const std::vector<float>& got, const std::vector<flo
   return "";
 }
 
+// A target's name as part of a test's.
+struct TargetName {
+  template <class Info>
+  std::string operator()(const Info& info) const {
+    std::string name = info.param->name;
+    for (char& c : name) c = c == '-' ? '_' : c;
+    return name;
+  }
+};
+
 inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }

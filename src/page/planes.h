@@ -54,6 +54,14 @@ static constexpr PlanesLayout PlanesLayoutOf(uint32_t head_dim) {
   return at;
 }
 
+// Bytes of the whole lines that a row of `bytes`, a multiple of 4, touches where rows lie one after
+// another, on average.
+static constexpr uint32_t LineBytes(uint32_t bytes) {
+  uint32_t lines = 0;
+  for (uint32_t row = 0; row < 16; ++row) lines += (row * bytes % 64 + bytes + 63) / 64;
+  return 4 * lines;
+}
+
 }  // namespace tinyserve
 
 #endif  // TINYSERVE_PAGE_PLANES_H_

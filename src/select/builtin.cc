@@ -218,8 +218,7 @@ struct Oracle {
 struct Cascade {
   tinyserve_cascade parameters;
 
-  static int Open(const tinyserve_shape*, const char* config_json, void** self,
-                  tinyserve_error* error) {
+  static int Open(const tinyserve_shape*, const char* config_json, void** self, tinyserve_error*) {
     const boost::json::object options = Options(config_json);
     const auto number = [&](const char* name) { return options.at(name).to_number<double>(); };
     auto cascade = std::make_unique<Cascade>();
@@ -229,10 +228,6 @@ struct Cascade {
                            .min_values = static_cast<uint32_t>(number("min_values")),
                            .wide_layers = static_cast<uint32_t>(number("wide_layers")),
                            .alpha = static_cast<float>(number("alpha"))};
-    if (cascade->parameters.values < cascade->parameters.full ||
-        cascade->parameters.min_values < cascade->parameters.min_full) {
-      return Refuse(error, "values and min_values must be no less than full and min_full");
-    }
     *self = cascade.release();
     return 0;
   }

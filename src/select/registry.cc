@@ -127,8 +127,9 @@ Status CheckSelectorTable(const tinyserve_selector_v1* table) {
       (fused ? table->fused == nullptr : table->select == nullptr)) {
     return Bad("open, select (fused, where fused_id is not 0) and close must all be there");
   }
-  if (fused != (table->needs == TINYSERVE_NEEDS_PLANES)) {
-    return Bad("fused_id and the need of planes go together");
+  const bool planes = (table->needs & TINYSERVE_NEEDS_PLANES) != 0;
+  if (fused != planes || (planes && table->needs != TINYSERVE_NEEDS_PLANES)) {
+    return Bad("fused_id and the need of planes, alone, go together");
   }
   return CheckSchema(table->config_schema);
 }

@@ -70,7 +70,10 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   table.fused = [](void*, void*, tinyserve_error*) { return 0; };
   EXPECT_EQ(MessageOf(table), "");
   table.needs = 0;
-  EXPECT_EQ(MessageOf(table), "fused_id and the need of planes go together");
+  EXPECT_EQ(MessageOf(table), "fused_id and the need of planes, alone, go together");
+  table = Table();
+  table.needs = TINYSERVE_NEEDS_PLANES | TINYSERVE_NEEDS_BOX;
+  EXPECT_EQ(MessageOf(table), "fused_id and the need of planes, alone, go together");
 }
 
 TEST(CheckSelectorTable, SchemasMustBeOnesThatSpecificationsCanWrite) {

@@ -21,6 +21,19 @@ uint64_t SelectScratchFloats(uint32_t group, uint32_t pages_max) {
   return (group + 2ull) * (pages_max + 16ull);
 }
 
+// What is wrong with the parameters that a table gives for the cascade; null: nothing.
+static const char* Wrong(const tinyserve_cascade& c) {
+  constexpr uint32_t kTokensMax = 1 << 24;
+  // Negated, so that NaN fails too.
+  if (!(c.full >= 0 && c.values <= 1)) return "full and values must be from 0 to 1";
+  if (!(c.values >= c.full && c.min_values >= c.min_full)) {
+    return "values and min_values must be no less than full and min_full";
+  }
+  if (c.min_values > kTokensMax) return "min_values is more than 16777216";
+  if (!(c.alpha >= 0 && c.alpha <= 100)) return "alpha must be from 0 to 100";
+  return nullptr;
+}
+
 Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
                                                  const tinyserve_shape& shape) {
   std::unique_ptr<Selector> selector(new Selector);
@@ -37,6 +50,9 @@ Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
       error.message[sizeof error.message - 1] = '\0';
       return Status(Code::kInvalidArgument,
                     fmt::format("selector '{}': {}", spec.typed, error.message));
+    }
+    if (const char* wrong = Wrong(*selector->cascade_)) {
+      return Status(Code::kInvalidArgument, fmt::format("selector '{}': {}", spec.typed, wrong));
     }
   }
   return selector;

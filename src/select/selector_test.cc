@@ -55,6 +55,26 @@ TEST(ParseSelector, SaysWhatIsAllowed) {
   }
 }
 
+// What a table gives for the cascade is checked whoever wrote the table.
+TEST(Cascade, ParametersOutOfRangeAreRefused) {
+  const tinyserve_shape shape{.struct_size = sizeof(tinyserve_shape)};
+  const auto message = [&](const SelectorSpec& spec) {
+    return Selector::Open(spec, shape).status().message();
+  };
+  EXPECT_EQ(message(*ParseSelector("cascade")), "");
+  EXPECT_EQ(message(*ParseSelector("cascade:full=0.5,values=0.1")),
+            "selector 'cascade:full=0.5,values=0.1': values and min_values must be no less than "
+            "full and min_full");
+  tinyserve_selector_v1 table = *ParseSelector("cascade")->table;
+  table.fused = [](void*, void* parameters, tinyserve_error*) {
+    *static_cast<tinyserve_cascade*>(parameters) = {.full = NAN, .values = NAN};
+    return 0;
+  };
+  SelectorSpec spec = *ParseSelector("cascade");
+  spec.table = &table;
+  EXPECT_EQ(message(spec), "selector 'cascade': full and values must be from 0 to 1");
+}
+
 TEST(SelectorBudget, CountsPagesWithTheirFloors) {
   SelectorBudget b;
   EXPECT_EQ(b.PagesOf(500, 16), 150u);
