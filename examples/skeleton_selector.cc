@@ -79,8 +79,8 @@ int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t c
 
 void Close(void* self) { std::unique_ptr<Skeleton>(static_cast<Skeleton*>(self)); }
 
-constexpr tinyserve_selector_v1 kTable = {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
-                                          .struct_size = sizeof(tinyserve_selector_v1),
+constexpr tinyserve_selector_v2 kTable = {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+                                          .struct_size = sizeof(tinyserve_selector_v2),
                                           .name = "skeleton",
                                           .config_schema = R"({"type":"object","properties":{
       "slack":{"type":"number","minimum":-1,"maximum":1,"default":0}}})",
@@ -91,4 +91,4 @@ constexpr tinyserve_selector_v1 kTable = {.abi_version = TINYSERVE_SELECTOR_ABI_
 
 }  // namespace
 
-extern "C" const tinyserve_selector_v1* tinyserve_selector() { return &kTable; }
+extern "C" const tinyserve_selector_v2* tinyserve_selector() { return &kTable; }

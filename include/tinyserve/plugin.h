@@ -1,7 +1,7 @@
 /* Selectors: which KV pages a generated token reads. The built-in ones enter by the same table as
  * those that are loaded from a shared object (--plugin PATH), which exports
  *
- *     const tinyserve_selector_v1* tinyserve_selector(void);
+ *     const tinyserve_selector_v2* tinyserve_selector(void);
  *
  * Everything here is plain C data. The engine owns all memory that it passes; pointers are valid
  * during the call only. `select` is called from several threads at once, on different items: it
@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define TINYSERVE_SELECTOR_ABI_VERSION 1u
+#define TINYSERVE_SELECTOR_ABI_VERSION 2u
 
 /* What a selector needs to be kept of every full page (bits of `needs`). */
 #define TINYSERVE_NEEDS_BOX 1u     /* least and largest value of each key channel */
@@ -97,7 +97,11 @@ typedef struct tinyserve_select_item {
   uint32_t layer, kv_head;
   uint32_t first_page;   /* of the candidates, counted from the sequence's first page */
   uint32_t page_count;   /* candidates */
-  uint32_t budget_pages; /* at most so many may be chosen; less than page_count */
+  uint32_t budget_pages; /* at most so many may be chosen; no more than page_count */
+  uint32_t least_pages;  /* a choice by mass is no fewer than these; no more than budget_pages */
+  float mass; /* 0: budget_pages is what is wanted. Else the share of the attention over the
+                 candidates that is: as few pages as the table thinks have it, best ones first.
+                 Only where the table heeds_mass; below 1 */
   const uint32_t* pages; /* [page_count]: the candidates' indices into the slabs */
   tinyserve_slab records;
   const void* engine; /* the engine's own, for built-in selectors */
@@ -116,9 +120,9 @@ typedef struct tinyserve_select_out {
   uint32_t* pages; /* [budget_pages] chosen candidates, 0 .. page_count - 1, each once, any order */
 } tinyserve_select_out;
 
-typedef struct tinyserve_selector_v1 {
+typedef struct tinyserve_selector_v2 {
   uint32_t abi_version; /* TINYSERVE_SELECTOR_ABI_VERSION */
-  uint32_t struct_size; /* sizeof(tinyserve_selector_v1) */
+  uint32_t struct_size; /* sizeof(tinyserve_selector_v2) */
   const char* name;
   const char* config_schema; /* JSON schema of the options that are its own: an object whose
                                 properties have a type, a default and their range */
@@ -134,7 +138,8 @@ typedef struct tinyserve_selector_v1 {
   uint32_t fused_id; /* 0: none, or TINYSERVE_FUSED_* */
   /* Writes the parameters of that kernel. 0: done. Null without a fused_id. */
   int (*fused)(void* self, void* parameters, tinyserve_error* error);
-} tinyserve_selector_v1;
+  uint32_t heeds_mass; /* 1: select knows tinyserve_select_item.mass, and `mass` is an option */
+} tinyserve_selector_v2;
 
 #ifdef __cplusplus
 }

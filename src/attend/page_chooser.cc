@@ -88,6 +88,8 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                    .first_page = 0,
                                    .page_count = 0,
                                    .budget_pages = 0,
+                                   .least_pages = 0,
+                                   .mass = 0,
                                    .pages = nullptr,
                                    .records = {.base = storage.records.base,
                                                .extent_stride = storage.records.extent_stride,
@@ -95,39 +97,36 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                                .item_bytes = storage.records.page_bytes},
                                    .engine = &storage};
   const PageView all = cache_->View(query.slot, query.group, query.position + 1);
-  bool failed = false;
-  uint32_t n = all.count;
+  Selector::Choice choice{.pages = all.count, .scored = 0, .failed = false};
   if (query.layer < query.selector->dense_layers()) {
-    for (uint32_t i = 0; i < n; ++i) out[i] = i;
+    for (uint32_t i = 0; i < all.count; ++i) out[i] = i;
   } else {
-    n = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
-                               {scratch.select, select_floats_}, out, &failed);
+    choice = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
+                                    {scratch.select, select_floats_}, out);
   }
-  Count(query, all.count, n, all.last_tokens, failed, &counts_[thread]);
+  const uint32_t n = choice.pages;
+  Count(query, choice, all, &counts_[thread]);
   if (query.alone) Follow(query, {out, n}, &counts_[thread]);
   for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
   return n;
 }
 
-void PageChooser::Count(const Query& query, uint32_t held, uint32_t read, uint32_t last_tokens,
-                        bool failed, SelectionCounts* counts) const {
+void PageChooser::Count(const Query& query, const Selector::Choice& choice, const PageView& held,
+                        SelectionCounts* counts) const {
   const KvShape shape = cache_->shape(query.group);
   const SelectorSpec& spec = query.selector->spec();
-  uint64_t scored = 0;
-  if (spec.needs() != 0 && (read < held || failed)) {
-    scored = held - spec.budget.sink - spec.budget.recent;
-  }
-  const uint64_t tokens = (read - 1ull) * shape.page_tokens + last_tokens;
+  const uint64_t read = choice.pages, scored = spec.needs() != 0 ? choice.scored : 0;
+  const uint64_t tokens = (read - 1) * shape.page_tokens + held.last_tokens;
   ++counts->queries;
-  counts->pages_held += held;
+  counts->pages_held += held.count;
   counts->pages_scored += scored;
   counts->pages_read += read;
   counts->tokens_read += tokens;
   counts->multiply_adds += (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim;
   counts->bytes_read +=
-      uint64_t{read} * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
+      read * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
       scored * MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes;
-  counts->failures += failed ? 1 : 0;
+  counts->failures += choice.failed ? 1 : 0;
 }
 
 void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,

@@ -63,7 +63,8 @@ class PageChooser {
 
  private:
   PageChooser() = default;
-  void Count(const Query& query, uint32_t held, uint32_t read, uint32_t last_tokens, bool failed,
+  // held: all pages of the query's tokens.
+  void Count(const Query& query, const Selector::Choice& choice, const PageView& held,
              SelectionCounts* counts) const;
 
   struct Scratch {

@@ -40,6 +40,16 @@ int ForItems(const tinyserve_select_in* in, uint32_t first, uint32_t count,
   return 0;
 }
 
+// The best candidates: as many as the budget has, or as few as have the wanted share of the sum of
+// the scores, which must then be shares of the attention.
+uint32_t Best(const tinyserve_select_item& item, const float* scores, uint32_t* pages) {
+  const std::span<const float> all(scores, item.page_count);
+  uint32_t n = item.budget_pages;
+  if (item.mass > 0) n = std::clamp(PagesOfMass(all, item.mass), item.least_pages, n);
+  TopPages(all, n, pages);
+  return n;
+}
+
 constexpr char kNoOptions[] = R"({"type":"object","properties":{}})";
 
 // ---- streaming: the newest pages (StreamingLLM's window, in pages; the sinks are the engine's)
@@ -134,7 +144,7 @@ struct Scored {
     const ScoreArgs args{.layout = storage.layout,
                          .records = storage.records,
                          .kind = kind,
-                         .pool = pool,
+                         .pool = item.mass > 0 ? ScorePool::kSoftmax : pool,
                          .alpha = alpha,
                          .head_dim = storage.shape.head_dim,
                          .group = group,
@@ -144,8 +154,7 @@ struct Scored {
                          .head_scores = scratch,
                          .scores = scratch + group * padded};
     storage.kernels->score_pages(&args);
-    TopPages({args.scores, item.page_count}, item.budget_pages, pages);
-    return item.budget_pages;
+    return Best(item, args.scores, pages);
   }
   static int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
                     tinyserve_select_out* out) {
@@ -182,8 +191,7 @@ struct Oracle {
       for (uint32_t p = 0; p < n; ++p)
         scores[p] += static_cast<float>(std::exp(log_mass[p] - top) / sum);
     }
-    TopPages({scores, n}, item.budget_pages, pages);
-    return item.budget_pages;
+    return Best(item, scores, pages);
   }
   // log(sum exp(logit)) of one page's keys, head h's to out[h * stride].
   static void PageMass(const ItemStorage& storage, const float* q, uint32_t page, float* out,
@@ -256,10 +264,11 @@ constexpr char kRandomSchema[] = R"({"type":"object","properties":{
   "seed":{"type":"integer","minimum":0,"maximum":4294967295,"default":0}}})";
 
 template <class T>
-constexpr tinyserve_selector_v1 Table(const char* name, const char* schema, uint64_t needs,
-                                      decltype(tinyserve_selector_v1::open) open) {
+constexpr tinyserve_selector_v2 Table(const char* name, const char* schema, uint64_t needs,
+                                      decltype(tinyserve_selector_v2::open) open,
+                                      bool heeds_mass = false) {
   return {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
-          .struct_size = sizeof(tinyserve_selector_v1),
+          .struct_size = sizeof(tinyserve_selector_v2),
           .name = name,
           .config_schema = schema,
           .needs = needs,
@@ -267,20 +276,22 @@ constexpr tinyserve_selector_v1 Table(const char* name, const char* schema, uint
           .select = T::Select,
           .close = Close<T>,
           .fused_id = 0,
-          .fused = nullptr};
+          .fused = nullptr,
+          .heeds_mass = heeds_mass};
 }
 
-constexpr tinyserve_selector_v1 kStreaming =
+constexpr tinyserve_selector_v2 kStreaming =
     Table<Streaming>("streaming", kNoOptions, 0, Streaming::Open);
-constexpr tinyserve_selector_v1 kRandom = Table<Random>("random", kRandomSchema, 0, Random::Open);
-constexpr tinyserve_selector_v1 kBox =
-    Table<Scored>("box", kBoxSchema, TINYSERVE_NEEDS_BOX, Scored::OpenBox);
-constexpr tinyserve_selector_v1 kMoments =
-    Table<Scored>("moments", kMomentsSchema, TINYSERVE_NEEDS_MOMENTS, Scored::OpenMoments);
-constexpr tinyserve_selector_v1 kOracle = Table<Oracle>("oracle", kNoOptions, 0, Oracle::Open);
+constexpr tinyserve_selector_v2 kRandom = Table<Random>("random", kRandomSchema, 0, Random::Open);
+constexpr tinyserve_selector_v2 kBox =
+    Table<Scored>("box", kBoxSchema, TINYSERVE_NEEDS_BOX, Scored::OpenBox, true);
+constexpr tinyserve_selector_v2 kMoments =
+    Table<Scored>("moments", kMomentsSchema, TINYSERVE_NEEDS_MOMENTS, Scored::OpenMoments, true);
+constexpr tinyserve_selector_v2 kOracle =
+    Table<Oracle>("oracle", kNoOptions, 0, Oracle::Open, true);
 
-constexpr tinyserve_selector_v1 kCascade = {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
-                                            .struct_size = sizeof(tinyserve_selector_v1),
+constexpr tinyserve_selector_v2 kCascade = {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
+                                            .struct_size = sizeof(tinyserve_selector_v2),
                                             .name = "cascade",
                                             .config_schema = kCascadeSchema,
                                             .needs = TINYSERVE_NEEDS_PLANES,
@@ -288,13 +299,14 @@ constexpr tinyserve_selector_v1 kCascade = {.abi_version = TINYSERVE_SELECTOR_AB
                                             .select = nullptr,
                                             .close = Close<Cascade>,
                                             .fused_id = TINYSERVE_FUSED_CASCADE,
-                                            .fused = Cascade::Fused};
+                                            .fused = Cascade::Fused,
+                                            .heeds_mass = 0};
 
-constexpr const tinyserve_selector_v1* kBuiltins[] = {&kBox,       &kMoments, &kCascade,
+constexpr const tinyserve_selector_v2* kBuiltins[] = {&kBox,       &kMoments, &kCascade,
                                                       &kStreaming, &kRandom,  &kOracle};
 
 }  // namespace
 
-std::span<const tinyserve_selector_v1* const> BuiltinSelectors() { return kBuiltins; }
+std::span<const tinyserve_selector_v2* const> BuiltinSelectors() { return kBuiltins; }
 
 }  // namespace tinyserve

@@ -8,7 +8,7 @@
 
 namespace tinyserve {
 
-std::span<const tinyserve_selector_v1* const> BuiltinSelectors();
+std::span<const tinyserve_selector_v2* const> BuiltinSelectors();
 
 }  // namespace tinyserve
 

@@ -24,8 +24,8 @@ constexpr size_t kNameMax = 64, kSchemaMax = 64 << 10;
 
 std::mutex g_mutex;
 // Of plugins, under g_mutex.
-std::vector<const tinyserve_selector_v1*>& Loaded() {
-  static std::vector<const tinyserve_selector_v1*> loaded;
+std::vector<const tinyserve_selector_v2*>& Loaded() {
+  static std::vector<const tinyserve_selector_v2*> loaded;
   return loaded;
 }
 
@@ -91,24 +91,24 @@ Status CheckSchema(const char* schema) {
 
 }  // namespace
 
-std::vector<const tinyserve_selector_v1*> AllSelectors() {
+std::vector<const tinyserve_selector_v2*> AllSelectors() {
   const auto builtin = BuiltinSelectors();
-  std::vector<const tinyserve_selector_v1*> all(builtin.begin(), builtin.end());
+  std::vector<const tinyserve_selector_v2*> all(builtin.begin(), builtin.end());
   const std::lock_guard lock(g_mutex);
   all.insert(all.end(), Loaded().begin(), Loaded().end());
   return all;
 }
 
-Status CheckSelectorTable(const tinyserve_selector_v1* table) {
+Status CheckSelectorTable(const tinyserve_selector_v2* table) {
   if (table == nullptr) return Bad("the table is null");
   // These two come first in every version: nothing else is read before they are right.
   if (table->abi_version != TINYSERVE_SELECTOR_ABI_VERSION) {
     return Bad(fmt::format("abi_version is {}: {} is needed", table->abi_version,
                            TINYSERVE_SELECTOR_ABI_VERSION));
   }
-  if (table->struct_size < sizeof(tinyserve_selector_v1)) {
+  if (table->struct_size < sizeof(tinyserve_selector_v2)) {
     return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
-                           table->abi_version, sizeof(tinyserve_selector_v1)));
+                           table->abi_version, sizeof(tinyserve_selector_v2)));
   }
   if (table->name == nullptr || !IsName({table->name, ::strnlen(table->name, kNameMax + 1)})) {
     return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
@@ -127,6 +127,12 @@ Status CheckSelectorTable(const tinyserve_selector_v1* table) {
       (fused ? table->fused == nullptr : table->select == nullptr)) {
     return Bad("open, select (fused, where fused_id is not 0) and close must all be there");
   }
+  if (table->heeds_mass > 1) {
+    return Bad(fmt::format("heeds_mass is {}: allowed are 0 and 1", table->heeds_mass));
+  }
+  if (fused && table->heeds_mass != 0) {
+    return Bad("heeds_mass is not for tables with a fused_id: those choose no pages");
+  }
   const bool planes = (table->needs & TINYSERVE_NEEDS_PLANES) != 0;
   if (fused != planes || (planes && table->needs != TINYSERVE_NEEDS_PLANES)) {
     return Bad("fused_id and the need of planes, alone, go together");
@@ -141,14 +147,14 @@ Status LoadSelectorPlugin(const std::string& path) {
   // Never closed: its table and code stay in use.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) return bad(Code::kNotFound, ::dlerror());
-  using Entry = const tinyserve_selector_v1* (*)();
+  using Entry = const tinyserve_selector_v2* (*)();
   const auto entry = reinterpret_cast<Entry>(::dlsym(handle, "tinyserve_selector"));
   if (entry == nullptr) return bad(Code::kInvalidArgument, "it exports no tinyserve_selector");
-  const tinyserve_selector_v1* table = entry();
+  const tinyserve_selector_v2* table = entry();
   if (const Status status = CheckSelectorTable(table); !status.ok()) {
     return bad(Code::kInvalidArgument, status.message());
   }
-  for (const tinyserve_selector_v1* other : AllSelectors()) {
+  for (const tinyserve_selector_v2* other : AllSelectors()) {
     if (other == table) return Status();
     if (std::string_view(other->name) == table->name || IsReservedName(table->name)) {
       return bad(Code::kInvalidArgument, fmt::format("the name '{}' is taken", table->name));

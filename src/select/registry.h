@@ -11,10 +11,10 @@
 namespace tinyserve {
 
 // Built-in ones first, then in the order of loading. Tables live as long as the process.
-std::vector<const tinyserve_selector_v1*> AllSelectors();
+std::vector<const tinyserve_selector_v2*> AllSelectors();
 
 // Whether a table can be used. Errors: kInvalidArgument, naming the field and what is allowed.
-Status CheckSelectorTable(const tinyserve_selector_v1* table);
+Status CheckSelectorTable(const tinyserve_selector_v2* table);
 
 // Loads a shared object that exports tinyserve_selector(). Loading one again changes nothing.
 // Errors: kNotFound (what the dynamic linker says), kInvalidArgument (its table, or its name is

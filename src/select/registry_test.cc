@@ -9,26 +9,29 @@
 namespace tinyserve {
 namespace {
 
-tinyserve_selector_v1 Table(const char* name = "mine",
+tinyserve_selector_v2 Table(const char* name = "mine",
                             const char* schema = R"({"properties":{}})") {
   return {.abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
-          .struct_size = sizeof(tinyserve_selector_v1),
+          .struct_size = sizeof(tinyserve_selector_v2),
           .name = name,
           .config_schema = schema,
           .needs = 0,
           .open = [](const tinyserve_shape*, const char*, void**, tinyserve_error*) { return 0; },
           .select = [](void*, const tinyserve_select_in*, uint32_t, uint32_t,
                        tinyserve_select_out*) { return 0; },
-          .close = [](void*) {}};
+          .close = [](void*) {},
+          .fused_id = 0,
+          .fused = nullptr,
+          .heeds_mass = 0};
 }
 
-std::string MessageOf(const tinyserve_selector_v1& table) {
+std::string MessageOf(const tinyserve_selector_v2& table) {
   return CheckSelectorTable(&table).message();
 }
 
 TEST(CheckSelectorTable, BuiltinsPass) {
   ASSERT_FALSE(AllSelectors().empty());
-  for (const tinyserve_selector_v1* table : AllSelectors()) {
+  for (const tinyserve_selector_v2* table : AllSelectors()) {
     EXPECT_EQ(CheckSelectorTable(table).message(), "") << table->name;
   }
   EXPECT_EQ(MessageOf(Table()), "");
@@ -40,13 +43,15 @@ TEST(CheckSelectorTable, OtherVersionsAndTruncatedTablesAreRefused) {
   struct {
     uint32_t abi_version, struct_size;
   } header{.abi_version = 0, .struct_size = 8};
-  const auto* table = reinterpret_cast<const tinyserve_selector_v1*>(&header);
-  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 0: 1 is needed");
+  const auto* table = reinterpret_cast<const tinyserve_selector_v2*>(&header);
+  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 0: 2 is needed");
+  header.abi_version = 1;  // an old one
+  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 1: 2 is needed");
+  header.abi_version = 3;
+  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 3: 2 is needed");
   header.abi_version = 2;
-  EXPECT_EQ(CheckSelectorTable(table).message(), "abi_version is 2: 1 is needed");
-  header.abi_version = 1;
-  EXPECT_EQ(CheckSelectorTable(table).message(), "struct_size is 8: version 1 has " +
-                                                     std::to_string(sizeof(tinyserve_selector_v1)) +
+  EXPECT_EQ(CheckSelectorTable(table).message(), "struct_size is 8: version 2 has " +
+                                                     std::to_string(sizeof(tinyserve_selector_v2)) +
                                                      " bytes");
 }
 
@@ -54,7 +59,7 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   for (const char* name : {"", "Upper", "a b", "a:b", "a,b"}) {
     EXPECT_NE(MessageOf(Table(name)).find("name must be"), std::string::npos) << name;
   }
-  tinyserve_selector_v1 table = Table();
+  tinyserve_selector_v2 table = Table();
   table.needs = 1u << 20;
   EXPECT_EQ(MessageOf(table), "needs is 0x100000: known are the bits 0x7");
   table = Table();
@@ -69,6 +74,12 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   EXPECT_NE(MessageOf(table), "");  // fused is missing
   table.fused = [](void*, void*, tinyserve_error*) { return 0; };
   EXPECT_EQ(MessageOf(table), "");
+  table.heeds_mass = 1;
+  EXPECT_EQ(MessageOf(table),
+            "heeds_mass is not for tables with a fused_id: those choose no pages");
+  table.heeds_mass = 2;
+  EXPECT_EQ(MessageOf(table), "heeds_mass is 2: allowed are 0 and 1");
+  table.heeds_mass = 0;
   table.needs = 0;
   EXPECT_EQ(MessageOf(table), "fused_id and the need of planes, alone, go together");
   table = Table();

@@ -9,12 +9,22 @@
 
 namespace tinyserve {
 
+namespace {
+
+uint32_t InPages(uint64_t tokens, uint32_t page_tokens) {
+  return static_cast<uint32_t>((tokens + page_tokens - 1) / page_tokens);
+}
+
+}  // namespace
+
+uint32_t SelectorBudget::LeastPages(uint32_t page_tokens) const {
+  return std::max(InPages(min_tokens, page_tokens), sink + recent);
+}
+
 uint32_t SelectorBudget::PagesOf(uint32_t pages, uint32_t page_tokens) const {
-  const auto in_pages = [page_tokens](uint64_t n) { return (n + page_tokens - 1) / page_tokens; };
-  const uint64_t wanted =
-      tokens != 0 ? in_pages(tokens) : static_cast<uint64_t>(std::lround(ratio * pages));
-  const uint64_t least = std::max<uint64_t>(in_pages(min_tokens), uint64_t{sink} + recent);
-  return static_cast<uint32_t>(std::min<uint64_t>(std::max(wanted, least), pages));
+  const uint32_t wanted = tokens != 0 ? InPages(tokens, page_tokens)
+                                      : static_cast<uint32_t>(std::lround(ratio * pages));
+  return std::min(std::max(wanted, LeastPages(page_tokens)), pages);
 }
 
 uint64_t SelectScratchFloats(uint32_t group, uint32_t pages_max) {
@@ -79,31 +89,37 @@ bool Selector::Ask(const tinyserve_select_item& item, std::span<float> scratch, 
   return true;
 }
 
-uint32_t Selector::Choose(tinyserve_select_item item, std::span<const uint32_t> pages,
-                          uint32_t page_tokens, std::span<float> scratch, uint32_t* chosen,
-                          bool* failed) const {
+Selector::Choice Selector::Choose(tinyserve_select_item item, std::span<const uint32_t> pages,
+                                  uint32_t page_tokens, std::span<float> scratch,
+                                  uint32_t* chosen) const {
   const uint32_t count = static_cast<uint32_t>(pages.size());
   const SelectorBudget& b = spec_.budget;
-  const uint32_t budget = b.PagesOf(count, page_tokens);
-  *failed = false;
-  uint32_t n = 0;
-  if (budget < count) {
+  const uint32_t budget = b.PagesOf(count, page_tokens), least = b.LeastPages(page_tokens);
+  Choice choice{.pages = 0, .scored = 0, .failed = false};
+  uint32_t& n = choice.pages;
+  // By mass, fewer may do than the budget has, be it everything.
+  if (budget < count || (b.mass > 0 && least < count)) {
     const uint32_t recent_from = count - b.recent;
     item.first_page = b.sink;
     item.page_count = recent_from - b.sink;
     item.pages = pages.data() + b.sink;
     item.budget_pages = budget - b.sink - b.recent;
+    item.least_pages = std::min(least - b.sink - b.recent, item.budget_pages);
+    item.mass = static_cast<float>(b.mass);
     for (; n < b.sink; ++n) chosen[n] = n;
     uint32_t asked = 0;
-    if (item.budget_pages == 0 || Ask(item, scratch, chosen + n, &asked)) {
+    if (item.budget_pages > 0) {
+      choice.scored = item.page_count;
+      choice.failed = !Ask(item, scratch, chosen + n, &asked);
+    }
+    if (!choice.failed) {
       for (uint32_t i = 0; i < asked; ++i) chosen[n++] += b.sink;
       for (uint32_t page = recent_from; page < count; ++page) chosen[n++] = page;
-      return n;
+      return choice;
     }
-    *failed = true;
   }
   for (n = 0; n < count; ++n) chosen[n] = n;
-  return n;
+  return choice;
 }
 
 }  // namespace tinyserve

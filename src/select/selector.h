@@ -28,7 +28,10 @@ struct SelectorBudget {
   uint32_t sink = 1;            // first pages, always read
   uint32_t recent = 2;          // newest pages, always read; at least 1
   uint32_t min_context = 1024;  // below, everything is read
+  double mass = 0;              // of the attention, which fewer pages are to reach where not 0
 
+  // The fewest pages that a query reads, sinks and newest ones included; by mass no fewer either.
+  uint32_t LeastPages(uint32_t page_tokens) const;
   // Pages of `pages` that a query may read in all, sinks and newest ones included.
   uint32_t PagesOf(uint32_t pages, uint32_t page_tokens) const;
 };
@@ -36,7 +39,7 @@ struct SelectorBudget {
 // What a specification says: NAME[:key=value,...].
 struct SelectorSpec {
   std::string typed;
-  const tinyserve_selector_v1* table = nullptr;  // null: "full"
+  const tinyserve_selector_v2* table = nullptr;  // null: "full"
   SelectorBudget budget;
   std::string config_json = "{}";  // the table's own options
   std::string resolved;            // NAME:key=value,... with every option
@@ -83,12 +86,16 @@ class Selector {
   // How the cascade reads, where the table names that kernel; Choose is then not to be called.
   const tinyserve_cascade* cascade() const { return cascade_ ? &*cascade_ : nullptr; }
 
+  struct Choice {
+    uint32_t pages;   // chosen
+    uint32_t scored;  // candidates that the table was asked about
+    bool failed;      // the table gave no answer that counts
+  };
   // Chooses pages of 0 .. count - 1 for one query: ascending, each once, the sinks and the newest
-  // ones among them, into chosen [count]; returns how many. All pages when the budget covers them,
-  // or when the table fails: then *failed is set. `item`: everything but the candidates, which are
-  // set here; pages: [count].
-  uint32_t Choose(tinyserve_select_item item, std::span<const uint32_t> pages, uint32_t page_tokens,
-                  std::span<float> scratch, uint32_t* chosen, bool* failed) const;
+  // ones among them, into chosen [count]. All pages when the budget covers them, or when the table
+  // fails. `item`: everything but the candidates, which are set here; pages: [count].
+  Choice Choose(tinyserve_select_item item, std::span<const uint32_t> pages, uint32_t page_tokens,
+                std::span<float> scratch, uint32_t* chosen) const;
 
  private:
   Selector() = default;

@@ -19,6 +19,8 @@ TEST(ParseSelector, ResolvesEveryOption) {
   EXPECT_EQ(ParseSelector("moments:tokens=800,alpha=3.5,pool=sum,sink=0")->resolved,
             "moments:tokens=800,min_tokens=256,dense_layers=0,sink=0,recent=2,min_context=1024,"
             "pool=sum,alpha=3.5");
+  EXPECT_EQ(ParseSelector("oracle:mass=0.9,ratio=1,min_tokens=0")->resolved,
+            "oracle:ratio=1,min_tokens=0,dense_layers=0,sink=1,recent=2,min_context=1024,mass=0.9");
   // A table may have other defaults of what all have in common.
   EXPECT_EQ(ParseSelector("cascade:full=0.05")->resolved,
             "cascade:ratio=0.4,min_tokens=2048,dense_layers=0,sink=1,recent=2,min_context=1024,"
@@ -43,6 +45,10 @@ TEST(ParseSelector, SaysWhatIsAllowed) {
             "selector 'box:recent=0': recent is '0': allowed is a whole number from 1 to 1048576");
   EXPECT_EQ(MessageOf("box:sink=1.5"),
             "selector 'box:sink=1.5': sink is '1.5': allowed is a whole number from 0 to 1048576");
+  EXPECT_EQ(MessageOf("box:mass=1"),
+            "selector 'box:mass=1': mass is '1': allowed is a number from 0 to 0.9999");
+  EXPECT_NE(MessageOf("random:mass=0.9").find("'mass' is no option of it: it has ratio, tokens"),
+            std::string::npos);
   EXPECT_EQ(MessageOf("box:pool=mean"),
             "selector 'box:pool=mean': pool is 'mean': allowed are max, sum, softmax");
   EXPECT_EQ(MessageOf("moments:alpha=nan"),
@@ -65,7 +71,7 @@ TEST(Cascade, ParametersOutOfRangeAreRefused) {
   EXPECT_EQ(message(*ParseSelector("cascade:full=0.5,values=0.1")),
             "selector 'cascade:full=0.5,values=0.1': values and min_values must be no less than "
             "full and min_full");
-  tinyserve_selector_v1 table = *ParseSelector("cascade")->table;
+  tinyserve_selector_v2 table = *ParseSelector("cascade")->table;
   table.fused = [](void*, void* parameters, tinyserve_error*) {
     *static_cast<tinyserve_cascade*>(parameters) = {.full = NAN, .values = NAN};
     return 0;
@@ -93,9 +99,9 @@ TEST(SelectorBudget, CountsPagesWithTheirFloors) {
 using Answer = std::function<int(const tinyserve_select_item&, tinyserve_select_out*)>;
 Answer* g_answer = nullptr;
 
-constexpr tinyserve_selector_v1 kScripted = {
+constexpr tinyserve_selector_v2 kScripted = {
     .abi_version = TINYSERVE_SELECTOR_ABI_VERSION,
-    .struct_size = sizeof(tinyserve_selector_v1),
+    .struct_size = sizeof(tinyserve_selector_v2),
     .name = "scripted",
     .config_schema = R"({"type":"object","properties":{}})",
     .needs = 0,
@@ -109,7 +115,10 @@ constexpr tinyserve_selector_v1 kScripted = {
            tinyserve_select_out* out) {
           return (*static_cast<Answer*>(self))(in->items[first], out);
         },
-    .close = [](void*) {}};
+    .close = [](void*) {},
+    .fused_id = 0,
+    .fused = nullptr,
+    .heeds_mass = 1};
 
 struct Chosen {
   std::vector<uint32_t> pages;
@@ -117,19 +126,18 @@ struct Chosen {
 };
 
 // Choice over `count` pages with a budget of 6: one sink, two newest, three candidates.
-Chosen Choose(uint32_t count, Answer answer) {
+Chosen Choose(uint32_t count, Answer answer,
+              SelectorBudget budget = {.tokens = 96, .min_tokens = 0}) {
   g_answer = &answer;
   SelectorSpec spec;
   spec.table = &kScripted;
-  spec.budget = {.tokens = 96, .min_tokens = 0};
+  spec.budget = budget;
   const auto selector = Selector::Open(spec, {});
   std::vector<uint32_t> pages(count), chosen(count);
   std::iota(pages.begin(), pages.end(), 1000);
   std::vector<float> scratch(SelectScratchFloats(1, count));
-  Chosen out{};
-  const uint32_t n = (*selector)->Choose({}, pages, 16, scratch, chosen.data(), &out.failed);
-  out.pages.assign(chosen.begin(), chosen.begin() + n);
-  return out;
+  const Selector::Choice choice = (*selector)->Choose({}, pages, 16, scratch, chosen.data());
+  return {.pages = {chosen.begin(), chosen.begin() + choice.pages}, .failed = choice.failed};
 }
 
 TEST(Selector, AddsSinksAndNewestPagesInOrder) {
@@ -155,6 +163,28 @@ TEST(Selector, FewerThanTheBudgetIsFine) {
   });
   EXPECT_FALSE(c.failed);
   EXPECT_EQ(c.pages, (std::vector<uint32_t>{0, 18, 19}));
+}
+
+TEST(Selector, ByMassIsAskedWithinItsBounds) {
+  const auto ask = [](uint32_t count, const SelectorBudget& budget) {
+    std::vector<uint32_t> seen;  // candidates, least, most
+    Choose(
+        count,
+        [&](const tinyserve_select_item& item, tinyserve_select_out* out) {
+          seen = {item.page_count, item.least_pages, item.budget_pages};
+          EXPECT_EQ(item.mass, 0.75f);
+          out->n_pages = 0;
+          return 0;
+        },
+        budget);
+    return seen;
+  };
+  using Seen = std::vector<uint32_t>;
+  EXPECT_EQ(ask(20, {.ratio = 0.5, .min_tokens = 80, .mass = 0.75}), (Seen{17, 2, 7}));
+  EXPECT_EQ(ask(20, {.ratio = 1, .min_tokens = 0, .mass = 0.75}), (Seen{17, 0, 17}));
+  EXPECT_EQ(ask(20, {.tokens = 48, .min_tokens = 48, .mass = 0.75}), Seen{});
+  EXPECT_EQ(ask(20, {.ratio = 1, .min_tokens = 320, .mass = 0.75}), Seen{});
+  EXPECT_EQ(ask(2, {.ratio = 1, .min_tokens = 0, .mass = 0.75}), Seen{});
 }
 
 TEST(Selector, ReadsEverythingAfterAWrongAnswer) {

@@ -23,7 +23,10 @@ struct BudgetOption {
   double low, high;
   double (*get)(const SelectorBudget&);
   void (*set)(SelectorBudget*, double);
+  bool whole = true;
 };
+
+constexpr std::string_view kMass = "mass";
 
 template <auto kField>
 constexpr BudgetOption IntegerOption(const char* name, double low, double high) {
@@ -39,19 +42,32 @@ constexpr BudgetOption kBudgetOptions[] = {
      .low = 0.001,
      .high = 1,
      .get = [](const SelectorBudget& b) { return b.ratio; },
-     .set = [](SelectorBudget* b, double v) { b->ratio = v; }},
+     .set = [](SelectorBudget* b, double v) { b->ratio = v; },
+     .whole = false},
     IntegerOption<&SelectorBudget::tokens>("tokens", 0, 1 << 24),
     IntegerOption<&SelectorBudget::min_tokens>("min_tokens", 0, 1 << 24),
     IntegerOption<&SelectorBudget::dense_layers>("dense_layers", 0, 1024),
     IntegerOption<&SelectorBudget::sink>("sink", 0, 1 << 20),
     IntegerOption<&SelectorBudget::recent>("recent", 1, 1 << 20),
     IntegerOption<&SelectorBudget::min_context>("min_context", 0, 1 << 24),
+    {.name = kMass.data(),
+     .low = 0,
+     .high = 0.9999,
+     .get = [](const SelectorBudget& b) { return b.mass; },
+     .set = [](SelectorBudget* b, double v) { b->mass = v; },
+     .whole = false},
 };
 
-const BudgetOption* FindBudgetOption(std::string_view name) {
+// Whether a table has an option of the budget.
+bool HasOption(const tinyserve_selector_v2& table, const BudgetOption& option) {
+  return option.name != kMass || table.heeds_mass != 0;
+}
+
+const BudgetOption* FindBudgetOption(const tinyserve_selector_v2& table, std::string_view name) {
   const auto* end = std::end(kBudgetOptions);
-  const auto* found = std::find_if(std::begin(kBudgetOptions), end,
-                                   [&](const BudgetOption& o) { return name == o.name; });
+  const auto* found = std::find_if(std::begin(kBudgetOptions), end, [&](const BudgetOption& o) {
+    return name == o.name && HasOption(table, o);
+  });
   return found == end ? nullptr : found;
 }
 
@@ -111,11 +127,11 @@ struct Preset {
 constexpr std::string_view kFull = "full";
 constexpr Preset kPresets[] = {{"default", "cascade"}};
 
-const tinyserve_selector_v1* FindTable(std::string_view name) {
+const tinyserve_selector_v2* FindTable(std::string_view name) {
   for (const Preset& preset : kPresets) {
     if (name == preset.name) name = preset.selector;
   }
-  for (const tinyserve_selector_v1* table : AllSelectors()) {
+  for (const tinyserve_selector_v2* table : AllSelectors()) {
     if (name == table->name) return table;
   }
   return nullptr;
@@ -124,13 +140,13 @@ const tinyserve_selector_v1* FindTable(std::string_view name) {
 std::string Names() {
   std::string names(kFull);
   for (const Preset& preset : kPresets) names += fmt::format(", {}", preset.name);
-  for (const tinyserve_selector_v1* table : AllSelectors()) {
+  for (const tinyserve_selector_v2* table : AllSelectors()) {
     names += fmt::format(", {}", table->name);
   }
   return names;
 }
 
-json::object SchemaOf(const tinyserve_selector_v1& table) {
+json::object SchemaOf(const tinyserve_selector_v2& table) {
   return json::parse(table.config_schema).as_object().at("properties").as_object();
 }
 
@@ -143,10 +159,9 @@ std::string Shown(const json::value& value) {
 // Sets key=value in the budget or the table's own options.
 Status SetOption(std::string_view key, std::string_view value, const json::object& schema,
                  SelectorSpec* spec, json::object* own) {
-  if (const BudgetOption* option = FindBudgetOption(key)) {
-    const bool whole = key != "ratio";
-    TS_ASSIGN_OR_RETURN(const double number,
-                        NumberIn(spec->typed, key, value, option->low, option->high, whole));
+  if (const BudgetOption* option = FindBudgetOption(*spec->table, key)) {
+    TS_ASSIGN_OR_RETURN(const double number, NumberIn(spec->typed, key, value, option->low,
+                                                      option->high, option->whole));
     option->set(&spec->budget, number);
     return Status();
   }
@@ -155,9 +170,12 @@ Status SetOption(std::string_view key, std::string_view value, const json::objec
     return Status();
   }
   std::string known;
-  for (const BudgetOption& option : kBudgetOptions) known += fmt::format("{}, ", option.name);
+  for (const BudgetOption& option : kBudgetOptions) {
+    if (HasOption(*spec->table, option)) known += fmt::format("{}, ", option.name);
+  }
   for (const auto& [name, unused] : schema) {
-    if (FindBudgetOption(name) == nullptr) known += fmt::format("{}, ", std::string_view(name));
+    if (FindBudgetOption(*spec->table, name) == nullptr)
+      known += fmt::format("{}, ", std::string_view(name));
   }
   known.resize(known.size() - 2);
   return Bad(spec->typed, fmt::format("'{}' is no option of it: it has {}", key, known));
@@ -175,6 +193,7 @@ std::string Resolved(const SelectorSpec& spec, const json::object& own) {
     // The ratio is not used where a number of tokens is given, nor the other way round.
     const bool by_tokens = spec.budget.tokens != 0;
     if (std::string_view(option.name) == (by_tokens ? "ratio" : "tokens")) continue;
+    if (option.name == kMass && spec.budget.mass == 0) continue;
     add(option.name, fmt::format("{}", option.get(spec.budget)));
   }
   for (const auto& [name, value] : own) add(name, Shown(value));
@@ -206,7 +225,7 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
   json::object own;
   for (const auto& [key, option] : schema) {
     const json::value& value = option.as_object().at("default");
-    if (const BudgetOption* budget = FindBudgetOption(key)) {
+    if (const BudgetOption* budget = FindBudgetOption(*spec.table, key)) {
       const double number = value.is_number() ? value.to_number<double>() : NAN;
       if (!(number >= budget->low && number <= budget->high)) {
         return Bad(text, fmt::format("its own default of {} is {}: allowed is {} to {}",
@@ -250,17 +269,18 @@ std::string DescribeSelectors() {
   for (const Preset& preset : kPresets)
     text += fmt::format("{}: {}\n", preset.name, preset.selector);
   const SelectorBudget defaults;
-  for (const tinyserve_selector_v1* table : AllSelectors()) {
+  for (const tinyserve_selector_v2* table : AllSelectors()) {
     text += fmt::format("{}:", table->name);
     for (const auto& [name, option] : SchemaOf(*table)) {
       text +=
           fmt::format(" {}={}", std::string_view(name), Shown(option.as_object().at("default")));
     }
+    if (table->heeds_mass != 0) text += fmt::format(" {}=0", kMass);
     text += "\n";
   }
   text += "all but full:";
   for (const BudgetOption& option : kBudgetOptions)
-    text += fmt::format(" {}={}", option.name, option.get(defaults));
+    if (option.name != kMass) text += fmt::format(" {}={}", option.name, option.get(defaults));
   return text + "\n";
 }
 

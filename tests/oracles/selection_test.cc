@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ namespace tinyserve {
 namespace {
 
 constexpr uint32_t kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadDim = 32, kTokens = 1000;
+constexpr float kScale = 0.2f;
 constexpr uint32_t kGroup = kHeads / kKvHeads, kPageTokens = 16;
 
 // A cache of one sequence of random keys and values, and an attention over it.
@@ -25,7 +27,7 @@ class Rig {
  public:
   Rig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
       uint32_t threads = 2)
-      : threads_(threads), k_(Random(1, 1)), v_(Random(2, 1)) {
+      : threads_(threads), kernels_(kernels), k_(Random(1, 1)), v_(Random(2, 1)) {
     uint32_t needs = 0;
     for (const std::string& spec : specs) needs |= ParseSelector(spec)->needs();
     const std::vector<LayerGroup> groups = {
@@ -53,7 +55,7 @@ class Rig {
     }
     attention_ = *Attention::Create({.group_of_layer = {0, 0},
                                      .heads = kHeads,
-                                     .scale = 0.2f,
+                                     .scale = kScale,
                                      .compute = Compute::kFast,
                                      .rows_max = 64},
                                     cache_.get(), kernels, &threads_);
@@ -93,6 +95,28 @@ class Rig {
     return x;
   }
 
+  // Each page's share of the attention of the last position, summed over the query heads of a KV
+  // head, from the keys as they are stored.
+  std::vector<double> PageShares(uint32_t layer, uint32_t kv_head, const std::vector<float>& q) {
+    const KvShape shape = cache_->shape(0);
+    const KvSlab slab = cache_->slab(0, layer, kv_head);
+    const PageView view = cache_->View(slot_, 0, kTokens);
+    std::vector<double> shares(view.count);
+    std::vector<float> k(kHeadDim), v(kHeadDim);
+    for (uint32_t h = kv_head * kGroup; h < (kv_head + 1) * kGroup; ++h) {
+      std::vector<double> of_head(view.count);
+      for (uint32_t t = 0; t < kTokens; ++t) {
+        kernels_->read_token(&shape, PageAt(slab, view.pages[t / kPageTokens]), slab.v_offset,
+                             nullptr, t % kPageTokens, k.data(), v.data());
+        const double dot = std::inner_product(k.begin(), k.end(), &q[h * kHeadDim], 0.0);
+        of_head[t / kPageTokens] += std::exp(kScale * dot);
+      }
+      const double sum = std::accumulate(of_head.begin(), of_head.end(), 0.0);
+      for (uint32_t p = 0; p < view.count; ++p) shares[p] += of_head[p] / sum;
+    }
+    return shares;
+  }
+
   KvCache* cache() { return cache_.get(); }
   Attention* attention() { return attention_.get(); }
   SequenceSlot slot() const { return slot_; }
@@ -113,6 +137,7 @@ class Rig {
   }
 
   ThreadPool threads_;
+  const Kernels* kernels_;
   std::vector<float> k_, v_;  // [token][kv head][channel], the same in every layer
   std::unique_ptr<KvCache> cache_;
   std::vector<std::unique_ptr<Selector>> selectors_;
@@ -212,6 +237,44 @@ TEST_P(Selection, CountsEqualARecount) {
   EXPECT_EQ(c.bytes_read, kKvHeads * (read * page_bytes + (pages - 3) * record_bytes));
   EXPECT_EQ(c.multiply_adds, kKvHeads * (tokens + pages - 3) * 2 * kGroup * kHeadDim);
   EXPECT_EQ(c.failures, 0u);
+}
+
+// By mass the oracle reads the fewest pages that have the wanted share of the attention over its
+// candidates, as a recount from the stored keys has it.
+TEST_P(Selection, ByMassTheFewestPagesAreRead) {
+  for (const double mass : {0.25, 0.6, 0.9}) {
+    Rig rig(GetParam(), {"oracle:ratio=1,min_tokens=0,min_context=0,mass=" + std::to_string(mass)});
+    const auto q = Query(9);
+    rig.Decode(1, q, 1);
+    uint64_t fewest = 0;
+    for (uint32_t head = 0; head < kKvHeads; ++head) {
+      std::vector<double> shares = rig.PageShares(1, head, q);
+      shares = {shares.begin() + 1, shares.end() - 2};
+      std::sort(shares.rbegin(), shares.rend());
+      const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+      double reached = 0;
+      for (size_t i = 0; reached < mass * sum; ++i, ++fewest) reached += shares[i];
+      fewest += 3;
+    }
+    const SelectionCounts c = rig.attention()->selection_counts();
+    EXPECT_NEAR(static_cast<double>(c.pages_read), static_cast<double>(fewest), 1) << mass;
+    EXPECT_EQ(c.failures, 0u);
+  }
+}
+
+// The budget and its floor hold whatever the mass.
+TEST_P(Selection, ByMassTheBudgetIsABound) {
+  const auto read = [](const std::string& options) {
+    Rig rig(GetParam(), {"moments:min_context=0," + options});
+    rig.Decode(1, Query(9), 1);
+    EXPECT_EQ(rig.attention()->selection_counts().failures, 0u);
+    return rig.attention()->selection_counts().pages_read / kKvHeads;
+  };
+  EXPECT_EQ(read("min_tokens=0,ratio=0.25,mass=0.9999"), 16u);
+  EXPECT_EQ(read("min_tokens=320,ratio=0.5,mass=0.0001"), 20u);
+  const uint64_t free = read("min_tokens=0,ratio=1,mass=0.6");
+  EXPECT_GT(free, 4u);
+  EXPECT_LT(free, 60u);
 }
 
 // The newest pages move on at a page's border; all else of this selector stays.
