@@ -54,7 +54,7 @@ Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
 // What one storage, or several, cost.
 struct KvCost {
   uint64_t token_bytes = 0;
-  uint64_t open_bytes = 0;  // of `sequences` with `uncommitted` tokens
+  uint64_t fixed_bytes = 0;  // of `sequences` with `uncommitted` tokens
 };
 
 Result<KvCost> CostOf(const BenchFlags& flags, const LoadedModel& model,
@@ -63,12 +63,13 @@ Result<KvCost> CostOf(const BenchFlags& flags, const LoadedModel& model,
   const uint32_t page_tokens = flags.engine.page_tokens;
   KvCost cost;
   for (const std::string& kv : StoragesOf(methods)) {
-    TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                        model.KvBytesPerToken(kv, page_tokens, MetadataOf(methods, kv)));
-    TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
-                        model.KvOpenBytes(kv, page_tokens, sequences, uncommitted));
+    TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
+                        model.NeedsOf(SelectorsOf(methods, kv), page_tokens));
+    TS_ASSIGN_OR_RETURN(const uint64_t token_bytes, model.KvBytesPerToken(kv, page_tokens, kept));
+    TS_ASSIGN_OR_RETURN(const uint64_t fixed_bytes,
+                        model.KvFixedBytes(kv, page_tokens, kept, sequences, uncommitted));
     cost.token_bytes += token_bytes;
-    cost.open_bytes += open_bytes;
+    cost.fixed_bytes += fixed_bytes;
   }
   return cost;
 }
@@ -97,7 +98,7 @@ Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model,
                                                  : flags.engine.context_tokens,
                            .block_tokens = BlockTokensFor(flags.engine.page_tokens),
                            .kv_bytes_per_token = cost.token_bytes,
-                           .kv_bytes_max = bytes_max - std::min(bytes_max, cost.open_bytes)};
+                           .kv_bytes_max = bytes_max - std::min(bytes_max, cost.fixed_bytes)};
   BenchWishes wishes = flags.wishes;
   wishes.selectors = static_cast<uint32_t>(flags.selectors.size());
   return PlanBench(wishes, limits);

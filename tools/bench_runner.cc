@@ -37,19 +37,21 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                   fmt::format("--text has {} tokens: the longest sequence needs {}",
                               options.text.tokens.size(), longest));
   }
+  TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
+                      model.NeedsOf(SelectorsOf(options.methods, options.kv), options.page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                      model.KvBytesPerToken(options.kv, options.page_tokens,
-                                            MetadataOf(options.methods, options.kv)));
+                      model.KvBytesPerToken(options.kv, options.page_tokens, kept));
   std::vector<std::string> selectors;
   for (const Method& method : options.methods) {
     if (method.kv == options.kv) selectors.push_back(method.spec.typed);
   }
   const auto uncommitted = static_cast<uint32_t>(
       std::min<uint64_t>(plan.case_tokens() + options.chunk_tokens, UINT32_MAX));
-  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
-                      model.KvOpenBytes(options.kv, options.page_tokens, sequences, uncommitted));
+  TS_ASSIGN_OR_RETURN(
+      const uint64_t fixed_bytes,
+      model.KvFixedBytes(options.kv, options.page_tokens, kept, sequences, uncommitted));
   const ExecutorOptions executor{.kv = options.kv,
-                                 .kv_memory_bytes = plan.pool_tokens() * token_bytes + open_bytes,
+                                 .kv_memory_bytes = plan.pool_tokens() * token_bytes + fixed_bytes,
                                  .page_tokens = options.page_tokens,
                                  .block_tokens = options.block_tokens,
                                  .sequences_max = sequences,

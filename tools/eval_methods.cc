@@ -97,13 +97,17 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   const EvalRun &run = runner.run(method), &dense = runner.dense();
   const Method& m = eval.methods[method];
   const EngineFlags& engine = *eval.engine;
-  const auto bytes = [&](const std::string& kv, uint32_t metadata) {
-    return eval.model.KvBytesPerToken(kv, engine.page_tokens, metadata);
-  };
-  TS_ASSIGN_OR_RETURN(const uint64_t f16_bytes, bytes("f16", 0));
-  TS_ASSIGN_OR_RETURN(const uint64_t method_bytes, bytes(m.kv, m.spec.needs()));
+  TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
+                      eval.model.NeedsOf({&m.spec, 1}, engine.page_tokens));
+  TS_ASSIGN_OR_RETURN(const uint64_t f16_bytes,
+                      eval.model.KvBytesPerToken("f16", engine.page_tokens, {}));
+  TS_ASSIGN_OR_RETURN(const uint64_t method_bytes,
+                      eval.model.KvBytesPerToken(m.kv, engine.page_tokens, kept));
+  // Beside its pages: its newest tokens, where pages are coded, and its states.
   TS_ASSIGN_OR_RETURN(const uint64_t window_bytes,
                       eval.model.KvWindowBytes(m.kv, engine.page_tokens));
+  const ModelConfig& config = eval.model.model->config();
+  const uint64_t state_bytes = uint64_t{kept.state_bytes} * config.layers * config.kv_heads;
   const uint64_t block = BlockTokensFor(engine.page_tokens);
   const uint64_t held = (c.shape.tokens() + block - 1) / block * block;
   const auto a_token = [](uint64_t count, const EvalRun& r) {
@@ -125,7 +129,7 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
                 .dppl_se = f.dppl_se(),
                 .dense_perplexity = f.dense_perplexity(),
                 .kl_by_position = f.KlByPosition(kKlPeriodTokens),
-                .kv_bytes = held * method_bytes + window_bytes,
+                .kv_bytes = held * method_bytes + window_bytes + state_bytes,
                 .dense_kv_bytes = held * f16_bytes,
                 .kv_bytes_read_per_token = a_token(run.kv_bytes_read, run),
                 .dense_bytes_read_per_token =

@@ -63,12 +63,15 @@ void EvalRunner::AddLanes() {
 Result<uint64_t> EvalRunner::BytesOf(const Storage& storage) const {
   const LoadedModel& model = *options_.model;
   const auto lanes = static_cast<uint32_t>(storage.lanes.size());
+  TS_ASSIGN_OR_RETURN(
+      const SelectorNeeds kept,
+      model.NeedsOf(SelectorsOf(options_.methods, storage.kv), options_.page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
-                      model.KvBytesPerToken(storage.kv, options_.page_tokens,
-                                            MetadataOf(options_.methods, storage.kv)));
-  TS_ASSIGN_OR_RETURN(const uint64_t open_bytes,
-                      model.KvOpenBytes(storage.kv, options_.page_tokens, lanes, step_tokens()));
-  return uint64_t{held_tokens()} * lanes * token_bytes + open_bytes;
+                      model.KvBytesPerToken(storage.kv, options_.page_tokens, kept));
+  TS_ASSIGN_OR_RETURN(
+      const uint64_t fixed_bytes,
+      model.KvFixedBytes(storage.kv, options_.page_tokens, kept, lanes, step_tokens()));
+  return uint64_t{held_tokens()} * lanes * token_bytes + fixed_bytes;
 }
 
 Status EvalRunner::Open(Storage* storage, uint64_t bytes) {

@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/machine.h"
+#include "engine/selector_storage.h"
 #include "engine/vocab.h"
 #include "kernels/targets.h"
 #include "kv/codec.h"
@@ -25,11 +26,19 @@ std::vector<LayerGroup> LoadedModel::groups() const {
   return {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
 }
 
+Result<SelectorNeeds> LoadedModel::NeedsOf(std::span<const SelectorSpec> selectors,
+                                           uint32_t page_tokens) const {
+  const ModelConfig& config = model->config();
+  uint32_t kinds = 0;
+  for (const SelectorSpec& spec : selectors) kinds |= spec.needs();
+  return tinyserve::NeedsOf(selectors, SelectorShapeOf(config, page_tokens, config.context, kinds));
+}
+
 Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
-                                              uint32_t metadata) const {
+                                              const SelectorNeeds& kept) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, metadata));
-  return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, metadata);
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, kept.metadata));
+  return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, kept);
 }
 
 Result<uint64_t> LoadedModel::KvWindowBytes(const std::string& kv, uint32_t page_tokens) const {
@@ -37,8 +46,9 @@ Result<uint64_t> LoadedModel::KvWindowBytes(const std::string& kv, uint32_t page
   return KvCache::WindowBytes(groups(), *codec, page_tokens, kernels);
 }
 
-Result<uint64_t> LoadedModel::KvOpenBytes(const std::string& kv, uint32_t page_tokens,
-                                          uint32_t sequences, uint32_t uncommitted) const {
+Result<uint64_t> LoadedModel::KvFixedBytes(const std::string& kv, uint32_t page_tokens,
+                                           const SelectorNeeds& kept, uint32_t sequences,
+                                           uint32_t uncommitted) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
   TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, 0));
   const KvCacheOptions options{.codec = codec,
@@ -47,8 +57,9 @@ Result<uint64_t> LoadedModel::KvOpenBytes(const std::string& kv, uint32_t page_t
                                .memory_bytes = 0,
                                .sequences_max = sequences,
                                .sequence_tokens_max = 0,
+                               .kept = kept,
                                .uncommitted_tokens_max = uncommitted};
-  return KvCache::OpenBytes(groups(), options, kernels);
+  return KvCache::FixedBytes(groups(), options, kernels);
 }
 
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {

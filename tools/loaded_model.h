@@ -27,17 +27,22 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 
   std::vector<LayerGroup> groups() const;
-  // Bytes of KV cache that a token takes, with what is kept of its page (MetaKinds). Errors:
-  // kInvalidArgument (a codec that does not exist, or does not store such pages).
+  // What a cache keeps for selectors. Errors: those of NeedsOf.
+  Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> selectors,
+                                uint32_t page_tokens) const;
+  // Bytes of KV cache that a token takes, with what is kept of its page. Errors: kInvalidArgument
+  // (a codec that does not exist, or does not store such pages).
   Result<uint64_t> KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
-                                   uint32_t metadata) const;
+                                   const SelectorNeeds& kept) const;
   // Bytes of one sequence beside them, of its newest tokens, which are not coded yet; 0 where
   // nothing is coded. Errors: as above.
   Result<uint64_t> KvWindowBytes(const std::string& kv, uint32_t page_tokens) const;
-  // Bytes beside them for tokens that are not coded yet, of all `sequences`, of
-  // which `uncommitted` tokens have room at a time without being committed. Errors: as above.
-  Result<uint64_t> KvOpenBytes(const std::string& kv, uint32_t page_tokens, uint32_t sequences,
-                               uint32_t uncommitted) const;
+  // Bytes beside them, of all `sequences`: for tokens that are not coded yet, of which
+  // `uncommitted` have room at a time without being committed, and for states of selectors. Errors:
+  // as above.
+  Result<uint64_t> KvFixedBytes(const std::string& kv, uint32_t page_tokens,
+                                const SelectorNeeds& kept, uint32_t sequences,
+                                uint32_t uncommitted) const;
 };
 
 // With a progress bar on the terminal. Errors: kInvalidArgument (target), what GgufFile::Open and

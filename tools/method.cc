@@ -52,12 +52,12 @@ std::vector<std::string> StoragesOf(const std::vector<Method>& methods) {
   return storages;
 }
 
-uint32_t MetadataOf(const std::vector<Method>& methods, const std::string& kv) {
-  uint32_t metadata = 0;
+std::vector<SelectorSpec> SelectorsOf(const std::vector<Method>& methods, const std::string& kv) {
+  std::vector<SelectorSpec> selectors;
   for (const Method& method : methods) {
-    if (method.kv == kv) metadata |= method.spec.needs();
+    if (method.kv == kv) selectors.push_back(method.spec);
   }
-  return metadata;
+  return selectors;
 }
 
 std::string ListStorages(const std::vector<std::string>& storages) {

@@ -31,8 +31,8 @@ std::string BaseKv(const std::string& kv);
 // Every storage of the methods once, in their order.
 std::vector<std::string> StoragesOf(const std::vector<Method>& methods);
 
-// MetaKinds that must be kept in a storage for the methods that read it.
-uint32_t MetadataOf(const std::vector<Method>& methods, const std::string& kv);
+// The selectors of the methods that read a storage.
+std::vector<SelectorSpec> SelectorsOf(const std::vector<Method>& methods, const std::string& kv);
 
 // "f16 and planes".
 std::string ListStorages(const std::vector<std::string>& storages);

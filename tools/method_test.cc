@@ -54,14 +54,19 @@ TEST(Method, DenseInTheBaseStorageIsTheBase) {
   EXPECT_FALSE(methods[2].IsBase(BaseKv("")));
 }
 
-TEST(Method, StoragesKeepWhatTheirOwnMethodsNeed) {
+TEST(Method, StoragesHaveTheirOwnSelectors) {
   const std::vector<Method> methods =
       *ParseMethods({"full", "cascade", "box", "moments@f32", "full@planes"}, "");
   EXPECT_EQ(StoragesOf(methods), (Texts{"f16", "planes", "f32"}));
-  EXPECT_EQ(MetadataOf(methods, "f16"), uint32_t{TINYSERVE_NEEDS_BOX});
-  EXPECT_EQ(MetadataOf(methods, "planes"), uint32_t{TINYSERVE_NEEDS_PLANES});
-  EXPECT_EQ(MetadataOf(methods, "f32"), uint32_t{TINYSERVE_NEEDS_MOMENTS});
-  EXPECT_EQ(MetadataOf(methods, "bf16"), 0u);
+  const auto names = [&](const std::string& kv) {
+    Texts typed;
+    for (const SelectorSpec& spec : SelectorsOf(methods, kv)) typed.push_back(spec.typed);
+    return typed;
+  };
+  EXPECT_EQ(names("f16"), (Texts{"full", "box"}));
+  EXPECT_EQ(names("planes"), (Texts{"cascade", "full"}));
+  EXPECT_EQ(names("f32"), (Texts{"moments"}));
+  EXPECT_EQ(names("bf16"), Texts{});
   EXPECT_EQ(ListStorages(StoragesOf(methods)), "f16, planes and f32");
   EXPECT_EQ(ListStorages({"f16"}), "f16");
 }

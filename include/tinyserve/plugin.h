@@ -5,7 +5,9 @@
  *
  * Everything here is plain C data. The engine owns all memory that it passes; pointers are valid
  * during the call only. `select` is called from several threads at once, on different items: it
- * must be reentrant, must not throw, and its answer for an item must depend on that item alone.
+ * must be reentrant, must not throw, and its answer for an item must depend on that item alone, its
+ * summaries and its state included. Queries of one sequence at one (layer, KV head) come in the
+ * order of their positions.
  *
  * A table that fails, or that answers with pages that do not exist or twice with the same one, is
  * counted, and the item reads every page: a plugin can cost speed, never an answer. */
@@ -84,6 +86,22 @@ typedef struct tinyserve_shape {
   uint32_t record_channels; /* head_dim rounded up to 16; the padding holds zeros */
 } tinyserve_shape;
 
+/* What a table keeps for itself, in memory of the engine's. */
+typedef struct tinyserve_sizes {
+  uint32_t struct_size;
+  uint32_t summary_bytes; /* of a full page of one (layer, KV head); at most TINYSERVE_OWN_MAX */
+  uint32_t state_bytes;   /* of one (sequence, layer, KV head); at most TINYSERVE_OWN_MAX */
+} tinyserve_sizes;
+#define TINYSERVE_OWN_MAX 65536u
+
+/* A full page of one (layer, KV head), its keys and values as attention will read them. */
+typedef struct tinyserve_page_in {
+  uint32_t struct_size;
+  uint32_t layer, kv_head;
+  const float* k; /* [page_tokens][head_dim], after RoPE */
+  const float* v; /* [page_tokens][head_dim] */
+} tinyserve_page_in;
+
 typedef struct tinyserve_error {
   char message[256]; /* zero-terminated */
 } tinyserve_error;
@@ -104,6 +122,11 @@ typedef struct tinyserve_select_item {
                  Only where the table heeds_mass; below 1 */
   const uint32_t* pages; /* [page_count]: the candidates' indices into the slabs */
   tinyserve_slab records;
+  tinyserve_slab summaries; /* the table's own, 64-byte aligned; base is null without them */
+  void* state; /* the table's own, 64-byte aligned; null without one. Zeros where the query does not
+                  follow one at the position before, of the same sequence and under the same
+                  options: after a prompt, after tokens were taken back. Otherwise as that query's
+                  select and observe left it; it moves along when a sequence is copied */
   const void* engine; /* the engine's own, for built-in selectors */
 } tinyserve_select_item;
 
@@ -119,6 +142,16 @@ typedef struct tinyserve_select_out {
   uint32_t n_pages; /* chosen */
   uint32_t* pages; /* [budget_pages] chosen candidates, 0 .. page_count - 1, each once, any order */
 } tinyserve_select_out;
+
+/* What a query read in the end, at one (layer, KV head). */
+typedef struct tinyserve_observe_in {
+  uint32_t struct_size;
+  uint32_t position, sequence, layer, kv_head; /* as in the item */
+  uint32_t pages_held;                         /* of the query's tokens */
+  uint32_t n_pages;                            /* read; all of them where the table was not asked */
+  const uint32_t* pages; /* [n_pages], ascending, counted from the sequence's first page */
+  void* state;           /* as in the item */
+} tinyserve_observe_in;
 
 typedef struct tinyserve_selector_v2 {
   uint32_t abi_version; /* TINYSERVE_SELECTOR_ABI_VERSION */
@@ -139,6 +172,17 @@ typedef struct tinyserve_selector_v2 {
   /* Writes the parameters of that kernel. 0: done. Null without a fused_id. */
   int (*fused)(void* self, void* parameters, tinyserve_error* error);
   uint32_t heeds_mass; /* 1: select knows tinyserve_select_item.mass, and `mass` is an option */
+  /* Sizes of what the table keeps, for a shape and options; called before open. 0: done. Null:
+   * nothing is kept. */
+  int (*sizes)(const tinyserve_shape* shape, const char* config_json, tinyserve_sizes* sizes,
+               tinyserve_error* error);
+  /* Writes the summary of a page, once, when the page is full: a function of `page` alone. It lives
+   * as long as the page does, whichever sequences share or copy that. 0: done; else every query of
+   * this selector reads everything from then on. Null without summary_bytes. Reentrant. */
+  int (*summarise)(void* self, const tinyserve_page_in* page, void* summary);
+  /* Told of every query beyond min_context and dense_layers, after its pages are settled. 0: done.
+   * Nullable. */
+  int (*observe)(void* self, const tinyserve_observe_in* in);
 } tinyserve_selector_v2;
 
 #ifdef __cplusplus

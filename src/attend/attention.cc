@@ -71,6 +71,7 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
       a->chooser_,
       PageChooser::Create(cache, kernels, static_cast<uint32_t>(options.group_of_layer.size()),
                           options.heads, options.scale, threads->threads()));
+  TS_ASSIGN_OR_RETURN(a->summaries_, PageSummaries::Create(cache, kernels, threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
   a->list_pages_ = cache->sequence_tokens_max() / cache->page_tokens() + 1;
   TS_ASSIGN_OR_RETURN(a->lists_,
@@ -78,6 +79,11 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   a->list_counts_.resize(lists);
   a->first_split_.resize(lists + 1);
   return a;
+}
+
+void Attention::AddSelector(const Selector* selector) {
+  selectors_.push_back(selector);
+  summaries_->Add(selector);
 }
 
 bool Attention::Selects(const SequenceRun& run, uint32_t row) const {
@@ -94,8 +100,12 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= selectors_.size());
-    // A slot that holds another sequence now begins with a prompt.
-    if (run.token_class == TokenClass::kPrompt) chooser_->Forget(run.slot);
+    // A slot that holds another sequence now begins with a prompt, and states are those of a run
+    // of generated tokens.
+    if (run.token_class == TokenClass::kPrompt) {
+      chooser_->Forget(run.slot);
+      cache_->ForgetStates(run.slot);
+    }
     if (run.rows > 0 && Selects(run, run.rows - 1)) {
       first_sparse_layer_ =
           std::min(first_sparse_layer_, selectors_[run.selector - 1]->dense_layers());
@@ -110,17 +120,24 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
 void Attention::PlanGroup(uint32_t group) {
   Group& plan = groups_[group];
   plan.sparse.clear();
+  plan.chains.clear();
   PlanRows(group, /*all=*/true, &plan.all);
   uint32_t partials = plan.all.partials;
   if (first_sparse_layer_ != UINT32_MAX) {
     PlanRows(group, /*all=*/false, &plan.others);
     partials = plan.others.partials;
     for (uint32_t r = 0; r < runs_.size(); ++r) {
-      for (uint32_t row = 0; row < runs_[r].rows; ++row) {
-        if (!Selects(runs_[r], row)) continue;
-        for (uint32_t head = 0; head < cache_->shape(group).kv_heads; ++head) {
+      for (uint32_t head = 0; head < cache_->shape(group).kv_heads; ++head) {
+        for (uint32_t row = 0; row < runs_[r].rows; ++row) {
+          if (!Selects(runs_[r], row)) continue;
+          const auto at = static_cast<uint32_t>(plan.sparse.size());
           plan.sparse.push_back({.run = r, .row = row, .kv_head = head, .first_partial = partials});
           partials += SplitsAt(runs_[r].first_position + row);
+          const bool follows = at > 0 && plan.sparse[at - 1].run == r &&
+                               plan.sparse[at - 1].kv_head == head &&
+                               selectors_[runs_[r].selector - 1]->has_state();
+          if (!follows) plan.chains.push_back({.first = at, .end = at});
+          ++plan.chains.back().end;
         }
       }
     }
@@ -250,7 +267,7 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
   const uint32_t group = options_.group_of_layer[layer];
   const KvShape shape = cache_->open_shape(group);
   const uint32_t last_row = runs_.back().first_row + runs_.back().rows;
-  const auto append = [&](uint32_t item, uint32_t) {
+  const auto append = [&](uint32_t item, uint32_t thread) {
     const SequenceRun& run = runs_[item / shape.kv_heads];
     const uint32_t head = item % shape.kv_heads;
     const uint64_t offset = run.first_row * stride + static_cast<uint64_t>(head) * shape.head_dim;
@@ -264,11 +281,8 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
                           .v = v + offset,
                           .stride = stride};
     kernels_->append(&args);
-    if (cache_->coded(group)) {
-      SealWindows(layer, run, head);
-    } else {
-      Summarise(layer, run, head);
-    }
+    if (cache_->coded(group)) SealWindows(layer, run, head);
+    Summarise(layer, run, head, thread);
   };
   const uint32_t items = static_cast<uint32_t>(runs_.size()) * shape.kv_heads;
   if (last_row <= kSerialRows) {
@@ -301,22 +315,19 @@ void Attention::SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_
   }
 }
 
-void Attention::Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head) {
-  const uint32_t group = options_.group_of_layer[layer], in_group = layer_in_group_[layer];
-  const KvSlab records = cache_->records(group, in_group, kv_head);
-  if (records.base == nullptr) return;
-  const KvShape shape = cache_->shape(group);
-  const uint32_t end = run.first_position + run.rows;
-  const PageView view = cache_->View(run.slot, group, end);
-  for (uint32_t page = run.first_position / shape.page_tokens;
-       (page + 1) * shape.page_tokens <= end; ++page) {
-    const SummariseArgs args{.shape = shape,
-                             .slab = cache_->slab(group, in_group, kv_head),
-                             .records = records,
-                             .layout = cache_->meta_layout(group),
-                             .page = view.pages[page]};
-    kernels_->summarise_page(&args);
-  }
+void Attention::Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head,
+                          uint32_t thread) {
+  const uint32_t group = options_.group_of_layer[layer], page_tokens = cache_->page_tokens();
+  const Codec& codec = cache_->codec();
+  // Where nothing is coded, windows are tokens.
+  const uint32_t begin = codec.WindowBegin(run.first_position) / page_tokens;
+  const uint32_t end = codec.WindowBegin(run.first_position + run.rows) / page_tokens;
+  if (begin == end) return;
+  summaries_->Make({.group = group,
+                    .layer = layer,
+                    .layer_in_group = layer_in_group_[layer],
+                    .kv_head = kv_head},
+                   cache_->View(run.slot, group, end * page_tokens).pages, begin, end, thread);
 }
 
 void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* out,
@@ -440,22 +451,26 @@ void Attention::RunDecode(const Item& item, const Item* next, const LayerIo& io,
 void Attention::RunSparse(const Group& plan, const LayerIo& io) {
   if (cache_->coded(options_.group_of_layer[io.layer])) return RunFused(plan, io);
   const uint32_t items = static_cast<uint32_t>(plan.sparse.size());
+  const uint32_t chains = static_cast<uint32_t>(plan.chains.size());
   const uint32_t page_tokens = cache_->page_tokens(), split_pages = kSplitTokens / page_tokens;
   const auto list = [this](uint32_t i) {
     return lists_.as<uint32_t>() + uint64_t{i} * list_pages_;
   };
   if (items > list_counts_.size()) {
-    threads_->For(items, [&](uint32_t i, uint32_t thread) {
-      const SparseItem& item = plan.sparse[i];
-      const uint32_t n = ChoosePages(item, io, thread, list(thread));
-      for (uint32_t split = 0; split * split_pages < n; ++split)
-        AttendSplit(item, io, {list(thread), n}, split, thread);
-      MergeSparse(item, io, n);
+    threads_->For(chains, [&](uint32_t chain, uint32_t thread) {
+      for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i) {
+        const SparseItem& item = plan.sparse[i];
+        const uint32_t n = ChoosePages(item, io, thread, list(thread));
+        for (uint32_t split = 0; split * split_pages < n; ++split)
+          AttendSplit(item, io, {list(thread), n}, split, thread);
+        MergeSparse(item, io, n);
+      }
     });
     return;
   }
-  threads_->For(items, [&](uint32_t i, uint32_t thread) {
-    list_counts_[i] = ChoosePages(plan.sparse[i], io, thread, list(i));
+  threads_->For(chains, [&](uint32_t chain, uint32_t thread) {
+    for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i)
+      list_counts_[i] = ChoosePages(plan.sparse[i], io, thread, list(i));
   });
   first_split_[0] = 0;
   for (uint32_t i = 0; i < items; ++i)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attend/page_chooser.h"
+#include "attend/page_summaries.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
@@ -45,7 +46,8 @@ class Attention {
                                                    const Kernels* kernels, ThreadPool* threads);
 
   // Gives runs another selector to name, the next higher index; it must outlive the attention.
-  void AddSelector(const Selector* selector) { selectors_.push_back(selector); }
+  // What it keeps of pages is made from now on.
+  void AddSelector(const Selector* selector);
 
   // Plans one step. REQUIRES: room is reserved for every run's tokens, runs cover rows
   // 0..sum(rows)-1 in order. The cache's tables must not change until the step's last layer has
@@ -95,10 +97,16 @@ class Attention {
     uint32_t run, row, kv_head;
     uint32_t first_partial;
   };
+  // Items that one thread takes one after another, `sparse` from `first` to before `end`: all rows
+  // of a run at a KV head where the selector has a state, for it goes from row to row.
+  struct Chain {
+    uint32_t first, end;
+  };
   struct Group {
     GroupPlan all;     // for layers in which every row reads everything
     GroupPlan others;  // without the rows that select
     std::vector<SparseItem> sparse;
+    std::vector<Chain> chains;  // of them
   };
   // Keys that one call of a decode kernel reads.
   struct SplitKeys {
@@ -125,8 +133,8 @@ class Attention {
   void CountWork(uint32_t group);
   // Codes the windows that a run has filled.
   void SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
-  // Makes the records of the pages that a run has filled, where nothing is coded.
-  void Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
+  // Makes what is kept of the pages that a run has filled, or coded.
+  void Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head, uint32_t thread);
   void RunDense(const GroupPlan& plan, const LayerIo& io);
   void RunPrompt(const Item& item, const LayerIo& io, uint32_t thread);
   // `next`: what the thread is likely to run next, or null.
@@ -159,6 +167,7 @@ class Attention {
   std::vector<Group> groups_;
   std::vector<const Selector*> selectors_;
   std::unique_ptr<PageChooser> chooser_;
+  std::unique_ptr<PageSummaries> summaries_;
   uint32_t first_sparse_layer_ = 0;    // of the planned step
   uint32_t list_pages_ = 0;            // pages that one list holds
   Buffer lists_;                       // [kListsPerThread * threads][list_pages_] page indices

@@ -1,6 +1,8 @@
 #include "attend/page_chooser.h"
 
 #include <algorithm>
+#include <cstring>
+#include <numeric>
 
 #include "page/planes.h"
 
@@ -66,7 +68,55 @@ PageChooser::Scratch PageChooser::ScratchOf(uint32_t thread) const {
           .decode = at + q_floats_ + partial_floats_ + select_floats_};
 }
 
+tinyserve_slab PageChooser::OwnSummaries(const Query& query) const {
+  if (!query.selector->has_summaries()) return {};
+  const KvSlab all = cache_->summaries(query.group, query.layer_in_group, query.kv_head);
+  return {.base = all.base + query.selector->summary_at(),
+          .extent_stride = all.extent_stride,
+          .extent_shift = all.extent_shift,
+          .item_bytes = all.page_bytes};
+}
+
+void* PageChooser::StateOf(const Query& query) const {
+  if (!query.selector->has_state()) return nullptr;
+  SelectorState* state =
+      cache_->state(query.slot, query.group, query.layer_in_group, query.kv_head);
+  // A prompt, a selector of other options, tokens taken back: each leaves a gap.
+  if (state->owner != query.selector || state->next_position != query.position) {
+    std::memset(state->bytes(), 0, query.selector->state_bytes());
+    state->owner = query.selector;
+  }
+  state->next_position = query.position + 1ull;
+  return state->bytes();
+}
+
+bool PageChooser::Observe(const Query& query, void* state, uint32_t held,
+                          std::span<const uint32_t> pages) {
+  const tinyserve_observe_in in{.struct_size = sizeof in,
+                                .position = query.position,
+                                .sequence = query.slot,
+                                .layer = query.layer,
+                                .kv_head = query.kv_head,
+                                .pages_held = held,
+                                .n_pages = static_cast<uint32_t>(pages.size()),
+                                .pages = pages.data(),
+                                .state = state};
+  return query.selector->Observe(in);
+}
+
+// All pages are read, whatever the selector.
+uint32_t PageChooser::ReadAll(const Query& query, const PageView& all, uint32_t thread,
+                              uint32_t* out) {
+  std::iota(out, out + all.count, 0u);
+  Count(query, {.pages = all.count, .scored = 0, .failed = false}, all, &counts_[thread]);
+  if (query.alone) Follow(query, {out, all.count}, &counts_[thread]);
+  std::copy(all.pages, all.pages + all.count, out);
+  return all.count;
+}
+
 uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out) {
+  const PageView all = cache_->View(query.slot, query.group, query.position + 1);
+  if (query.layer < query.selector->dense_layers()) return ReadAll(query, all, thread, out);
   const KvShape shape = cache_->shape(query.group);
   const uint32_t group = heads_ / shape.kv_heads;
   const Scratch scratch = ScratchOf(thread);
@@ -95,16 +145,13 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                                .extent_stride = storage.records.extent_stride,
                                                .extent_shift = storage.records.extent_shift,
                                                .item_bytes = storage.records.page_bytes},
+                                   .summaries = OwnSummaries(query),
+                                   .state = StateOf(query),
                                    .engine = &storage};
-  const PageView all = cache_->View(query.slot, query.group, query.position + 1);
-  Selector::Choice choice{.pages = all.count, .scored = 0, .failed = false};
-  if (query.layer < query.selector->dense_layers()) {
-    for (uint32_t i = 0; i < all.count; ++i) out[i] = i;
-  } else {
-    choice = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
-                                    {scratch.select, select_floats_}, out);
-  }
+  Selector::Choice choice = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
+                                                   {scratch.select, select_floats_}, out);
   const uint32_t n = choice.pages;
+  if (!Observe(query, item.state, all.count, {out, n})) choice.failed = true;
   Count(query, choice, all, &counts_[thread]);
   if (query.alone) Follow(query, {out, n}, &counts_[thread]);
   for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
@@ -115,7 +162,8 @@ void PageChooser::Count(const Query& query, const Selector::Choice& choice, cons
                         SelectionCounts* counts) const {
   const KvShape shape = cache_->shape(query.group);
   const SelectorSpec& spec = query.selector->spec();
-  const uint64_t read = choice.pages, scored = spec.needs() != 0 ? choice.scored : 0;
+  const bool reads_records = spec.needs() != 0 || query.selector->has_summaries();
+  const uint64_t read = choice.pages, scored = reads_records ? choice.scored : 0;
   const uint64_t tokens = (read - 1) * shape.page_tokens + held.last_tokens;
   ++counts->queries;
   counts->pages_held += held.count;
@@ -125,7 +173,8 @@ void PageChooser::Count(const Query& query, const Selector::Choice& choice, cons
   counts->multiply_adds += (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim;
   counts->bytes_read +=
       read * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
-      scored * MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes;
+      scored * (MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes +
+                uint64_t{query.selector->summary_bytes()});
   counts->failures += choice.failed ? 1 : 0;
 }
 

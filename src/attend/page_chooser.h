@@ -63,6 +63,12 @@ class PageChooser {
 
  private:
   PageChooser() = default;
+  tinyserve_slab OwnSummaries(const Query& query) const;
+  // The state that a query finds, zeros where it follows none.
+  void* StateOf(const Query& query) const;
+  // False where the selector fails.
+  bool Observe(const Query& query, void* state, uint32_t held, std::span<const uint32_t> pages);
+  uint32_t ReadAll(const Query& query, const PageView& all, uint32_t thread, uint32_t* out);
   // held: all pages of the query's tokens.
   void Count(const Query& query, const Selector::Choice& choice, const PageView& held,
              SelectionCounts* counts) const;

@@ -137,9 +137,9 @@ struct KvSizes {
   uint64_t memory_bytes;
 };
 
-// `open_bytes`: of the cache beside its pool, whatever its size.
+// `fixed_bytes`: of the cache beside its pool, whatever its size.
 Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
-                              uint64_t bytes_per_token, uint64_t open_bytes,
+                              uint64_t bytes_per_token, uint64_t fixed_bytes,
                               uint64_t weight_bytes) {
   constexpr uint64_t kContextsWanted = 8;
   if (o.context_tokens > config.context) {
@@ -154,8 +154,8 @@ Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
   const uint64_t left = limit > weight_bytes ? (limit - weight_bytes) / 2 : 0;
   const uint64_t memory = o.kv_memory_bytes != 0
                               ? o.kv_memory_bytes
-                              : std::min(full * kContextsWanted + open_bytes, left);
-  const uint64_t pool = memory - std::min(memory, open_bytes);
+                              : std::min(full * kContextsWanted + fixed_bytes, left);
+  const uint64_t pool = memory - std::min(memory, fixed_bytes);
   if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), memory};
   const uint64_t fits = pool / bytes_per_token / block * block;
   if (o.context_tokens != 0 || fits == 0) {
@@ -164,7 +164,7 @@ Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
         fmt::format("a context of {} tokens needs {} bytes of KV cache, {} are available{}: lower "
                     "the context or raise "
                     "the KV memory",
-                    wanted, full + open_bytes, memory,
+                    wanted, full + fixed_bytes, memory,
                     o.kv_memory_bytes != 0 ? " (kv_memory_bytes)" : ""));
   }
   return KvSizes{static_cast<uint32_t>(fits), memory};
@@ -223,20 +223,23 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
   info_.selector = selector.resolved;
   info_.kv = codec->name;
-  const KvCacheOptions planned{.codec = codec,
-                               .page_tokens = o.page_tokens,
-                               .block_tokens = o.block_tokens,
-                               .memory_bytes = 0,
-                               .sequences_max = o.sequences_max,
-                               .sequence_tokens_max = 0,
-                               .uncommitted_tokens_max = o.step_tokens_max};
+  KvCacheOptions planned{.codec = codec,
+                         .page_tokens = o.page_tokens,
+                         .block_tokens = o.block_tokens,
+                         .memory_bytes = 0,
+                         .sequences_max = o.sequences_max,
+                         .sequence_tokens_max = 0,
+                         .uncommitted_tokens_max = o.step_tokens_max};
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, planned));
+  const tinyserve_shape shape =
+      SelectorShapeOf(config, o.page_tokens, config.context, codec->metadata | selector.needs());
+  TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf({&selector, 1}, shape));
   info_.kv_bytes_per_token =
-      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, selector.needs());
+      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, planned.kept);
   info_.kv_window_bytes = KvCache::WindowBytes(groups, *codec, o.page_tokens, kernels);
-  const uint64_t open_bytes = KvCache::OpenBytes(groups, planned, kernels);
+  const uint64_t fixed_bytes = KvCache::FixedBytes(groups, planned, kernels);
   TS_ASSIGN_OR_RETURN(const KvSizes sizes, ChooseKvSizes(o, config, info_.kv_bytes_per_token,
-                                                         open_bytes, model_->packed_bytes()));
+                                                         fixed_bytes, model_->packed_bytes()));
   info_.context_tokens = sizes.context_tokens;
   TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.get(), kernels, compute, threads_.get(),
                                                   {.kv = o.kv,

@@ -17,20 +17,6 @@ constexpr uint32_t kScoreRows = 64;
 // Different selectors that requests may ask for.
 constexpr size_t kSelectorsMax = 64;
 
-tinyserve_shape ShapeFor(const KvCache& cache, const ModelConfig& config) {
-  const KvShape shape = cache.shape(0);
-  const MetaLayout layout = cache.meta_layout(0);
-  return {.struct_size = sizeof(tinyserve_shape),
-          .layers = config.layers,
-          .kv_heads = config.kv_heads,
-          .group = config.heads / config.kv_heads,
-          .head_dim = config.head_dim,
-          .page_tokens = shape.page_tokens,
-          .pages_max = cache.sequence_tokens_max() / shape.page_tokens + 1,
-          .record_kinds = layout.kinds,
-          .record_channels = layout.channels};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Kernels* kernels,
@@ -52,22 +38,25 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  uint32_t metadata = 0;
+  std::vector<SelectorSpec> specs;
+  uint32_t kinds = codec->metadata;
   for (const std::string& text : options.selectors) {
-    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
-    TS_RETURN_IF_ERROR(CheckStored(spec, *codec));
-    metadata |= spec.needs();
+    TS_ASSIGN_OR_RETURN(specs.emplace_back(), ParseSelector(text));
+    TS_RETURN_IF_ERROR(CheckStored(specs.back(), *codec));
+    kinds |= specs.back().needs();
   }
-  const KvCacheOptions cache{.codec = codec,
-                             .page_tokens = options.page_tokens,
-                             .block_tokens = options.block_tokens,
-                             .memory_bytes = options.kv_memory_bytes,
-                             .sequences_max = options.sequences_max,
-                             .sequence_tokens_max = options.sequence_tokens_max,
-                             .metadata = metadata,
-                             .uncommitted_tokens_max = options.uncommitted_tokens_max != 0
-                                                           ? options.uncommitted_tokens_max
-                                                           : options.step_tokens_max};
+  KvCacheOptions cache{.codec = codec,
+                       .page_tokens = options.page_tokens,
+                       .block_tokens = options.block_tokens,
+                       .memory_bytes = options.kv_memory_bytes,
+                       .sequences_max = options.sequences_max,
+                       .sequence_tokens_max = options.sequence_tokens_max,
+                       .uncommitted_tokens_max = options.uncommitted_tokens_max != 0
+                                                     ? options.uncommitted_tokens_max
+                                                     : options.step_tokens_max};
+  TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, cache));
+  e->shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
+  TS_ASSIGN_OR_RETURN(cache.kept, NeedsOf(specs, e->shape_, &e->summaries_));
   TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
   const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),
                                    .heads = config.heads,
@@ -193,15 +182,15 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
   for (size_t i = 0; i < selectors_.size(); ++i) {
     if (selectors_[i]->spec().resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
   }
-  TS_RETURN_IF_ERROR(CheckSelector(spec));
+  TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
+  TS_ASSIGN_OR_RETURN(const uint32_t summary_at, PlaceOf(spec, shape_, cache_->kept(), summaries_));
   if (selectors_.size() >= kSelectorsMax) {
     return Status(Code::kResourceExhausted,
                   fmt::format("selector '{}': {} different ones are open already, the most that "
                               "are allowed",
                               text, kSelectorsMax));
   }
-  TS_ASSIGN_OR_RETURN(std::unique_ptr<Selector> selector,
-                      Selector::Open(spec, ShapeFor(*cache_, model_->config())));
+  TS_ASSIGN_OR_RETURN(std::unique_ptr<Selector> selector, Selector::Open(spec, shape_, summary_at));
   selectors_.push_back(std::move(selector));
   attention_->AddSelector(selectors_.back().get());
   return static_cast<uint32_t>(selectors_.size());
@@ -209,7 +198,7 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
 
 Status Executor::CheckSelector(const SelectorSpec& spec) const {
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
-  return CheckMetadata(spec, cache_->meta_layout(0).kinds);
+  return PlaceOf(spec, shape_, cache_->kept(), summaries_).status();
 }
 
 std::string Executor::selector_resolved(uint32_t selector) const {

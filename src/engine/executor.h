@@ -99,6 +99,8 @@ class Executor {
   Compute compute_ = Compute::kFast;
   ThreadPool* threads_ = nullptr;
   std::unique_ptr<KvCache> cache_;
+  tinyserve_shape shape_{};
+  std::vector<SummaryPlace> summaries_;
   std::vector<std::unique_ptr<Selector>> selectors_;
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Step> step_;

@@ -20,4 +20,17 @@ Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
                             codec.name, what));
 }
 
+tinyserve_shape SelectorShapeOf(const ModelConfig& config, uint32_t page_tokens,
+                                uint32_t tokens_max, uint32_t record_kinds) {
+  return {.struct_size = sizeof(tinyserve_shape),
+          .layers = config.layers,
+          .kv_heads = config.kv_heads,
+          .group = config.heads / config.kv_heads,
+          .head_dim = config.head_dim,
+          .page_tokens = page_tokens,
+          .pages_max = tokens_max / page_tokens + 1,
+          .record_kinds = record_kinds,
+          .record_channels = MetaLayoutOf(record_kinds, config.head_dim).channels};
+}
+
 }  // namespace tinyserve

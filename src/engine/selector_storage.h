@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kv/codec.h"
+#include "model/config.h"
 #include "select/selector.h"
 #include "tinyserve/status.h"
 
@@ -16,6 +17,11 @@ std::string KvFor(const SelectorSpec& spec);
 
 // Whether a selector can read what a codec stores. Errors: kInvalidArgument, naming both.
 Status CheckStored(const SelectorSpec& spec, const Codec& codec);
+
+// What selectors are opened for: sequences of at most `tokens_max` tokens over pages of which
+// `record_kinds` are kept.
+tinyserve_shape SelectorShapeOf(const ModelConfig& config, uint32_t page_tokens,
+                                uint32_t tokens_max, uint32_t record_kinds);
 
 }  // namespace tinyserve
 

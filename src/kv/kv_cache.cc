@@ -34,6 +34,10 @@ uint64_t OpenBytesPerPage(const std::vector<LayerGroup>& groups, const Codec& co
   return bytes;
 }
 
+uint64_t StateStride(const SelectorNeeds& kept) {
+  return kept.state_bytes == 0 ? 0 : sizeof(SelectorState) + kept.state_bytes;
+}
+
 // Enough where sequences have room for n tokens each beyond those committed: less than a window of
 // each is committed, and what lies in a page beside it.
 uint32_t OpenPagesOf(const KvCacheOptions& o) {
@@ -57,27 +61,34 @@ Status KvCache::CheckOptions(const std::vector<LayerGroup>& groups, const KvCach
                     o.block_tokens, o.page_tokens));
   }
   for (const LayerGroup& group : groups) {
-    TS_RETURN_IF_ERROR(CheckCodec(*o.codec, o.page_tokens, group.head_dim, o.metadata));
+    TS_RETURN_IF_ERROR(CheckCodec(*o.codec, o.page_tokens, group.head_dim, o.kept.metadata));
   }
   return Status();
 }
 
 uint64_t KvCache::BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
-                                uint32_t page_tokens, const Kernels* kernels, uint32_t metadata) {
+                                uint32_t page_tokens, const Kernels* kernels,
+                                const SelectorNeeds& kept) {
   uint64_t bytes = 0;
   for (const LayerGroup& group : groups) {
     const KvShape shape = ShapeOf(group, codec.sealed_type, page_tokens);
-    const MetaLayout meta = MetaLayoutOf(metadata | codec.metadata, group.head_dim);
-    const uint64_t page = GeometryOf(shape, kernels).page_bytes + meta.record_bytes;
+    const MetaLayout meta = MetaLayoutOf(kept.metadata | codec.metadata, group.head_dim);
+    const uint64_t page =
+        uint64_t{GeometryOf(shape, kernels).page_bytes} + meta.record_bytes + kept.summary_bytes;
     bytes += page * group.layers * group.kv_heads / page_tokens;
   }
   return bytes;
 }
 
-uint64_t KvCache::OpenBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
-                            const Kernels* kernels) {
-  return OpenPagesOf(options) *
-         OpenBytesPerPage(groups, *options.codec, options.page_tokens, kernels);
+uint64_t KvCache::FixedBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
+                             const Kernels* kernels) {
+  uint64_t states = 0;
+  for (const LayerGroup& group : groups) {
+    states +=
+        uint64_t{options.sequences_max} * group.layers * group.kv_heads * StateStride(options.kept);
+  }
+  return states + OpenPagesOf(options) *
+                      OpenBytesPerPage(groups, *options.codec, options.page_tokens, kernels);
 }
 
 uint64_t KvCache::WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
@@ -92,19 +103,21 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   TS_RETURN_IF_ERROR(CheckOptions(groups, options));
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->options_ = options;
-  cache->options_.metadata |= options.codec->metadata;
+  cache->options_.kept.metadata |= options.codec->metadata;
   cache->bytes_per_token_ =
-      BytesPerToken(groups, *options.codec, options.page_tokens, kernels, options.metadata);
-  cache->open_bytes_ = OpenBytes(groups, options, kernels);
+      BytesPerToken(groups, *options.codec, options.page_tokens, kernels, options.kept);
+  cache->fixed_bytes_ = FixedBytes(groups, options, kernels);
   const uint64_t block_bytes = cache->bytes_per_token_ * options.block_tokens;
-  const uint64_t left = options.memory_bytes - std::min(options.memory_bytes, cache->open_bytes_);
+  const uint64_t left = options.memory_bytes - std::min(options.memory_bytes, cache->fixed_bytes_);
   const uint64_t blocks = std::min<uint64_t>(left / block_bytes, UINT32_MAX / 32);
   if (blocks == 0) {
     const std::string open =
-        cache->open_bytes_ == 0
+        cache->fixed_bytes_ == 0
             ? ""
-            : fmt::format(", beside the {} bytes for tokens that are not coded yet",
-                          cache->open_bytes_);
+            : fmt::format(
+                  ", beside the {} bytes for tokens that are not coded yet and states of "
+                  "selectors",
+                  cache->fixed_bytes_);
     return Status(
         Code::kOutOfMemory,
         fmt::format("the KV pool of {} bytes holds no block: one of {} tokens takes {} bytes{}",
@@ -139,9 +152,11 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels
                  .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
                  .run_bytes = run_pages * page.page_bytes,
                  .extent_stride = 0,
-                 .meta = MetaLayoutOf(options_.metadata, group.head_dim),
+                 .meta = MetaLayoutOf(options_.kept.metadata, group.head_dim),
                  .memory = {},
                  .records = {},
+                 .summaries = {},
+                 .states = {},
                  .open = {}};
   s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
   const uint64_t extents = (uint64_t{blocks} * pages_per_block + run_pages - 1) / run_pages;
@@ -156,6 +171,18 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels
   if (records > 0) {
     TS_ASSIGN_OR_RETURN(s.records, Buffer::Allocate(records, /*huge=*/true));
   }
+  const Checked summaries =
+      Checked(bytes.value() / page.page_bytes) * Checked(options_.kept.summary_bytes);
+  const Checked states = Checked(options_.sequences_max) * Checked(StatesBytesOfSlot(s));
+  if (!summaries.valid() || !states.valid()) {
+    return Status(Code::kOutOfMemory, "what selectors keep of pages and sequences is too large");
+  }
+  if (summaries.value() > 0) {
+    TS_ASSIGN_OR_RETURN(s.summaries, Buffer::Allocate(summaries.value(), /*huge=*/true));
+  }
+  if (states.value() > 0) {
+    TS_ASSIGN_OR_RETURN(s.states, Buffer::Allocate(states.value()));
+  }
   if (const uint32_t pages = OpenPagesOf(options_); pages > 0) {
     const KvShape open = ShapeOf(group, options_.codec->open_type, options_.page_tokens);
     TS_ASSIGN_OR_RETURN(s.open, OpenStorage::Create(open, group.layers, pages, kernels));
@@ -168,6 +195,7 @@ Result<SequenceSlot> KvCache::AddSequence() {
   for (SequenceSlot slot = 0; slot < sequences_.size(); ++slot) {
     if (!sequences_[slot].live) {
       sequences_[slot].live = true;
+      ForgetStates(slot);
       return slot;
     }
   }
@@ -356,16 +384,50 @@ KvSlab KvCache::slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) 
       .v_offset = s.v_offset};
 }
 
-KvSlab KvCache::records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
-  const GroupStorage& s = groups_[group];
-  if (s.meta.record_bytes == 0) return {};
-  const uint64_t run_bytes = (uint64_t{s.meta.record_bytes} << s.extent_shift);
-  return {.base = s.records.data() +
+KvSlab KvCache::SlabOf(const GroupStorage& s, const Buffer& buffer, uint32_t item_bytes,
+                       uint32_t layer_in_group, uint32_t kv_head) const {
+  if (item_bytes == 0) return {};
+  const uint64_t run_bytes = uint64_t{item_bytes} << s.extent_shift;
+  return {.base = buffer.data() +
                   (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) * run_bytes,
           .extent_stride = run_bytes * s.shape.layers * s.shape.kv_heads,
           .extent_shift = s.extent_shift,
-          .page_bytes = s.meta.record_bytes,
+          .page_bytes = item_bytes,
           .v_offset = 0};
+}
+
+KvSlab KvCache::records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
+  const GroupStorage& s = groups_[group];
+  return SlabOf(s, s.records, s.meta.record_bytes, layer_in_group, kv_head);
+}
+
+KvSlab KvCache::summaries(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
+  const GroupStorage& s = groups_[group];
+  return SlabOf(s, s.summaries, options_.kept.summary_bytes, layer_in_group, kv_head);
+}
+
+uint64_t KvCache::StatesBytesOfSlot(const GroupStorage& s) const {
+  return uint64_t{s.shape.layers} * s.shape.kv_heads * StateStride(options_.kept);
+}
+
+SelectorState* KvCache::state(SequenceSlot slot, uint32_t group, uint32_t layer_in_group,
+                              uint32_t kv_head) const {
+  const GroupStorage& s = groups_[group];
+  TS_CHECK(options_.kept.state_bytes > 0 && layer_in_group < s.shape.layers &&
+           kv_head < s.shape.kv_heads);
+  return reinterpret_cast<SelectorState*>(s.states.data() + slot * StatesBytesOfSlot(s) +
+                                          (uint64_t{layer_in_group} * s.shape.kv_heads + kv_head) *
+                                              StateStride(options_.kept));
+}
+
+void KvCache::ForgetStates(SequenceSlot slot) {
+  if (options_.kept.state_bytes == 0) return;
+  for (uint32_t g = 0; g < groups(); ++g) {
+    for (uint32_t layer = 0; layer < groups_[g].shape.layers; ++layer) {
+      for (uint32_t head = 0; head < groups_[g].shape.kv_heads; ++head)
+        *state(slot, g, layer, head) = {};
+    }
+  }
 }
 
 KvSlab KvCache::open_slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
@@ -395,13 +457,17 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   };
   for (uint32_t g = 0; g < groups(); ++g) {
     const GroupStorage& s = groups_[g];
+    if (const uint64_t bytes = StatesBytesOfSlot(s); bytes > 0)
+      std::memcpy(s.states.data() + to * bytes, s.states.data() + from * bytes, bytes);
     const Table &a = source.tables[g], &b = target.tables[g];
     for (uint32_t layer = 0; layer < s.shape.layers; ++layer) {
       for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
         const KvSlab data = slab(g, layer, head), meta = records(g, layer, head);
+        const KvSlab own = summaries(g, layer, head);
         for (uint32_t page = first; page < end; ++page) {
           copy(data, b.pages[page], a.pages[page]);
           if (meta.base != nullptr) copy(meta, b.pages[page], a.pages[page]);
+          if (own.base != nullptr) copy(own, b.pages[page], a.pages[page]);
         }
         for (uint32_t page = 0; page < open_pages; ++page)
           copy(open_slab(g, layer, head), b.open_pages[page], a.open_pages[page]);
@@ -414,7 +480,7 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
 
 uint64_t KvCache::pool_bytes() const {
   return static_cast<uint64_t>(groups_[0].pool.total()) * options_.block_tokens * bytes_per_token_ +
-         open_bytes_;
+         fixed_bytes_;
 }
 
 std::string KvCache::CheckIntegrity() const {

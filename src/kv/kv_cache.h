@@ -32,13 +32,22 @@ struct KvCacheOptions {
   uint64_t memory_bytes;  // of pages, metadata and open storage; it never grows past it
   uint32_t sequences_max;
   uint32_t sequence_tokens_max;
-  uint32_t metadata = 0;  // MetaKinds that are kept of every full page, beside the codec's own
+  SelectorNeeds kept = {};  // for selectors, beside the codec's own metadata
   // Tokens over all sequences that have room at a time without being committed. A codec that codes
   // has open storage for so many, and for the window that each sequence's newest tokens lie in.
   uint32_t uncommitted_tokens_max = 0;
 };
 
 using SequenceSlot = uint32_t;
+
+// A line before the bytes that a selector keeps of a sequence: whose they are, and as of when.
+struct alignas(64) SelectorState {
+  uint64_t next_position;  // of the query that finds them as they are; 0: none does
+  const void* owner;
+
+  uint8_t* bytes() { return reinterpret_cast<uint8_t*>(this + 1); }
+};
+static_assert(sizeof(SelectorState) == 64);
 
 // Where a codec codes (Codec::identity is false), tokens are in two forms. Those from the begin of
 // the window of the committed tokens on have raw pages in the open storage; every window that is
@@ -55,13 +64,15 @@ class KvCache {
                                                  const KvCacheOptions& options,
                                                  const Kernels* kernels);
 
-  // Bytes of page storage and metadata that one token costs over all groups, once it is sealed.
+  // Bytes of page storage, metadata and summaries that one token costs over all groups, once it is
+  // sealed.
   static uint64_t BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
                                 uint32_t page_tokens, const Kernels* kernels,
-                                uint32_t metadata = 0);
-  // Bytes of a cache's open storage; 0 where nothing is coded.
-  static uint64_t OpenBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
-                            const Kernels* kernels);
+                                const SelectorNeeds& kept = {});
+  // Bytes of a cache beside its blocks: open storage, where anything is coded, and the states of
+  // selectors.
+  static uint64_t FixedBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
+                             const Kernels* kernels);
   // Bytes of one sequence's open storage between steps, at most; 0 where nothing is coded.
   static uint64_t WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
                               uint32_t page_tokens, const Kernels* kernels);
@@ -84,8 +95,9 @@ class KvCache {
   void Rewind(SequenceSlot slot, uint32_t tokens);
 
   // Makes `to` hold what `from` holds of tokens [committed tokens of `to`, tokens), with what is
-  // kept of their pages, and commits them. All or nothing. Errors: as Reserve. REQUIRES: `from` has
-  // them committed, and what lies in the window of `tokens` still in its raw form.
+  // kept of their pages and the states of selectors, and commits them. All or nothing. Errors: as
+  // Reserve. REQUIRES: `from` has them committed, and what lies in the window of `tokens` still in
+  // its raw form.
   Status Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens);
 
   uint32_t reserved_tokens(SequenceSlot slot) const;
@@ -108,6 +120,14 @@ class KvCache {
   // Records of a slab's pages; base is null where no metadata is kept.
   KvSlab records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
   MetaLayout meta_layout(uint32_t group) const { return groups_[group].meta; }
+  // Summaries that selectors keep of a slab's pages; base is null where none are.
+  KvSlab summaries(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
+  const SelectorNeeds& kept() const { return options_.kept; }
+  // A selector's state of a sequence at one (layer, KV head). REQUIRES: kept().state_bytes > 0.
+  SelectorState* state(SequenceSlot slot, uint32_t group, uint32_t layer_in_group,
+                       uint32_t kv_head) const;
+  // The next query of a sequence finds states of zeros.
+  void ForgetStates(SequenceSlot slot);
   // The same for raw pages, of tokens [first, tokens). REQUIRES: open_first <= first < tokens <=
   // reserved, `first` at the begin of a page.
   PageView OpenView(SequenceSlot slot, uint32_t group, uint32_t first, uint32_t tokens) const;
@@ -129,8 +149,8 @@ class KvCache {
   }
   // Page storage and metadata.
   uint64_t bytes_per_token() const { return bytes_per_token_; }
-  uint64_t open_bytes() const { return open_bytes_; }
-  uint64_t pool_bytes() const;  // with open storage
+  uint64_t fixed_bytes() const { return fixed_bytes_; }
+  uint64_t pool_bytes() const;  // with open storage and states
 
   // Conservation: every reference of the pools is held by exactly one table entry, free + held =
   // total, sealed blocks are full and committed, tables have no duplicates inside a sequence,
@@ -150,7 +170,9 @@ class KvCache {
     uint64_t extent_stride;  // layers * kv_heads * run_bytes
     MetaLayout meta;
     Buffer memory;
-    Buffer records;  // laid out like memory, record_bytes a page
+    Buffer records;    // laid out like memory, record_bytes a page
+    Buffer summaries;  // laid out like memory, summary_bytes a page
+    Buffer states;     // [slot][layer][KV head] SelectorState and its bytes
     OpenStorage open;
   };
   struct Table {
@@ -166,6 +188,10 @@ class KvCache {
 
   KvCache() = default;
   Status AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels* kernels);
+  // A buffer laid out like a group's pages, of item_bytes each.
+  KvSlab SlabOf(const GroupStorage& storage, const Buffer& buffer, uint32_t item_bytes,
+                uint32_t layer_in_group, uint32_t kv_head) const;
+  uint64_t StatesBytesOfSlot(const GroupStorage& storage) const;
   uint32_t PagesFor(uint32_t tokens) const {
     return (tokens + options_.page_tokens - 1) / options_.page_tokens;
   }
@@ -184,7 +210,7 @@ class KvCache {
   KvCacheOptions options_{};
   std::vector<GroupStorage> groups_;
   std::vector<Sequence> sequences_;
-  uint64_t bytes_per_token_ = 0, open_bytes_ = 0;
+  uint64_t bytes_per_token_ = 0, fixed_bytes_ = 0;
 };
 
 }  // namespace tinyserve

@@ -26,7 +26,7 @@ std::unique_ptr<KvCache> MakeCache(uint64_t blocks, const std::string& codec = "
                          .uncommitted_tokens_max = 128};
   options.memory_bytes =
       blocks * 32 * KvCache::BytesPerToken(groups, *options.codec, 16, RefKernels()) +
-      KvCache::OpenBytes(groups, options, RefKernels());
+      KvCache::FixedBytes(groups, options, RefKernels());
   auto cache = KvCache::Create(groups, options, RefKernels());
   EXPECT_TRUE(cache.ok()) << cache.status().message();
   return *std::move(cache);
@@ -265,12 +265,12 @@ TEST(CodedCache, RefusesWhatItCannotStore) {
             std::string::npos)
       << message();
   groups[0].head_dim = 64;
-  options.metadata = kMetaBox;
+  options.kept.metadata = kMetaBox;
   EXPECT_NE(message().find("kv is 'planes': the box of its pages"), std::string::npos) << message();
-  options.metadata = kMetaMoments;
+  options.kept.metadata = kMetaMoments;
   EXPECT_NE(message().find("the moments of its pages"), std::string::npos) << message();
-  options.metadata = 0;
-  options.memory_bytes = KvCache::OpenBytes(groups, options, RefKernels());
+  options.kept.metadata = 0;
+  options.memory_bytes = KvCache::FixedBytes(groups, options, RefKernels());
   EXPECT_NE(message().find("holds no block"), std::string::npos) << message();
 }
 

@@ -92,6 +92,13 @@ static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
   return {kinds, channels, 0, box, halves, halves + spread};
 }
 
+// What a cache keeps for selectors, beside what its codec needs.
+struct SelectorNeeds {
+  uint32_t metadata;       // MetaKinds of every full page
+  uint32_t summary_bytes;  // of every full page, their own summaries; a multiple of 64
+  uint32_t state_bytes;    // of every (sequence, layer, KV head), their own; a multiple of 64
+};
+
 // The pages that one query may read, in order of position. Valid until the step ends.
 struct PageView {
   const uint32_t* pages;  // [count] page indices

@@ -277,7 +277,10 @@ constexpr tinyserve_selector_v2 Table(const char* name, const char* schema, uint
           .close = Close<T>,
           .fused_id = 0,
           .fused = nullptr,
-          .heeds_mass = heeds_mass};
+          .heeds_mass = heeds_mass,
+          .sizes = nullptr,
+          .summarise = nullptr,
+          .observe = nullptr};
 }
 
 constexpr tinyserve_selector_v2 kStreaming =
@@ -300,7 +303,10 @@ constexpr tinyserve_selector_v2 kCascade = {.abi_version = TINYSERVE_SELECTOR_AB
                                             .close = Close<Cascade>,
                                             .fused_id = TINYSERVE_FUSED_CASCADE,
                                             .fused = Cascade::Fused,
-                                            .heeds_mass = 0};
+                                            .heeds_mass = 0,
+                                            .sizes = nullptr,
+                                            .summarise = nullptr,
+                                            .observe = nullptr};
 
 constexpr const tinyserve_selector_v2* kBuiltins[] = {&kBox,       &kMoments, &kCascade,
                                                       &kStreaming, &kRandom,  &kOracle};

@@ -130,8 +130,11 @@ Status CheckSelectorTable(const tinyserve_selector_v2* table) {
   if (table->heeds_mass > 1) {
     return Bad(fmt::format("heeds_mass is {}: allowed are 0 and 1", table->heeds_mass));
   }
-  if (fused && table->heeds_mass != 0) {
-    return Bad("heeds_mass is not for tables with a fused_id: those choose no pages");
+  if (fused && (table->heeds_mass != 0 || table->sizes != nullptr || table->observe != nullptr)) {
+    return Bad("heeds_mass, sizes and observe are not for tables with a fused_id");
+  }
+  if (table->summarise != nullptr && table->sizes == nullptr) {
+    return Bad("summarise is there without sizes");
   }
   const bool planes = (table->needs & TINYSERVE_NEEDS_PLANES) != 0;
   if (fused != planes || (planes && table->needs != TINYSERVE_NEEDS_PLANES)) {

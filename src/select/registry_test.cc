@@ -22,7 +22,10 @@ tinyserve_selector_v2 Table(const char* name = "mine",
           .close = [](void*) {},
           .fused_id = 0,
           .fused = nullptr,
-          .heeds_mass = 0};
+          .heeds_mass = 0,
+          .sizes = nullptr,
+          .summarise = nullptr,
+          .observe = nullptr};
 }
 
 std::string MessageOf(const tinyserve_selector_v2& table) {
@@ -75,8 +78,7 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   table.fused = [](void*, void*, tinyserve_error*) { return 0; };
   EXPECT_EQ(MessageOf(table), "");
   table.heeds_mass = 1;
-  EXPECT_EQ(MessageOf(table),
-            "heeds_mass is not for tables with a fused_id: those choose no pages");
+  EXPECT_EQ(MessageOf(table), "heeds_mass, sizes and observe are not for tables with a fused_id");
   table.heeds_mass = 2;
   EXPECT_EQ(MessageOf(table), "heeds_mass is 2: allowed are 0 and 1");
   table.heeds_mass = 0;
@@ -85,6 +87,16 @@ TEST(CheckSelectorTable, NamesTheFieldThatIsWrong) {
   table = Table();
   table.needs = TINYSERVE_NEEDS_PLANES | TINYSERVE_NEEDS_BOX;
   EXPECT_EQ(MessageOf(table), "fused_id and the need of planes, alone, go together");
+}
+
+TEST(CheckSelectorTable, WhatIsKeptMustHaveASize) {
+  tinyserve_selector_v2 table = Table();
+  table.summarise = [](void*, const tinyserve_page_in*, void*) { return 0; };
+  EXPECT_EQ(MessageOf(table), "summarise is there without sizes");
+  table.sizes = [](const tinyserve_shape*, const char*, tinyserve_sizes*, tinyserve_error*) {
+    return 0;
+  };
+  EXPECT_EQ(MessageOf(table), "");
 }
 
 TEST(CheckSelectorTable, SchemasMustBeOnesThatSpecificationsCanWrite) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/check.h"
 
@@ -45,10 +46,13 @@ static const char* Wrong(const tinyserve_cascade& c) {
 }
 
 Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
-                                                 const tinyserve_shape& shape) {
+                                                 const tinyserve_shape& shape,
+                                                 uint32_t summary_at) {
   std::unique_ptr<Selector> selector(new Selector);
   selector->spec_ = spec;
   if (spec.table == nullptr) return selector;
+  TS_ASSIGN_OR_RETURN(selector->sizes_, SizesOf(spec, shape));
+  selector->summary_at_ = summary_at;
   tinyserve_error error{};
   if (spec.table->open(&shape, spec.config_json.c_str(), &selector->self_, &error) != 0) {
     error.message[sizeof error.message - 1] = '\0';
@@ -72,6 +76,16 @@ Selector::~Selector() {
   if (self_ != nullptr) spec_.table->close(self_);
 }
 
+void Selector::Summarise(const tinyserve_page_in& page, void* summary) const {
+  if (spec_.table->summarise(self_, &page, summary) == 0) return;
+  std::memset(summary, 0, sizes_.summary_bytes);
+  broken_ = true;
+}
+
+bool Selector::Observe(const tinyserve_observe_in& in) const {
+  return spec_.table->observe == nullptr || spec_.table->observe(self_, &in) == 0;
+}
+
 // Asks the table; false where its answer is none.
 bool Selector::Ask(const tinyserve_select_item& item, std::span<float> scratch, uint32_t* chosen,
                    uint32_t* n) const {
@@ -80,7 +94,7 @@ bool Selector::Ask(const tinyserve_select_item& item, std::span<float> scratch, 
                                .scratch = scratch.data(),
                                .scratch_floats = scratch.size()};
   tinyserve_select_out out{.struct_size = sizeof out, .n_pages = 0, .pages = chosen};
-  if (spec_.table->select(self_, &in, 0, 1, &out) != 0) return false;
+  if (broken_ || spec_.table->select(self_, &in, 0, 1, &out) != 0) return false;
   if (out.n_pages > item.budget_pages) return false;
   std::sort(chosen, chosen + out.n_pages);
   if (std::adjacent_find(chosen, chosen + out.n_pages) != chosen + out.n_pages) return false;

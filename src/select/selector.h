@@ -4,6 +4,7 @@
 #ifndef TINYSERVE_SELECT_SELECTOR_H_
 #define TINYSERVE_SELECT_SELECTOR_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -52,9 +53,24 @@ struct SelectorSpec {
 Result<SelectorSpec> ParseSelector(const std::string& text);
 // Whether a name belongs to no table: "full" and the presets ("default"), which stand for a table.
 bool IsReservedName(std::string_view name);
-// Whether `kinds` (MetaKinds that a cache keeps) serve it. Errors: kInvalidArgument, naming what is
-// missing and how to keep it.
-Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds);
+// Bytes that a selector keeps of its own. Errors: kInvalidArgument, with the selector's name.
+Result<tinyserve_sizes> SizesOf(const SelectorSpec& spec, const tinyserve_shape& shape);
+
+// A place in what is kept of a page, for the summary of a table under certain options.
+struct SummaryPlace {
+  const tinyserve_selector_v2* table;
+  std::string config_json;
+  uint32_t at;  // bytes from the beginning
+};
+// What must be kept for all of these, and where their summaries lie in it (`places`, where not
+// null). Errors: those of SizesOf; kInvalidArgument (together they are too large).
+Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyserve_shape& shape,
+                              std::vector<SummaryPlace>* places = nullptr);
+// Whether what is kept serves a selector; returns where its summaries lie, 0 without any. Errors:
+// kInvalidArgument, naming what is missing and how to keep it.
+Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
+                         const SelectorNeeds& kept, std::span<const SummaryPlace> places);
+
 // Every selector by name, with its options, ranges and defaults, for help texts.
 std::string DescribeSelectors();
 
@@ -71,10 +87,11 @@ struct ItemStorage {
 
 class Selector {
  public:
-  // `kernels` must outlive the selector. Errors: what the table's open says, with the selector's
-  // name.
+  // summary_at: where the selector's summaries lie in what is kept of a page. Errors: what the
+  // table's open or sizes says, with the selector's name.
   static Result<std::unique_ptr<Selector>> Open(const SelectorSpec& spec,
-                                                const tinyserve_shape& shape);
+                                                const tinyserve_shape& shape,
+                                                uint32_t summary_at = 0);
   ~Selector();
 
   const SelectorSpec& spec() const { return spec_; }
@@ -85,6 +102,16 @@ class Selector {
   uint32_t dense_layers() const { return spec_.budget.dense_layers; }
   // How the cascade reads, where the table names that kernel; Choose is then not to be called.
   const tinyserve_cascade* cascade() const { return cascade_ ? &*cascade_ : nullptr; }
+
+  bool has_summaries() const { return sizes_.summary_bytes > 0; }
+  bool has_state() const { return sizes_.state_bytes > 0; }
+  uint32_t summary_at() const { return summary_at_; }
+  uint32_t summary_bytes() const { return sizes_.summary_bytes; }
+  uint32_t state_bytes() const { return sizes_.state_bytes; }
+  // Makes the summary of a full page. After a failure every query reads everything.
+  void Summarise(const tinyserve_page_in& page, void* summary) const;
+  // Tells the table of what a query read; false where it fails.
+  bool Observe(const tinyserve_observe_in& in) const;
 
   struct Choice {
     uint32_t pages;   // chosen
@@ -103,6 +130,9 @@ class Selector {
            uint32_t* n) const;
 
   SelectorSpec spec_;
+  tinyserve_sizes sizes_{};
+  uint32_t summary_at_ = 0;
+  mutable std::atomic<bool> broken_ = false;  // a summary could not be made
   void* self_ = nullptr;
   std::optional<tinyserve_cascade> cascade_;
 };

@@ -118,7 +118,10 @@ constexpr tinyserve_selector_v2 kScripted = {
     .close = [](void*) {},
     .fused_id = 0,
     .fused = nullptr,
-    .heeds_mass = 1};
+    .heeds_mass = 1,
+    .sizes = nullptr,
+    .summarise = nullptr,
+    .observe = nullptr};
 
 struct Chosen {
   std::vector<uint32_t> pages;
@@ -207,6 +210,101 @@ TEST(Selector, ReadsEverythingAfterAWrongAnswer) {
   wrong(pages({4, 2, 4}, 3));                                                    // twice
   wrong(pages({1, 2, 3}, 4));  // more than was asked for
   wrong(pages({1, 2, 3}, UINT32_MAX));
+}
+
+TEST(Selector, ReadsEverythingOnceASummaryFailed) {
+  tinyserve_selector_v2 table = kScripted;
+  table.sizes = [](const tinyserve_shape* shape, const char*, tinyserve_sizes* sizes,
+                   tinyserve_error*) {
+    sizes->summary_bytes = shape->head_dim;
+    return 0;
+  };
+  table.summarise = [](void*, const tinyserve_page_in* page, void* summary) {
+    static_cast<uint8_t*>(summary)[0] = 7;
+    return page->layer == 3 ? 1 : 0;
+  };
+  Answer answer = [](const tinyserve_select_item&, tinyserve_select_out* out) {
+    out->n_pages = 0;
+    return 0;
+  };
+  g_answer = &answer;
+  SelectorSpec spec;
+  spec.table = &table;
+  spec.budget = {.tokens = 96, .min_tokens = 0};
+  const auto selector = Selector::Open(spec, {.head_dim = 2});
+  ASSERT_TRUE(selector.ok());
+  std::vector<uint32_t> pages(20), chosen(20);
+  std::vector<float> scratch(SelectScratchFloats(1, 20));
+  uint8_t summary[2] = {1, 1};
+  const auto read = [&](uint32_t layer) {
+    (*selector)->Summarise({.struct_size = sizeof(tinyserve_page_in), .layer = layer}, summary);
+    return (*selector)->Choose({}, pages, 16, scratch, chosen.data());
+  };
+  EXPECT_EQ(read(0).pages, 3u);
+  EXPECT_EQ(summary[0], 7);
+  EXPECT_EQ(read(3).pages, 20u);
+  EXPECT_EQ(summary[0], 0);
+  EXPECT_TRUE(read(0).failed);
+}
+
+TEST(Selector, SizesOutOfRangeAreRefused) {
+  tinyserve_selector_v2 table = kScripted;
+  SelectorSpec spec;
+  spec.typed = "own";
+  spec.table = &table;
+  const auto message = [&](uint32_t summary_bytes, uint32_t state_bytes) {
+    return SizesOf(spec, {.head_dim = summary_bytes, .pages_max = state_bytes}).status().message();
+  };
+  table.sizes = [](const tinyserve_shape* shape, const char*, tinyserve_sizes* sizes,
+                   tinyserve_error*) {
+    sizes->summary_bytes = shape->head_dim;
+    sizes->state_bytes = shape->pages_max;
+    return 0;
+  };
+  EXPECT_EQ(message(0, 65536), "");
+  EXPECT_EQ(message(1, 0),
+            "selector 'own': it wants summaries, but cannot make them: summarise is missing");
+  table.summarise = [](void*, const tinyserve_page_in*, void*) { return 0; };
+  EXPECT_EQ(message(65536, 0), "");
+  EXPECT_EQ(
+      message(65537, 3),
+      "selector 'own': it wants a summary of 65537 bytes and a state of 3: allowed are 65536");
+  table.sizes = [](const tinyserve_shape*, const char*, tinyserve_sizes*, tinyserve_error* error) {
+    std::snprintf(error->message, sizeof error->message, "no such shape");
+    return 1;
+  };
+  EXPECT_EQ(message(0, 0), "selector 'own': no such shape");
+}
+
+// Selectors have places of their own, those with the same table and options the same one.
+TEST(NeedsOf, SummariesOfSeveralLieOneAfterAnother) {
+  tinyserve_selector_v2 table = kScripted;
+  table.sizes = [](const tinyserve_shape*, const char* config, tinyserve_sizes* sizes,
+                   tinyserve_error*) {
+    sizes->summary_bytes = config[0] == 'a' ? 100 : 65536;
+    sizes->state_bytes = config[0] == 'a' ? 70 : 10;
+    return 0;
+  };
+  table.summarise = [](void*, const tinyserve_page_in*, void*) { return 0; };
+  std::vector<SelectorSpec> specs(4);
+  for (SelectorSpec& spec : specs) spec.table = &table;
+  specs[0].config_json = specs[2].config_json = "a";
+  specs[1].config_json = "b";
+  specs[3].table = nullptr;
+  std::vector<SummaryPlace> places;
+  const Result<SelectorNeeds> needs = NeedsOf(specs, {}, &places);
+  ASSERT_TRUE(needs.ok());
+  EXPECT_EQ(needs->summary_bytes, 128u + 65536u);
+  EXPECT_EQ(needs->state_bytes, 128u);
+  EXPECT_EQ(*PlaceOf(specs[2], {}, *needs, places), 0u);
+  EXPECT_EQ(*PlaceOf(specs[1], {}, *needs, places), 128u);
+  specs[0].config_json = "c";
+  EXPECT_FALSE(PlaceOf(specs[0], {}, *needs, places).ok());
+  for (char c = 'd'; c < 'h'; ++c) {
+    specs.push_back(specs[0]);
+    specs.back().config_json = std::string(1, c);
+  }
+  EXPECT_NE(NeedsOf(specs, {}).status().message().find("allowed are 262144"), std::string::npos);
 }
 
 TEST(Selector, IsNotAskedWhereTheBudgetCoversEverything) {

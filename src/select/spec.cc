@@ -256,14 +256,6 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
   return spec;
 }
 
-Status CheckMetadata(const SelectorSpec& spec, uint32_t kinds) {
-  if ((spec.needs() & ~kinds) == 0) return Status();
-  return Bad(spec.typed,
-             fmt::format("what {} needs to know of the pages is not kept: choose it when "
-                         "the engine starts",
-                         spec.table->name));
-}
-
 std::string DescribeSelectors() {
   std::string text = "full: every page\n";
   for (const Preset& preset : kPresets)

@@ -28,8 +28,23 @@ class Rig {
   Rig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
       uint32_t threads = 2)
       : threads_(threads), kernels_(kernels), k_(Random(1, 1)), v_(Random(2, 1)) {
-    uint32_t needs = 0;
-    for (const std::string& spec : specs) needs |= ParseSelector(spec)->needs();
+    std::vector<SelectorSpec> parsed;
+    uint32_t kinds = 0;
+    for (const std::string& spec : specs) {
+      parsed.push_back(*ParseSelector(spec));
+      kinds |= parsed.back().needs();
+    }
+    const tinyserve_shape shape{.struct_size = sizeof shape,
+                                .layers = kLayers,
+                                .kv_heads = kKvHeads,
+                                .group = kGroup,
+                                .head_dim = kHeadDim,
+                                .page_tokens = kPageTokens,
+                                .pages_max = kTokens / kPageTokens + 1,
+                                .record_kinds = kinds,
+                                .record_channels = kHeadDim};
+    std::vector<SummaryPlace> places;
+    const SelectorNeeds kept = *NeedsOf(parsed, shape, &places);
     const std::vector<LayerGroup> groups = {
         {.layers = kLayers, .kv_heads = kKvHeads, .head_dim = kHeadDim}};
     cache_ = *KvCache::Create(groups,
@@ -39,20 +54,11 @@ class Rig {
                                .memory_bytes = 8 << 20,
                                .sequences_max = 2,
                                .sequence_tokens_max = kTokens,
-                               .metadata = needs},
+                               .kept = kept},
                               kernels);
-    const tinyserve_shape shape{.struct_size = sizeof shape,
-                                .layers = kLayers,
-                                .kv_heads = kKvHeads,
-                                .group = kGroup,
-                                .head_dim = kHeadDim,
-                                .page_tokens = kPageTokens,
-                                .pages_max = kTokens / kPageTokens + 1,
-                                .record_kinds = needs,
-                                .record_channels = kHeadDim};
-    for (const std::string& spec : specs) {
-      selectors_.push_back(*Selector::Open(*ParseSelector(spec), shape));
-    }
+    for (const SelectorSpec& spec : parsed)
+      selectors_.push_back(*Selector::Open(spec, shape, *PlaceOf(spec, shape, kept, places)));
+
     attention_ = *Attention::Create({.group_of_layer = {0, 0},
                                      .heads = kHeads,
                                      .scale = kScale,

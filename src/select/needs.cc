@@ -1,0 +1,89 @@
+// What selectors keep for themselves, and whether a cache keeps it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string_view>
+
+#include "select/selector.h"
+
+namespace tinyserve {
+namespace {
+
+// Of all selectors together, of a page: far more than the pages themselves take.
+constexpr uint32_t kSummaryBytesMax = 4 * TINYSERVE_OWN_MAX;
+
+Status Bad(const SelectorSpec& spec, const std::string& what) {
+  return Status(Code::kInvalidArgument, fmt::format("selector '{}': {}", spec.typed, what));
+}
+
+uint32_t WholeLines(uint32_t bytes) { return (bytes + 63) / 64 * 64; }
+
+const SummaryPlace* FindPlace(const SelectorSpec& spec, std::span<const SummaryPlace> places) {
+  const auto found = std::find_if(places.begin(), places.end(), [&](const SummaryPlace& place) {
+    return place.table == spec.table && place.config_json == spec.config_json;
+  });
+  return found == places.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+Result<tinyserve_sizes> SizesOf(const SelectorSpec& spec, const tinyserve_shape& shape) {
+  tinyserve_sizes sizes{.struct_size = sizeof sizes, .summary_bytes = 0, .state_bytes = 0};
+  if (spec.table == nullptr || spec.table->sizes == nullptr) return sizes;
+  tinyserve_error error{};
+  if (spec.table->sizes(&shape, spec.config_json.c_str(), &sizes, &error) != 0) {
+    error.message[sizeof error.message - 1] = '\0';
+    return Bad(spec, error.message);
+  }
+  if (std::max(sizes.summary_bytes, sizes.state_bytes) > TINYSERVE_OWN_MAX) {
+    return Bad(spec, fmt::format("it wants a summary of {} bytes and a state of {}: allowed are {}",
+                                 sizes.summary_bytes, sizes.state_bytes, TINYSERVE_OWN_MAX));
+  }
+  if (sizes.summary_bytes > 0 && spec.table->summarise == nullptr) {
+    return Bad(spec, "it wants summaries, but cannot make them: summarise is missing");
+  }
+  return sizes;
+}
+
+Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyserve_shape& shape,
+                              std::vector<SummaryPlace>* places) {
+  SelectorNeeds needs{};
+  std::vector<SummaryPlace> found;
+  for (const SelectorSpec& spec : specs) {
+    TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
+    needs.metadata |= spec.needs();
+    needs.state_bytes = std::max(needs.state_bytes, WholeLines(sizes.state_bytes));
+    if (sizes.summary_bytes == 0 || FindPlace(spec, found) != nullptr) continue;
+    found.push_back({spec.table, spec.config_json, needs.summary_bytes});
+    needs.summary_bytes += WholeLines(sizes.summary_bytes);
+    if (needs.summary_bytes > kSummaryBytesMax) {
+      return Bad(spec, fmt::format("with the selectors before it, it wants summaries of {} bytes a "
+                                   "page: allowed are {}",
+                                   needs.summary_bytes, kSummaryBytesMax));
+    }
+  }
+  if (places != nullptr) *places = std::move(found);
+  return needs;
+}
+
+Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
+                         const SelectorNeeds& kept, std::span<const SummaryPlace> places) {
+  const auto missing = [&](std::string_view what) {
+    return Bad(spec, fmt::format("{} is not kept: choose it when the engine starts", what));
+  };
+  TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
+  if ((spec.needs() & ~kept.metadata) != 0) {
+    return missing(fmt::format("what {} needs to know of the pages", spec.table->name));
+  }
+  const SummaryPlace* place = FindPlace(spec, places);
+  if (sizes.summary_bytes > 0 && place == nullptr) {
+    return missing(
+        fmt::format("the summary of pages that {} makes with these options", spec.table->name));
+  }
+  if (sizes.state_bytes > kept.state_bytes) {
+    return missing(fmt::format("the state that {} needs of a sequence", spec.table->name));
+  }
+  return place != nullptr ? place->at : 0;
+}
+
+}  // namespace tinyserve
