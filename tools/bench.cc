@@ -31,7 +31,7 @@ struct BenchFlags {
       .prefill = {512, 2048}, .decode = 64, .depth = {0, 2048, 4096}, .batch = {1}};
   uint32_t repeat = 3;
   uint32_t chunk_tokens = EngineOptions().step_tokens_max;
-  bool machine = false;
+  bool machine = false, layers = false;
   std::string json;
 };
 
@@ -134,7 +134,8 @@ Result<Runners> OpenRunners(const BenchFlags& flags, const LoadedModel& model,
                              .chunk_tokens = flags.chunk_tokens,
                              .methods = methods,
                              .text = {},
-                             .peaks = peaks};
+                             .peaks = peaks,
+                             .layers = flags.layers};
   if (!flags.text.empty()) {
     TS_ASSIGN_OR_RETURN(options.text, ReadTextTokens(flags.text, *model.file));
   }
@@ -268,6 +269,7 @@ void AddBench(CLI::App* parent, Command* run) {
       ->type_name("FILE");
   app->add_flag("--machine", flags->machine,
                 "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
+  AddLayersOption(app, &flags->layers);
   AddJsonOption(app, &flags->json);
   AddEngineOptions(app, &flags->engine);
   AddExample(app,

@@ -9,6 +9,7 @@
 #include "base/machine.h"
 #include "tools/eval_figures.h"
 #include "tools/format.h"
+#include "tools/layer_report.h"
 
 namespace tinyserve {
 namespace {
@@ -66,25 +67,29 @@ json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& r
   const CaseFigures f = FiguresOf(result, setup.peaks);
   const bool decodes = c.kind == BenchKind::kDecode;
   const Method& method = setup.methods[c.selector];
-  return {{"engine", "tinyserve"},
-          {"kind", BenchKindName(c.kind)},
-          {"tokens", c.tokens},
-          {"depth", c.depth},
-          {"batch", c.batch},
-          {"selector", decodes ? method.typed : kFull},
-          {"resolved", decodes ? method.spec.resolved : kFull},
-          {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
-                                        {"min", Rounded(f.tokens_per_s_min, 2)},
-                                        {"max", Rounded(f.tokens_per_s_max, 2)}}},
-          {"speedup_over_full", Rounded(SpeedupOverFull(result, results, setup), 4)},
-          {"bytes_per_step", static_cast<uint64_t>(f.bytes_per_step)},
-          {"roofline_share", Rounded(f.roofline_share, 4)},
-          {"bandwidth_share", Rounded(f.bandwidth_share, 4)},
-          {"target", setup.target},
-          {"threads", setup.threads},
-          {"kv", method.kv},
-          {"compute", setup.compute},
-          {"text", setup.text.empty() ? json::value() : json::value(setup.text)}};
+  json::object out = {{"engine", "tinyserve"},
+                      {"kind", BenchKindName(c.kind)},
+                      {"tokens", c.tokens},
+                      {"depth", c.depth},
+                      {"batch", c.batch},
+                      {"selector", decodes ? method.typed : kFull},
+                      {"resolved", decodes ? method.spec.resolved : kFull},
+                      {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
+                                                    {"min", Rounded(f.tokens_per_s_min, 2)},
+                                                    {"max", Rounded(f.tokens_per_s_max, 2)}}},
+                      {"speedup_over_full", Rounded(SpeedupOverFull(result, results, setup), 4)},
+                      {"bytes_per_step", static_cast<uint64_t>(f.bytes_per_step)},
+                      {"roofline_share", Rounded(f.roofline_share, 4)},
+                      {"bandwidth_share", Rounded(f.bandwidth_share, 4)},
+                      {"target", setup.target},
+                      {"threads", setup.threads},
+                      {"kv", method.kv},
+                      {"compute", setup.compute},
+                      {"text", setup.text.empty() ? json::value() : json::value(setup.text)}};
+  if (!result.samples.front().layers.empty()) {
+    out["layers"] = LayersJson(result.samples.front().layers);
+  }
+  return out;
 }
 
 json::object SkippedJson(const SkippedCase& skipped) {
@@ -154,6 +159,14 @@ std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& 
     out += '\n';
   }
   if (compares) out += ResolvedLines(setup.methods);
+  for (const CaseResult& result : results) {
+    const BenchCase& c = result.bench_case;
+    const std::string layers = LayerTable(result.samples.front().layers);
+    if (layers.empty()) continue;
+    out +=
+        fmt::format("\n{} at depth {}, batch {}: pages of a query\n{}",
+                    PrintableLine(setup.methods[c.selector].typed, 200), c.depth, c.batch, layers);
+  }
   return out;
 }
 

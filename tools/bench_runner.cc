@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "engine/sampler.h"
+#include "engine/selection_stats.h"
 
 namespace tinyserve {
 namespace {
@@ -62,6 +63,7 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
   TS_ASSIGN_OR_RETURN(runner->executor_,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), executor));
+  runner->executor_->SetSelectionTimed(options.layers);
   runner->selectors_.resize(options.methods.size());
   for (size_t i = 0; i < options.methods.size(); ++i) {
     const Method& method = options.methods[i];
@@ -232,9 +234,13 @@ BenchSample BenchRunner::RunPrefill(const BenchCase& c) {
 BenchSample BenchRunner::RunDecode(const BenchCase& c) {
   BenchSample warm_up, sample;
   Decode(c, std::min(c.tokens, kWarmUpSteps), &warm_up);
+  executor_->ResetSelectionCounts();
   const Clock::time_point start = Clock::now();
   Decode(c, c.tokens, &sample);
   sample.seconds = SecondsSince(start);
+  if (options_.layers) {
+    sample.layers = LayersOf(executor_->strip_counts(), options_.model->model->config().kv_heads);
+  }
   const Codec& codec = executor_->cache()->codec();
   for (uint32_t i = 0; i < c.batch; ++i) {
     Sequence& s = sequences_[i];

@@ -20,6 +20,7 @@ struct BenchSample {
   double bytes = 0;             // that its steps must read
   double roofline_seconds = 0;  // the least time for its steps' bytes and multiply-adds
   uint64_t steps = 0;
+  std::vector<LayerSelection> layers;  // of a decode, where they were asked for
 };
 
 struct BenchRunnerOptions {
@@ -30,6 +31,7 @@ struct BenchRunnerOptions {
   std::vector<Method> methods;  // that cases name by their index; it runs those of its storage
   TextTokens text;              // what prompts are made of; no tokens: random ones
   MachinePeaks peaks;
+  bool layers;  // whether samples have them
 };
 
 // Sequences hold prompt tokens that are a function of their position, so that a case may run over

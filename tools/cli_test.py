@@ -499,6 +499,45 @@ class Measure(unittest.TestCase):
             self.assertIn(word, done.stdout.decode())
 
 
+SPARSE = "moments:ratio=0.25,min_tokens=0,min_context=0"
+CASCADE = "cascade:ratio=0.5,min_tokens=0,min_context=0,wide_layers=0,full=0.1,min_full=8,values=0.3,min_values=16"
+
+
+class Observation(unittest.TestCase):
+    """What the program tells of selection."""
+
+    def test_layers_add_up(self):
+        def check(layers, queries, timed):
+            self.assertGreater(len(layers), 1)
+            self.assertEqual(len({(l["layer"], l["kv_head"]) for l in layers}), len(layers))
+            for layer in layers:
+                self.assertEqual(layer["queries"], queries)
+                self.assertLessEqual(layer["pages_selected"], layer["pages_held"])
+                self.assertLessEqual(layer["pages_reused"], layer["pages_followed"])
+                self.assertGreater(layer["bytes_avoided"], 0)
+                self.assertTrue(all((layer[key] > 0) == (key in timed)
+                                    for key in ("score_seconds", "select_seconds", "attend_seconds")))
+        everything = ("score_seconds", "select_seconds", "attend_seconds")
+        answer = ("--prompt", "x " * 150, "-n", "10", "--ignore-eos", "--layers")
+        check(run_json(*answer, "--selector", SPARSE)["layers"], 9, everything)
+        check(run_json(*answer, "--selector", CASCADE)["layers"], 9, everything[2:])
+        shown = tinyserve("run", "--model", MODEL, *answer, "--selector", SPARSE).stderr.decode()
+        self.assertRegex(shown, r"\n  all +\d+ ")
+        text = ("--text", __file__, "--layers", "--json", "-")
+        done = tinyserve("bench", "--model", MODEL, "--prefill", "0", "--decode", "4", "--depth", "256", "--batch", "3",
+                         "--repeat", "1", "--selector", "full", "--selector", SPARSE, *text)
+        full, sparse = map(json.loads, done.stdout.splitlines())
+        self.assertEqual(full["layers"], [])
+        check(sparse["layers"], 12, everything)
+        done = tinyserve("eval", "--model", MODEL, "--context", "300", "--score", "40", "--tokens", "80",
+                         "--method", "full", "--method", CASCADE, *text)
+        full, sparse = map(json.loads, done.stdout.splitlines())
+        self.assertEqual([full["layers"], full["hit_rate"]], [[], None])
+        check(sparse["layers"], 80, everything[2:])
+        hits = [sum(layer[key] for layer in sparse["layers"]) for key in ("pages_reused", "pages_followed")]
+        self.assertAlmostEqual(sparse["hit_rate"], hits[0] / hits[1], delta=1e-4)
+
+
 @unittest.skipUnless("--instruct" in sys.argv, "needs a real instruct model")
 class Instruct(unittest.TestCase):
     def test_it_answers(self):

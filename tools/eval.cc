@@ -194,6 +194,10 @@ void AddMethodOptions(CLI::App* app, MethodEvalFlags* flags) {
   Limit(add("--long-prompt", &flags->long_prompt, "TOKENS", "Tokens before those of --long")
             ->capture_default_str(),
         1, 1 << 20);
+  app->add_flag("--layers", flags->layers,
+                "Also show what each method's selection did by layer and KV head")
+      ->needs(methods)
+      ->group("Methods");
   add("--plot", &flags->plot, "FILE.svg",
       "Draw KL over bytes read and over decode speed, with the Pareto front");
 }

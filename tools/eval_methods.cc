@@ -6,9 +6,11 @@
 #include <cstdio>
 #include <functional>
 
+#include "engine/selection_stats.h"
 #include "tools/eval_plot.h"
 #include "tools/eval_report.h"
 #include "tools/eval_runner.h"
+#include "tools/layer_report.h"
 #include "tools/loaded_model.h"
 #include "tools/progress.h"
 
@@ -138,6 +140,10 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
                 .dense_tokens_per_s = Median(dense.tokens_per_s),
                 .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),
                 .selector_failures = run.failures};
+  const std::vector<LayerSelection> layers =
+      LayersOf(run.strips, eval.model.model->config().kv_heads);
+  line.hit_rate = HitRate(SumOf(layers));
+  if (eval.flags->layers) line.layers = layers;
   return Result<EvalLine>(std::move(line));
 }
 
@@ -150,7 +156,8 @@ Result<std::vector<EvalLine>> RunCase(
                                   .page_tokens = eval.engine->page_tokens,
                                   .chunk_tokens = kChunkTokens,
                                   .methods = eval.methods,
-                                  .kv_bytes_max = KvBytesMax(*eval.engine)};
+                                  .kv_bytes_max = KvBytesMax(*eval.engine),
+                                  .timed_selection = eval.flags->layers};
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<EvalRunner> runner,
                       EvalRunner::Create(options, c.shape));
   const size_t of_text = c.shape.tokens() + 1 - eval.text.prefix.size();

@@ -20,6 +20,7 @@ struct MethodEvalFlags {
   uint32_t window_scored = 256;      // tokens at the end of a window
   uint32_t long_tokens = 0;          // decoded tokens of a long run; 0: none
   uint32_t long_prompt = 4096;
+  bool layers = false;
   uint32_t tokens = 0;  // scored at each context; 0: kScoredDefault
 
   static constexpr uint32_t kContextDefault = 4096, kScoredDefault = 4096;

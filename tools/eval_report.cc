@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tools/format.h"
+#include "tools/layer_report.h"
 
 namespace tinyserve {
 namespace {
@@ -52,6 +53,7 @@ json::object EvalLineJson(const EvalLine& line, const EvalSetup& setup) {
       {"windows", line.windows},
       {"scored_per_window", line.window_scored},
       {"selector_failures", line.selector_failures},
+      {"hit_rate", Significant(line.hit_rate, 5)},
       {"engine", "tinyserve"},
       {"kind", line.is_long ? "long_decode" : "method"},
       {"model", setup.model},
@@ -62,6 +64,7 @@ json::object EvalLineJson(const EvalLine& line, const EvalSetup& setup) {
       {"base_kv", setup.base_kv},
       {"page_tokens", setup.page_tokens},
       {"compute", setup.compute}};
+  if (!line.layers.empty()) out["layers"] = LayersJson(line.layers);
   if (line.is_long) {
     json::array parts;
     for (double kl : line.kl_by_position) parts.push_back(Significant(kl, 6));
@@ -101,7 +104,7 @@ std::string EvalTableRow(const EvalLine& line, size_t method_columns) {
   if (line.selector_failures > 0) {
     row += fmt::format("  {} choices failed: everything was read\n", line.selector_failures);
   }
-  return row;
+  return row + LayerTable(line.layers);
 }
 
 }  // namespace tinyserve

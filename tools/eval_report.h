@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "tinyserve/engine.h"
+
 namespace tinyserve {
 
 // Where an evaluation was made.
@@ -35,6 +37,8 @@ struct EvalLine {
   double decode_tokens_per_s = 0, dense_tokens_per_s = 0;
   double speedup = 0;  // over dense attention in the same turns, median of the windows
   uint64_t selector_failures = 0;
+  double hit_rate = 0;                 // NaN where nothing selected
+  std::vector<LayerSelection> layers;  // where they were asked for
 };
 
 constexpr uint32_t kKlPeriodTokens = 256;

@@ -90,6 +90,7 @@ Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
   TS_ASSIGN_OR_RETURN(storage->executor,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), options));
+  storage->executor->SetSelectionTimed(options_.timed_selection);
   for (Lane* lane : storage->lanes) {
     lane->executor = storage->executor.get();
     TS_ASSIGN_OR_RETURN(lane->slot, lane->executor->cache()->AddSequence());
@@ -196,7 +197,7 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
                            float* out) {
   Executor* executor = lane->executor;
   TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
-  const uint64_t failures = executor->selection_counts().failures;
+  executor->ResetSelectionCounts();
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
   const uint64_t vocab = options_.model->model->config().vocab;
   for (uint32_t i = 0; i < turn.count; i += row_tokens) {
@@ -212,7 +213,10 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
     ++lane->timed_steps;
   }
   executor->cache()->Commit(lane->slot, turn.first + turn.count);
-  lane->run.failures += executor->selection_counts().failures - failures;
+  lane->run.failures += executor->selection_counts().failures;
+  const std::vector<SelectionCounts> strips = executor->strip_counts();
+  lane->run.strips.resize(strips.size());
+  for (size_t i = 0; i < strips.size(); ++i) lane->run.strips[i].Add(strips[i]);
   return Status();
 }
 

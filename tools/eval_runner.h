@@ -33,16 +33,18 @@ struct EvalRunnerOptions {
   uint32_t chunk_tokens;  // prompt tokens of one step
   std::vector<Method> methods;
   uint64_t kv_bytes_max;
+  bool timed_selection;  // whether strips hold times
 };
 
 // What one way to read the context did, over all windows.
 struct EvalRun {
-  MethodFigures figures;             // empty for the dense reference
-  std::vector<double> tokens_per_s;  // [window], decoding one token at a time at its end
-  uint64_t kv_bytes_read = 0;        // by those tokens
-  uint64_t pages_held = 0;           // by the cache at those tokens, for each (layer, KV head)
-  uint64_t decoded_tokens = 0;       // those tokens
-  uint64_t failures = 0;             // of the selector: everything was read
+  MethodFigures figures;                // empty for the dense reference
+  std::vector<double> tokens_per_s;     // [window], decoding one token at a time at its end
+  uint64_t kv_bytes_read = 0;           // by those tokens
+  uint64_t pages_held = 0;              // by the cache at those tokens, for each (layer, KV head)
+  uint64_t decoded_tokens = 0;          // those tokens
+  uint64_t failures = 0;                // of the selector: everything was read
+  std::vector<SelectionCounts> strips;  // [layer][KV head], of all scored tokens
 };
 
 // Methods over the same storage share an executor, all executors the model. In a window, the

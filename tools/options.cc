@@ -214,6 +214,11 @@ void AddSamplingOptions(CLI::App* app, SamplingFlags* flags) {
       ->group("Sampling");
 }
 
+void AddLayersOption(CLI::App* app, bool* layers) {
+  app->add_flag("--layers", *layers,
+                "Also show what selection did by layer and KV head: pages, hits, bytes, times");
+}
+
 void AddJsonOption(CLI::App* app, std::string* path) {
   // A default value is what an option without its value gets.
   app->add_option("--json", *path, "Write JSON to FILE, or to standard output for -")

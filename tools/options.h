@@ -55,6 +55,9 @@ void Limit(CLI::Option* option, double low, double high);
 // Allows these words (or numbers) and says so.
 void Choose(CLI::Option* option, const std::vector<std::string>& words);
 
+// --layers: figures of selection by layer and KV head.
+void AddLayersOption(CLI::App* app, bool* layers);
+
 // --json [FILE]; without a FILE: "-".
 void AddJsonOption(CLI::App* app, std::string* path);
 

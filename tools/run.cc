@@ -12,6 +12,7 @@
 #include "tools/format.h"
 #include "tools/generation.h"
 #include "tools/json_output.h"
+#include "tools/layer_report.h"
 #include "tools/options.h"
 #include "tools/run_cost.h"
 #include "tools/terminal.h"
@@ -29,7 +30,7 @@ struct RunFlags {
   CLI::Option* prompt_option = nullptr;
   std::string prompt, file, system, json;
   int32_t logprobs = -1;
-  bool raw = false, stats = false, quiet = false;
+  bool raw = false, stats = false, quiet = false, layers = false;
 };
 
 Result<std::string> ReadStdin() {
@@ -145,13 +146,17 @@ Result<int> Report(const RunFlags& flags, const Engine& engine, const Generation
   }
   if (output->wanted()) {
     TS_ASSIGN_OR_RETURN(json::array tokens, TokensJson(engine, generation, flags.logprobs >= 0));
-    TS_RETURN_IF_ERROR(output->Write(json::object{{"engine", "tinyserve"},
-                                                  {"model", engine.info().name},
-                                                  {"target", engine.info().target},
-                                                  {"text", generation.text},
-                                                  {"finish", FinishName(generation.finish)},
-                                                  {"tokens", std::move(tokens)},
-                                                  {"cost", CostJson(cost)}}));
+    json::object line = {{"engine", "tinyserve"},
+                         {"model", engine.info().name},
+                         {"target", engine.info().target},
+                         {"text", generation.text},
+                         {"finish", FinishName(generation.finish)},
+                         {"tokens", std::move(tokens)},
+                         {"cost", CostJson(cost)}};
+    if (flags.layers) line["layers"] = LayersJson(engine.layer_selection());
+    TS_RETURN_IF_ERROR(output->Write(line));
+  } else if (flags.layers) {
+    fmt::print(stderr, "\n{}", LayerTable(engine.layer_selection()));
   }
   if (!flags.quiet) fmt::print(stderr, "\n{}", FormatCost(cost));
   return generation.interrupted ? kExitInterrupted : 0;
@@ -163,8 +168,10 @@ Result<int> Run(const RunFlags& flags) {
   request.top_logprobs = flags.logprobs;
   TS_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(flags));
   TS_ASSIGN_OR_RETURN(JsonOutput output, JsonOutput::Open(flags.json));
+  EngineOptions options = flags.engine.ToOptions();
+  options.time_selection = flags.layers;
   const auto start = std::chrono::steady_clock::now();
-  TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(flags.engine.ToOptions()));
+  TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(options));
   const double load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   TS_ASSIGN_OR_RETURN(request.prompt, PromptTokens(*engine, flags, prompt));
@@ -207,6 +214,7 @@ void AddRun(CLI::App* parent, Command* run) {
   CLI::Option* stats = app->add_flag(
       "--stats", flags->stats, "Measure this machine's bandwidth even where no one is watching");
   app->add_flag("-q,--quiet", flags->quiet, "Print the answer and no figures")->excludes(stats);
+  AddLayersOption(app, &flags->layers);
   AddJsonOption(app, &flags->json);
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);

@@ -46,6 +46,7 @@ struct EngineOptions {
   // selector needs to know of a page is kept from the start, so a request may only ask for another
   // one that needs no more.
   std::string selector = "full";
+  bool time_selection = false;       // whether SelectionStats holds times
   std::vector<std::string> plugins;  // shared objects that bring selectors (tinyserve/plugin.h)
   uint32_t page_tokens = 16;         // 16, 32, 64
   uint32_t block_tokens = 32;        // a multiple of page_tokens, at most 256
@@ -164,8 +165,19 @@ struct SelectionStats {
   // Of the pages read by queries whose sequence also decoded at the position before: how many, and
   // how many of them were read there too. Hit rate: pages_reused / pages_followed.
   uint64_t pages_followed = 0, pages_reused = 0;
+  uint64_t tokens_read = 0;
   uint64_t bytes_read = 0;  // pages and what is kept of them
+  uint64_t bytes_held = 0;  // of the same pages in the same storage: what reading all would read
   uint64_t failures = 0;    // of a selector: everything was read
+  // With EngineOptions::time_selection: thread time. A kernel that scores, chooses and attends in
+  // one call (cascade) counts as attention; a plugin's call counts as choosing.
+  double score_seconds = 0, select_seconds = 0, attend_seconds = 0;
+};
+
+// The same at one layer and KV head.
+struct LayerSelection {
+  uint32_t layer = 0, kv_head = 0;
+  SelectionStats stats;
 };
 
 struct EngineStats {
@@ -205,6 +217,8 @@ class Engine {
 
   virtual const ModelInfo& info() const = 0;
   virtual EngineStats stats() const = 0;
+  // By layer and KV head: all steps up to the last request that finished.
+  virtual std::vector<LayerSelection> layer_selection() const = 0;
 };
 
 }  // namespace tinyserve

@@ -95,8 +95,8 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   runs_.assign(runs.begin(), runs.end());
   planned_kv_bytes_ = 0;
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
-  counts_before_.Add(chooser_->counts());
-  chooser_->ResetCounts();
+  counts_before_.Add(chooser_->step_counts());
+  chooser_->BeginStep();
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= selectors_.size());
@@ -244,17 +244,19 @@ void Attention::CountWork(uint32_t group) {
   }
 }
 
-uint64_t Attention::kv_bytes() const { return planned_kv_bytes_ + chooser_->counts().bytes_read; }
+uint64_t Attention::kv_bytes() const {
+  return planned_kv_bytes_ + chooser_->step_counts().bytes_read;
+}
 
 uint64_t Attention::multiply_adds(TokenClass token_class) const {
   const bool generated = token_class == TokenClass::kGenerated;
   return planned_multiply_adds_[static_cast<uint32_t>(token_class)] +
-         (generated ? chooser_->counts().multiply_adds : 0);
+         (generated ? chooser_->step_counts().multiply_adds : 0);
 }
 
 SelectionCounts Attention::selection_counts() const {
   SelectionCounts counts = counts_before_;
-  counts.Add(chooser_->counts());
+  counts.Add(chooser_->step_counts());
   return counts;
 }
 
@@ -461,9 +463,11 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
       for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i) {
         const SparseItem& item = plan.sparse[i];
         const uint32_t n = ChoosePages(item, io, thread, list(thread));
+        const uint64_t start = chooser_->Start();
         for (uint32_t split = 0; split * split_pages < n; ++split)
           AttendSplit(item, io, {list(thread), n}, split, thread);
         MergeSparse(item, io, n);
+        chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
       }
     });
     return;
@@ -478,7 +482,9 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
   threads_->For(first_split_[items], [&](uint32_t s, uint32_t thread) {
     uint32_t i = 0;
     while (s >= first_split_[i + 1]) ++i;
+    const uint64_t start = chooser_->Start();
     AttendSplit(plan.sparse[i], io, {list(i), list_counts_[i]}, s - first_split_[i], thread);
+    chooser_->AddAttendTime(io.layer, plan.sparse[i].kv_head, thread, start);
   });
   for (uint32_t i = 0; i < items; ++i) MergeSparse(plan.sparse[i], io, list_counts_[i]);
 }
@@ -489,6 +495,7 @@ void Attention::RunFused(const Group& plan, const LayerIo& io) {
   threads_->For(static_cast<uint32_t>(plan.sparse.size()), [&](uint32_t i, uint32_t thread) {
     const SparseItem& item = plan.sparse[i];
     const SequenceRun& run = runs_[item.run];
+    const uint64_t start = chooser_->Start();
     AttendRaw(item, io, thread);
     const bool coded = cache_->RawBegin(run.first_position + item.row) > 0;
     if (coded) AttendCascade(item, io, thread);
@@ -496,6 +503,7 @@ void Attention::RunFused(const Group& plan, const LayerIo& io) {
     kernels_->merge_partials(
         partial_views_.as<Partial>() + item.first_partial, coded ? 2 : 1, g, head_dim,
         io.out + row * io.out_stride + static_cast<uint64_t>(item.kv_head) * g * head_dim);
+    chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
   });
 }
 

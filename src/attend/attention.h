@@ -70,7 +70,11 @@ class Attention {
   uint64_t multiply_adds(TokenClass token_class) const;
   // Of all steps since the last reset.
   SelectionCounts selection_counts() const;
+  // The same by [layer][KV head].
+  std::vector<SelectionCounts> strip_counts() const { return chooser_->strip_counts(); }
   void ResetSelectionCounts();
+  // Whether the counts hold times.
+  void SetTimed(bool timed) { chooser_->SetTimed(timed); }
 
  private:
   // One independent piece of a layer's attention.

@@ -13,19 +13,6 @@ uint64_t RoundUp16(uint64_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace
 
-void SelectionCounts::Add(const SelectionCounts& other) {
-  queries += other.queries;
-  pages_held += other.pages_held;
-  pages_scored += other.pages_scored;
-  pages_read += other.pages_read;
-  pages_followed += other.pages_followed;
-  pages_reused += other.pages_reused;
-  tokens_read += other.tokens_read;
-  bytes_read += other.bytes_read;
-  multiply_adds += other.multiply_adds;
-  failures += other.failures;
-}
-
 Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
                                                          const Kernels* kernels, uint32_t layers,
                                                          uint32_t heads, float scale,
@@ -35,7 +22,6 @@ Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
   c->kernels_ = kernels;
   c->heads_ = heads;
   c->scale_ = scale;
-  c->counts_.resize(threads);
   uint64_t decode_bytes = 0;
   for (uint32_t g = 0; g < cache->groups(); ++g) {
     const KvShape shape = cache->shape(g);
@@ -53,6 +39,9 @@ Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
   c->stride_ = (floats * sizeof(float) + decode_bytes + 4095) / 4096 * 4096;
   TS_ASSIGN_OR_RETURN(c->scratch_, Buffer::Allocate(c->stride_ * threads));
   c->layers_ = layers;
+  c->step_counts_.resize(threads);
+  c->strip_counts_.resize(threads);
+  for (auto& strips : c->strip_counts_) strips.resize(uint64_t{layers} * c->kv_heads_max_);
   c->last_words_ = 1 + (cache->sequence_tokens_max() / cache->page_tokens() + 64) / 64;
   const uint64_t words =
       uint64_t{cache->sequences_max()} * layers * c->kv_heads_max_ * c->last_words_;
@@ -120,6 +109,8 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
   const KvShape shape = cache_->shape(query.group);
   const uint32_t group = heads_ / shape.kv_heads;
   const Scratch scratch = ScratchOf(thread);
+  const uint64_t start = Start();
+  uint64_t score_ns = 0;
   for (uint32_t i = 0; i < group * shape.head_dim; ++i) scratch.q[i] = query.q[i] * scale_;
   const ItemStorage storage{
       .kernels = kernels_,
@@ -129,7 +120,8 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
       .layout = cache_->meta_layout(query.group),
       .group = group,
       .decode_scratch = scratch.decode,
-      .partial = scratch.partial};
+      .partial = scratch.partial,
+      .score_ns = timed_ ? &score_ns : nullptr};
   const tinyserve_select_item item{.q = scratch.q,
                                    .position = query.position,
                                    .sequence = query.slot,
@@ -152,30 +144,37 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                                    {scratch.select, select_floats_}, out);
   const uint32_t n = choice.pages;
   if (!Observe(query, item.state, all.count, {out, n})) choice.failed = true;
-  Count(query, choice, all, &counts_[thread]);
-  if (query.alone) Follow(query, {out, n}, &counts_[thread]);
+  SelectionCounts counts = CountsOf(query, choice, all);
+  if (query.alone) Follow(query, {out, n}, &counts);
+  if (timed_) {
+    counts.score_ns = score_ns;
+    counts.select_ns = NowNs() - start - score_ns;
+  }
+  Count(query.layer, query.kv_head, thread, counts);
   for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
   return n;
 }
 
-void PageChooser::Count(const Query& query, const Selector::Choice& choice, const PageView& held,
-                        SelectionCounts* counts) const {
+SelectionCounts PageChooser::CountsOf(const Query& query, const Selector::Choice& choice,
+                                      const PageView& held) const {
   const KvShape shape = cache_->shape(query.group);
   const SelectorSpec& spec = query.selector->spec();
+  const uint64_t page_bytes =
+      cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes;
   const bool reads_records = spec.needs() != 0 || query.selector->has_summaries();
+  const uint64_t record_bytes = MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes +
+                                uint64_t{query.selector->summary_bytes()};
   const uint64_t read = choice.pages, scored = reads_records ? choice.scored : 0;
   const uint64_t tokens = (read - 1) * shape.page_tokens + held.last_tokens;
-  ++counts->queries;
-  counts->pages_held += held.count;
-  counts->pages_scored += scored;
-  counts->pages_read += read;
-  counts->tokens_read += tokens;
-  counts->multiply_adds += (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim;
-  counts->bytes_read +=
-      read * cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes +
-      scored * (MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes +
-                uint64_t{query.selector->summary_bytes()});
-  counts->failures += choice.failed ? 1 : 0;
+  return {.queries = 1,
+          .pages_held = held.count,
+          .pages_scored = scored,
+          .pages_read = read,
+          .tokens_read = tokens,
+          .bytes_read = read * page_bytes + scored * record_bytes,
+          .bytes_held = held.count * page_bytes,
+          .multiply_adds = (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim,
+          .failures = choice.failed ? 1u : 0u};
 }
 
 void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
@@ -185,22 +184,38 @@ void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
   const uint64_t raw_tokens = query.position + 1 - cache_->RawBegin(query.position);
   const uint64_t raw_pages = (raw_tokens + shape.page_tokens - 1) / shape.page_tokens;
   const uint64_t candidate_tokens = uint64_t{read.candidates} * shape.page_tokens;
-  SelectionCounts& counts = counts_[thread];
-  ++counts.queries;
-  counts.pages_held += read.pages_scored + raw_pages;
-  counts.pages_scored += read.pages_scored;
-  counts.pages_read += read.candidates + raw_pages;
-  counts.tokens_read += read.value_tokens + raw_tokens;
-  // Scores, approximate and exact logits, values and mean values; raw keys and values.
-  counts.multiply_adds += (2ull * read.pages_scored + candidate_tokens + read.full_tokens +
-                           read.value_tokens + read.candidates + 2 * raw_tokens) *
-                          (heads_ / shape.kv_heads) * shape.head_dim;
-  counts.bytes_read +=
-      read.pages_scored * uint64_t{cache_->meta_layout(query.group).record_bytes} +
-      read.candidates * uint64_t{at.low_at} + read.full_tokens * LineBytes(at.low_bytes) +
-      read.value_tokens * LineBytes(at.channels) +
+  const uint64_t record_bytes = cache_->meta_layout(query.group).record_bytes;
+  const uint64_t coded_page_bytes =
+      cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes + record_bytes;
+  const uint64_t raw_bytes =
       raw_pages * cache_->open_slab(query.group, query.layer_in_group, query.kv_head).page_bytes;
+  SelectionCounts counts{
+      .queries = 1,
+      .pages_held = read.pages_scored + raw_pages,
+      .pages_scored = read.pages_scored,
+      .pages_read = read.candidates + raw_pages,
+      .tokens_read = read.value_tokens + raw_tokens,
+      .bytes_read = read.pages_scored * record_bytes + read.candidates * uint64_t{at.low_at} +
+                    read.full_tokens * LineBytes(at.low_bytes) +
+                    read.value_tokens * LineBytes(at.channels) + raw_bytes,
+      .bytes_held = read.pages_scored * coded_page_bytes + raw_bytes,
+      // Scores, approximate and exact logits, values and mean values; raw keys and values.
+      .multiply_adds = (2ull * read.pages_scored + candidate_tokens + read.full_tokens +
+                        read.value_tokens + read.candidates + 2 * raw_tokens) *
+                       (heads_ / shape.kv_heads) * shape.head_dim};
   if (query.alone) Follow(query, candidates, &counts);
+  Count(query.layer, query.kv_head, thread, counts);
+}
+
+void PageChooser::Count(uint32_t layer, uint32_t kv_head, uint32_t thread,
+                        const SelectionCounts& counts) {
+  step_counts_[thread].Add(counts);
+  strip_counts_[thread][layer * kv_heads_max_ + kv_head].Add(counts);
+}
+
+void PageChooser::AddAttendTime(uint32_t layer, uint32_t kv_head, uint32_t thread, uint64_t start) {
+  if (!timed_) return;
+  Count(layer, kv_head, thread, {.attend_ns = NowNs() - start});
 }
 
 uint64_t* PageChooser::LastOf(SequenceSlot slot, uint32_t layer, uint32_t kv_head) const {
@@ -229,12 +244,27 @@ void PageChooser::Follow(const Query& query, std::span<const uint32_t> pages,
   last[0] = query.position + 1ull;
 }
 
-SelectionCounts PageChooser::counts() const {
+SelectionCounts PageChooser::step_counts() const {
   SelectionCounts sum;
-  for (const SelectionCounts& c : counts_) sum.Add(c);
+  for (const SelectionCounts& c : step_counts_) sum.Add(c);
   return sum;
 }
 
-void PageChooser::ResetCounts() { std::fill(counts_.begin(), counts_.end(), SelectionCounts()); }
+std::vector<SelectionCounts> PageChooser::strip_counts() const {
+  std::vector<SelectionCounts> sums(uint64_t{layers_} * kv_heads_max_);
+  for (const auto& strips : strip_counts_) {
+    for (size_t i = 0; i < sums.size(); ++i) sums[i].Add(strips[i]);
+  }
+  return sums;
+}
+
+void PageChooser::BeginStep() {
+  std::fill(step_counts_.begin(), step_counts_.end(), SelectionCounts());
+}
+
+void PageChooser::ResetCounts() {
+  BeginStep();
+  for (auto& strips : strip_counts_) std::fill(strips.begin(), strips.end(), SelectionCounts());
+}
 
 }  // namespace tinyserve

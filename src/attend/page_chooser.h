@@ -7,30 +7,15 @@
 #include <span>
 #include <vector>
 
+#include "attend/selection_counts.h"
 #include "base/buffer.h"
+#include "base/clock.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "select/selector.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve {
-
-// What selection did, over all queries: a query is one generated token at one (layer, KV head).
-struct SelectionCounts {
-  uint64_t queries = 0;
-  uint64_t pages_held = 0;
-  uint64_t pages_scored = 0;  // candidates of a selector that reads their records
-  uint64_t pages_read = 0;
-  // Of the pages that a query read whose sequence also decoded at the position before: how many,
-  // and how many of them were read there too. Their ratio is the hit rate.
-  uint64_t pages_followed = 0, pages_reused = 0;
-  uint64_t tokens_read = 0;
-  uint64_t bytes_read = 0;     // of pages and records
-  uint64_t multiply_adds = 0;  // of scores, q.k and p.v
-  uint64_t failures = 0;       // of selectors: everything was read
-
-  void Add(const SelectionCounts& other);
-};
 
 class PageChooser {
  public:
@@ -55,11 +40,21 @@ class PageChooser {
   void CountCascade(const Query& query, const CascadeCounts& counts,
                     std::span<const uint32_t> candidates, uint32_t thread);
 
+  // Adds the time of a query's attention since `start`, a Start().
+  void AddAttendTime(uint32_t layer, uint32_t kv_head, uint32_t thread, uint64_t start);
+
   // The next query of a sequence slot follows none.
   void Forget(SequenceSlot slot);
 
-  SelectionCounts counts() const;
+  // Of the steps since the last BeginStep, and of all since the last reset by [layer][KV head].
+  SelectionCounts step_counts() const;
+  std::vector<SelectionCounts> strip_counts() const;
+  void BeginStep();
   void ResetCounts();
+  // Whether times are taken: two or three readings of a clock a query.
+  void SetTimed(bool timed) { timed_ = timed; }
+  // When something begins whose time is to be taken.
+  uint64_t Start() const { return timed_ ? NowNs() : 0; }
 
  private:
   PageChooser() = default;
@@ -70,8 +65,9 @@ class PageChooser {
   bool Observe(const Query& query, void* state, uint32_t held, std::span<const uint32_t> pages);
   uint32_t ReadAll(const Query& query, const PageView& all, uint32_t thread, uint32_t* out);
   // held: all pages of the query's tokens.
-  void Count(const Query& query, const Selector::Choice& choice, const PageView& held,
-             SelectionCounts* counts) const;
+  SelectionCounts CountsOf(const Query& query, const Selector::Choice& choice,
+                           const PageView& held) const;
+  void Count(uint32_t layer, uint32_t kv_head, uint32_t thread, const SelectionCounts& counts);
 
   struct Scratch {
     float* q;        // [g][head_dim], scaled
@@ -90,8 +86,10 @@ class PageChooser {
   uint32_t heads_ = 0;
   float scale_ = 0;
   uint64_t q_floats_ = 0, partial_floats_ = 0, select_floats_ = 0, stride_ = 0;
-  Buffer scratch_;                       // [thread][stride_] bytes
-  std::vector<SelectionCounts> counts_;  // one a thread
+  Buffer scratch_;  // [thread][stride_] bytes
+  bool timed_ = false;
+  std::vector<SelectionCounts> step_counts_;                // [thread]
+  std::vector<std::vector<SelectionCounts>> strip_counts_;  // [thread][layer * kv_heads_max_]
   // What the last query of each (sequence slot, layer, KV head) read: a bit a page, after a word
   // that holds its position.
   uint32_t layers_ = 0, kv_heads_max_ = 0;

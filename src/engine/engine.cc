@@ -20,6 +20,7 @@
 #include "engine/executor.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/selection_stats.h"
 #include "engine/selector_storage.h"
 #include "engine/vocab.h"
 #include "kernels/targets.h"
@@ -81,6 +82,7 @@ class EngineImpl : public Engine {
                                  bool add_generation_prompt) const override;
   const ModelInfo& info() const override { return info_; }
   EngineStats stats() const override;
+  std::vector<LayerSelection> layer_selection() const override;
 
  private:
   Status OpenText(const GgufFile& file);
@@ -119,6 +121,7 @@ class EngineImpl : public Engine {
   RequestId next_id_ = 1;
   bool stopping_ = false;
   EngineStats stats_;
+  std::vector<SelectionCounts> strip_counts_;  // as Executor's
 
   // The engine thread's own.
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
@@ -250,6 +253,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                    .sequence_tokens_max = sizes.context_tokens,
                                                    .step_tokens_max = o.step_tokens_max,
                                                    .selectors = {o.selector}}));
+  executor_->SetSelectionTimed(o.time_selection);
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
@@ -428,6 +432,11 @@ EngineStats EngineImpl::stats() const {
   return stats_;
 }
 
+std::vector<LayerSelection> EngineImpl::layer_selection() const {
+  std::lock_guard lock(mutex_);
+  return LayersOf(strip_counts_, model_->config().kv_heads);
+}
+
 // ---- the engine thread --------------------------------------------------------------------------
 
 void EngineImpl::Loop() {
@@ -549,14 +558,7 @@ void EngineImpl::RunStep() {
 void EngineImpl::CountDecode() {
   const SelectionCounts counts = executor_->selection_counts();
   std::lock_guard lock(mutex_);
-  stats_.selection = {.queries = counts.queries,
-                      .pages_held = counts.pages_held,
-                      .pages_scored = counts.pages_scored,
-                      .pages_read = counts.pages_read,
-                      .pages_followed = counts.pages_followed,
-                      .pages_reused = counts.pages_reused,
-                      .bytes_read = counts.bytes_read,
-                      .failures = counts.failures};
+  stats_.selection = StatsOf(counts);
   for (const ScheduledRow& row : rows_) {
     if (row.prompt) return;
   }
@@ -681,6 +683,10 @@ FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {
 
 void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status status) {
   const RequestId id = job->id;
+  {
+    std::lock_guard lock(mutex_);
+    strip_counts_ = executor_->strip_counts();
+  }
   scheduler_->Remove(id);
   if (job->running) executor_->cache()->RemoveSequence(job->slot);
   TokenEvent event;

@@ -75,7 +75,11 @@ class Executor {
   StepCost cost() const;
   // Pages of all runs since the last call to ResetSelectionCounts.
   SelectionCounts selection_counts() const { return attention_->selection_counts(); }
+  // The same by [layer][KV head].
+  std::vector<SelectionCounts> strip_counts() const { return attention_->strip_counts(); }
   void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
+  // Whether the counts hold times.
+  void SetSelectionTimed(bool timed) { attention_->SetTimed(timed); }
   // The index of a selector, opened if it is new. Errors: kInvalidArgument (what is wrong with it,
   // what CheckSelector says), kResourceExhausted (too many different ones).
   Result<uint32_t> FindSelector(const std::string& text);

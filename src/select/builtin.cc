@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "base/clock.h"
 #include "select/selector.h"
 #include "select/top_pages.h"
 
@@ -153,7 +154,9 @@ struct Scored {
                          .count = item.page_count,
                          .head_scores = scratch,
                          .scores = scratch + group * padded};
+    const uint64_t start = storage.score_ns != nullptr ? NowNs() : 0;
     storage.kernels->score_pages(&args);
+    if (storage.score_ns != nullptr) *storage.score_ns += NowNs() - start;
     return Best(item, args.scores, pages);
   }
   static int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,

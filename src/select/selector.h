@@ -83,6 +83,7 @@ struct ItemStorage {
   uint32_t group;        // query heads of a KV head
   void* decode_scratch;  // of the calling thread
   float* partial;        // [group * (head_dim + 2)], of the calling thread
+  uint64_t* score_ns;    // where the time that scores take is added; null: it is not taken
 };
 
 class Selector {

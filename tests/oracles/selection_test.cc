@@ -242,6 +242,7 @@ TEST_P(Selection, CountsEqualARecount) {
   const uint64_t record_bytes = 2 * kHeadDim * 2;
   EXPECT_EQ(c.bytes_read, kKvHeads * (read * page_bytes + (pages - 3) * record_bytes));
   EXPECT_EQ(c.multiply_adds, kKvHeads * (tokens + pages - 3) * 2 * kGroup * kHeadDim);
+  EXPECT_EQ(c.bytes_held, kKvHeads * pages * page_bytes);
   EXPECT_EQ(c.failures, 0u);
 }
 
@@ -281,6 +282,50 @@ TEST_P(Selection, ByMassTheBudgetIsABound) {
   const uint64_t free = read("min_tokens=0,ratio=1,mass=0.6");
   EXPECT_GT(free, 4u);
   EXPECT_LT(free, 60u);
+}
+
+TEST_P(Selection, CountsOfLayersAndHeadsEqualARecount) {
+  Rig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0"});
+  rig.attention()->SetTimed(true);
+  rig.attention()->ResetSelectionCounts();
+  const uint32_t times[kLayers] = {1, 3};
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    for (uint32_t i = 0; i < times[layer]; ++i) rig.Decode(layer, Query(20 + i), 1, 900 + 10 * i);
+  }
+  const std::vector<SelectionCounts> strips = rig.attention()->strip_counts();
+  ASSERT_EQ(strips.size(), kLayers * kKvHeads);
+  const uint64_t page_bytes = rig.cache()->slab(0, 0, 0).page_bytes, record_bytes = 4 * kHeadDim;
+  SelectionCounts sum;
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    for (uint32_t head = 0; head < kKvHeads; ++head) {
+      uint64_t held = 0, read = 0, tokens = 0;
+      for (uint32_t i = 0; i < times[layer]; ++i) {
+        const uint64_t seen = 901 + 10 * i, pages = (seen + kPageTokens - 1) / kPageTokens;
+        const auto chosen = static_cast<uint64_t>(std::lround(0.25 * static_cast<double>(pages)));
+        held += pages;
+        read += chosen;
+        tokens += (chosen - 1) * kPageTokens + (seen - 1) % kPageTokens + 1;
+      }
+      const SelectionCounts& c = strips[layer * kKvHeads + head];
+      EXPECT_EQ(c.queries, times[layer]);
+      EXPECT_EQ(c.pages_held, held);
+      EXPECT_EQ(c.pages_scored, held - 3 * times[layer]);
+      EXPECT_EQ(c.pages_read, read);
+      EXPECT_EQ(c.tokens_read, tokens);
+      EXPECT_EQ(c.bytes_held, held * page_bytes);
+      EXPECT_EQ(c.bytes_read, read * page_bytes + (held - 3 * times[layer]) * record_bytes);
+      EXPECT_GT(c.score_ns, 0u);
+      EXPECT_GT(c.select_ns, 0u);
+      EXPECT_GT(c.attend_ns, 0u);
+      sum.Add(c);
+    }
+  }
+  const SelectionCounts all = rig.attention()->selection_counts();
+  EXPECT_EQ(all.queries, sum.queries);
+  EXPECT_EQ(all.bytes_read, sum.bytes_read);
+  EXPECT_EQ(all.attend_ns, sum.attend_ns);
+  rig.attention()->ResetSelectionCounts();
+  EXPECT_EQ(rig.attention()->strip_counts()[0].queries, 0u);
 }
 
 // The newest pages move on at a page's border; all else of this selector stays.
