@@ -97,8 +97,9 @@ bool PageChooser::Observe(const Query& query, void* state, uint32_t held,
 uint32_t PageChooser::ReadAll(const Query& query, const PageView& all, uint32_t thread,
                               uint32_t* out) {
   std::iota(out, out + all.count, 0u);
-  Count(query, {.pages = all.count, .scored = 0, .failed = false}, all, &counts_[thread]);
-  if (query.alone) Follow(query, {out, all.count}, &counts_[thread]);
+  SelectionCounts counts = CountsOf(query, {.pages = all.count, .scored = 0, .failed = false}, all);
+  if (query.alone) Follow(query, {out, all.count}, &counts);
+  Count(query.layer, query.kv_head, thread, counts);
   std::copy(all.pages, all.pages + all.count, out);
   return all.count;
 }
