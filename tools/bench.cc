@@ -9,6 +9,7 @@
 
 #include "engine/executor.h"
 #include "kernels/targets.h"
+#include "text/json_text.h"
 #include "tools/bench_plan.h"
 #include "tools/bench_report.h"
 #include "tools/bench_runner.h"

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "tools/json_output.h"
+#include "text/json_text.h"
 
 namespace tinyserve {
 namespace {

@@ -17,7 +17,7 @@ import time
 import unittest
 
 PROGRAM = MODEL = None
-SUBCOMMANDS = ("run", "chat", "bench", "eval", "inspect")
+SUBCOMMANDS = ("run", "chat", "serve", "bench", "eval", "inspect")
 DEADLINE_S = 60
 
 
@@ -93,7 +93,7 @@ class CommandLine(unittest.TestCase):
     def test_wrong_command_lines_exit_with_2_and_say_what_to_do(self):
         cases = {
             (): "Usage:",
-            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, bench, eval, inspect",
+            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, serve, bench, eval, inspect",
             ("run",): "--model is required",
             ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
                 "--temperature: '200' is not allowed: 0 to 100 are",

@@ -15,6 +15,7 @@ using Command = std::function<Result<int>()>;
 
 void AddRun(CLI::App* app, Command* run);
 void AddChat(CLI::App* app, Command* run);
+void AddServe(CLI::App* app, Command* run);
 void AddBench(CLI::App* app, Command* run);
 void AddEval(CLI::App* app, Command* run);
 void AddInspect(CLI::App* app, Command* run);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tools/json_output.h"
+#include "text/json_text.h"
 
 namespace tinyserve {
 namespace {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/gguf_builder.h"
-#include "tools/json_output.h"
+#include "text/json_text.h"
 
 namespace tinyserve {
 namespace {

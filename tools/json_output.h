@@ -10,10 +10,6 @@
 
 namespace tinyserve {
 
-// One line. Numbers are written the short way that reads back exactly; what JSON cannot hold (an
-// infinity, a NaN) becomes null; invalid UTF-8 becomes U+FFFD.
-std::string ToJson(const boost::json::value& value);
-
 class JsonOutput {
  public:
   JsonOutput() = default;

@@ -68,6 +68,7 @@ int ParseAndRun(int argc, char** argv) {
   Command command;
   AddRun(&app, &command);
   AddChat(&app, &command);
+  AddServe(&app, &command);
   AddBench(&app, &command);
   AddEval(&app, &command);
   AddInspect(&app, &command);

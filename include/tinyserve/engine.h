@@ -131,7 +131,10 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;
   Status status;                       // of kFinished with kError
   std::vector<float> prompt_logprobs;  // of kFinished
-  Usage usage;                         // of kFinished
+  // Of kFinished, beside prompt_logprobs: the top_logprobs likeliest tokens at each place, best
+  // first.
+  std::vector<std::vector<TokenLogprob>> prompt_top;
+  Usage usage;  // of kFinished
 };
 
 using EventSink = std::function<void(const TokenEvent&)>;
@@ -156,6 +159,14 @@ struct ModelInfo {
   uint64_t kv_window_bytes = 0;
   uint64_t kv_pool_bytes = 0;
   bool has_chat_template = false;  // the file carries one: a model that follows instructions
+};
+
+// What the model file says of its tokenizer, for those who prepare prompts elsewhere.
+struct TokenizerInfo {
+  std::string bos_token, eos_token;       // as they are spelled; "": the vocabulary has none
+  bool add_bos = false, add_eos = false;  // by Tokenize with add_special
+  std::vector<int32_t> end_tokens;        // that end an answer
+  std::string chat_template;              // what RenderChat uses: Jinja
 };
 
 // What selecting queries did; a query is one generated token at one (layer, KV head).
@@ -210,12 +221,16 @@ class Engine {
   virtual Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special,
                                                 bool parse_special) const = 0;
   virtual Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const = 0;
+  // The bytes that one token stands for; a control token's are its spelling. They need not be whole
+  // characters. Errors: kInvalidArgument (no token of the vocabulary).
+  virtual Result<std::string> TokenBytes(int32_t token) const = 0;
   // The model's own chat template (ChatML where it has none), as text for Tokenize(text, false,
   // true).
   virtual Result<std::string> RenderChat(const std::vector<Message>& messages,
                                          bool add_generation_prompt) const = 0;
 
   virtual const ModelInfo& info() const = 0;
+  virtual const TokenizerInfo& tokenizer_info() const = 0;
   virtual EngineStats stats() const = 0;
   // By layer and KV head: all steps up to the last request that finished.
   virtual std::vector<LayerSelection> layer_selection() const = 0;

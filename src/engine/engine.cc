@@ -47,6 +47,10 @@ bool AllFinite(std::span<const float> values) {
   return bad == 0;
 }
 
+uint32_t TopWanted(const Request& request) {
+  return static_cast<uint32_t>(std::max(request.top_logprobs, 0));
+}
+
 // A request from submission to its last event. Owned by the engine thread once it left the inbox.
 struct Job {
   RequestId id;
@@ -61,6 +65,7 @@ struct Job {
   std::unique_ptr<AnswerText> answer;
   std::vector<int32_t> generated;
   std::vector<float> prompt_logprobs;
+  std::vector<std::vector<TokenLogprob>> prompt_top;
 };
 
 class EngineImpl : public Engine {
@@ -78,9 +83,13 @@ class EngineImpl : public Engine {
   Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const override {
     return tokenizer_->Decode(tokens, /*spell_special=*/false);
   }
+  Result<std::string> TokenBytes(int32_t token) const override {
+    return tokenizer_->TokenBytes(token, /*spell_special=*/true);
+  }
   Result<std::string> RenderChat(const std::vector<Message>& messages,
                                  bool add_generation_prompt) const override;
   const ModelInfo& info() const override { return info_; }
+  const TokenizerInfo& tokenizer_info() const override { return tokenizer_info_; }
   EngineStats stats() const override;
   std::vector<LayerSelection> layer_selection() const override;
 
@@ -105,6 +114,7 @@ class EngineImpl : public Engine {
 
   EngineOptions options_;
   ModelInfo info_;
+  TokenizerInfo tokenizer_info_;
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
@@ -209,10 +219,16 @@ Status EngineImpl::OpenText(const GgufFile& file) {
   TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(file));
   TS_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(vocab));
   const std::string source = ReadChatTemplate(file);
-  TS_ASSIGN_OR_RETURN(template_,
-                      ChatTemplate::Create(source.empty() ? DefaultChatTemplate() : source,
-                                           Spelled(vocab, vocab.bos), Spelled(vocab, vocab.eos)));
   info_.has_chat_template = !source.empty();
+  tokenizer_info_ = {.bos_token = Spelled(vocab, vocab.bos),
+                     .eos_token = Spelled(vocab, vocab.eos),
+                     .add_bos = vocab.add_bos,
+                     .add_eos = vocab.add_eos,
+                     .end_tokens = tokenizer_->end_tokens(),
+                     .chat_template = source.empty() ? DefaultChatTemplate() : source};
+  TS_ASSIGN_OR_RETURN(template_,
+                      ChatTemplate::Create(tokenizer_info_.chat_template, tokenizer_info_.bos_token,
+                                           tokenizer_info_.eos_token));
   return Status();
 }
 
@@ -536,6 +552,7 @@ void EngineImpl::RunStep() {
                            .want = scored    ? Want::kLogProbs
                                    : sampled ? Want::kLogits
                                              : Want::kNothing,
+                           .top_logprobs = TopWanted(job.request),
                            .selector = job.selector});
     if (row.prompt) {
       const auto first = job.request.prompt.begin() + row.first_position;
@@ -607,6 +624,8 @@ Status EngineImpl::NotFinite(const char* what, const ScheduledRow& row) const {
 Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index) {
   const std::span<const float> inside = executor_->logprobs(index);
   job->prompt_logprobs.insert(job->prompt_logprobs.end(), inside.begin(), inside.end());
+  const std::span<const std::vector<TokenLogprob>> top = executor_->top_logprobs(index);
+  job->prompt_top.insert(job->prompt_top.end(), top.begin(), top.end());
   for (const float logprob : inside) {
     if (!std::isfinite(logprob)) return NotFinite("log-probabilities", row);
   }
@@ -614,7 +633,9 @@ Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t 
   // The next chunk's first token follows from this chunk's last.
   const std::span<const float> logits = executor_->logits(index);
   const int32_t next = job->request.prompt[row.first_position + row.length];
-  job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - LogSumExp(logits));
+  const float log_sum = LogSumExp(logits);
+  job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - log_sum);
+  job->prompt_top.push_back(TopLogprobs(logits, log_sum, TopWanted(job->request)));
   if (!std::isfinite(job->prompt_logprobs.back())) return NotFinite("log-probabilities", row);
   return Status();
 }
@@ -646,17 +667,7 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   event.token = token;
   if (!raw.empty()) {
     event.logprob = raw[static_cast<size_t>(token)] - log_sum;
-    std::vector<int32_t> order(raw.size());
-    for (size_t t = 0; t < order.size(); ++t) order[t] = static_cast<int32_t>(t);
-    const size_t n = std::min<size_t>(static_cast<size_t>(job->request.top_logprobs), order.size());
-    std::partial_sort(order.begin(), order.begin() + static_cast<long>(n), order.end(),
-                      [&](int32_t a, int32_t b) {
-                        const float x = raw[static_cast<size_t>(a)],
-                                    y = raw[static_cast<size_t>(b)];
-                        return x != y ? x > y : a < b;
-                      });
-    for (size_t i = 0; i < n; ++i)
-      event.top.push_back({order[i], raw[static_cast<size_t>(order[i])] - log_sum});
+    event.top = TopLogprobs(raw, log_sum, TopWanted(job->request));
   }
   const FinishReason reason = AfterToken(job, token);
   const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
@@ -696,6 +707,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   event.finish = reason;
   event.status = std::move(status);
   event.prompt_logprobs = std::move(job->prompt_logprobs);
+  event.prompt_top = std::move(job->prompt_top);
   Usage& usage = event.usage;
   usage.prompt_tokens = static_cast<uint32_t>(job->request.prompt.size());
   usage.completion_tokens = static_cast<uint32_t>(job->generated.size());

@@ -148,11 +148,14 @@ void Executor::ComputeLogits(const StepBatch& batch) {
 void Executor::ComputeLogProbs(const StepBatch& batch) {
   const uint64_t vocab = model_->config().vocab;
   logprobs_.resize(std::max(logprobs_.size(), batch.rows.size()));
+  top_logprobs_.resize(logprobs_.size());
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     logprobs_[r].clear();
+    top_logprobs_[r].clear();
     if (batch.rows[r].want != Want::kLogProbs) continue;
     const uint32_t targets = length_[r] - 1;
     logprobs_[r].resize(targets);
+    top_logprobs_[r].resize(targets);
     for (uint32_t i = 0; i < targets; i += kScoreRows) {
       const uint32_t n = std::min(kScoreRows, targets - i);
       wanted_.clear();
@@ -160,9 +163,10 @@ void Executor::ComputeLogProbs(const StepBatch& batch) {
       float* scores = scoring_.as<float>();
       model_->Logits(step_.get(), wanted_, scores);
       threads_->For(n, [&](uint32_t j, uint32_t) {
-        const float* row = scores + j * vocab;
-        logprobs_[r][i + j] =
-            row[tokens_[first_row_[r] + i + j + 1]] - LogSumExp(std::span(row, vocab));
+        const std::span<const float> row(scores + j * vocab, vocab);
+        const float log_sum = LogSumExp(row);
+        logprobs_[r][i + j] = row[tokens_[first_row_[r] + i + j + 1]] - log_sum;
+        top_logprobs_[r][i + j] = TopLogprobs(row, log_sum, batch.rows[r].top_logprobs);
       });
     }
     logits_rows_ += targets;
@@ -234,6 +238,23 @@ float LogSumExp(std::span<const float> logits) {
   double sum = 0;
   for (float x : logits) sum += std::exp(x - top);
   return top + static_cast<float>(std::log(sum));
+}
+
+std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float log_sum, uint32_t n) {
+  std::vector<TokenLogprob> best;  // by falling logits
+  if (n == 0) return best;
+  best.reserve(n + size_t{1});
+  for (size_t t = 0; t < logits.size(); ++t) {
+    if (best.size() == n && !(logits[t] > best.back().logprob)) continue;
+    // After all that are as good: ids come in rising order.
+    const auto at = std::find_if(best.begin(), best.end(), [&](const TokenLogprob& other) {
+      return logits[t] > other.logprob;
+    });
+    best.insert(at, {static_cast<int32_t>(t), logits[t]});
+    if (best.size() > n) best.pop_back();
+  }
+  for (TokenLogprob& token : best) token.logprob -= log_sum;
+  return best;
 }
 
 }  // namespace tinyserve

@@ -17,6 +17,7 @@
 #include "kv/kv_cache.h"
 #include "model/model.h"
 #include "select/selector.h"
+#include "tinyserve/engine.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve {
@@ -46,6 +47,8 @@ struct StepCost {
 
 // log(sum(exp(x))), stable.
 float LogSumExp(std::span<const float> logits);
+// The `n` likeliest tokens, best first, equal ones by their ids. `log_sum`: LogSumExp(logits).
+std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float log_sum, uint32_t n);
 
 class Executor {
  public:
@@ -66,6 +69,10 @@ class Executor {
   // [vocab]; row wanted kLogits or kLogProbs. kEveryLogits: [length][vocab].
   std::span<float> logits(size_t row);
   std::span<const float> logprobs(size_t row) const;  // kLogProbs: [length - 1]
+  // kLogProbs: [length - 1], the row's top_logprobs likeliest tokens at each place.
+  std::span<const std::vector<TokenLogprob>> top_logprobs(size_t row) const {
+    return top_logprobs_[row];
+  }
   std::span<const float> hidden(
       size_t row) const;  // kHidden: [length][dim] of the residual stream after the last layer
   // Records what was sampled after a row, for ~row inputs of the next step.
@@ -118,6 +125,7 @@ class Executor {
   std::vector<uint32_t> logits_count_;  // batch row -> rows of logits from there
   std::vector<int32_t> sampled_;        // batch row -> token sampled after it, -1
   std::vector<std::vector<float>> logprobs_;
+  std::vector<std::vector<std::vector<TokenLogprob>>> top_logprobs_;
   Buffer logits_;   // [logits_max][vocab]
   Buffer scoring_;  // [kScoreRows][vocab], for kLogProbs
   uint64_t steps_ = 0;

@@ -30,6 +30,7 @@ struct StepRow {
   uint32_t first_input;     // into StepBatch::inputs
   TokenClass token_class;
   Want want;
+  uint32_t top_logprobs = 0;  // kLogProbs: how many of the likeliest tokens to name at each place
   uint32_t selector = 0;   // what generated tokens read: 0 is everything, i is the executor's i-th
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };

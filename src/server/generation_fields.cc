@@ -1,0 +1,199 @@
+#include "server/generation_fields.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <charconv>
+#include <limits>
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;  // of the engine
+constexpr size_t kStopTokensMax = 256;
+constexpr size_t kBiasesMax = 1024;
+constexpr size_t kNameBytesMax = 256;
+
+void ReadSampling(Fields* fields, const RequestLimits& limits, SamplingOptions* sampling) {
+  sampling->temperature = 1.0f;  // OpenAI's default; the engine's own is 0
+  fields->Number("temperature", 0, 2, &sampling->temperature);
+  fields->Number("top_p", 1e-6, 1, &sampling->top_p);
+  fields->Number("min_p", 0, 0.999, &sampling->min_p);
+  fields->Number("presence_penalty", -2, 2, &sampling->presence_penalty);
+  fields->Number("frequency_penalty", -2, 2, &sampling->frequency_penalty);
+  fields->Number("repetition_penalty", 0.001, 100, &sampling->repetition_penalty);
+  int64_t top_k = 0;
+  fields->Integer("top_k", -1, limits.vocab, &top_k);  // vLLM's -1 is off too
+  sampling->top_k = static_cast<uint32_t>(std::max<int64_t>(top_k, 0));
+}
+
+// {"token id": value}.
+void ReadBias(Fields* fields, const RequestLimits& limits, SamplingOptions* sampling) {
+  const json::object* biases = fields->Object("logit_bias");
+  if (biases == nullptr) return;
+  if (biases->size() > kBiasesMax) {
+    return fields->Fail("logit_bias",
+                        fmt::format("'{}' has {} members: at most {} are allowed",
+                                    fields->Path("logit_bias"), biases->size(), kBiasesMax));
+  }
+  for (const auto& member : *biases) {
+    const char* end = member.key().data() + member.key().size();
+    uint32_t id = 0;
+    const auto [last, failed] = std::from_chars(member.key().data(), end, id);
+    if (failed != std::errc() || last != end || id >= limits.vocab) {
+      return fields->Fail("logit_bias",
+                          fmt::format("'{}' has a name that is no token id: 0 to {} are expected",
+                                      fields->Path("logit_bias"), limits.vocab - 1));
+    }
+    const std::optional<double> value = RealNumber(member.value(), -100, 100);
+    if (!value) {
+      return fields->Fail("logit_bias",
+                          fmt::format("'{}' of token {} is no number from -100 to 100",
+                                      fields->Path("logit_bias"), id));
+    }
+    sampling->logit_bias.emplace_back(static_cast<int32_t>(id), static_cast<float>(*value));
+  }
+}
+
+void ReadStop(Fields* fields, Request* request) {
+  const json::value* value = fields->Find("stop");
+  if (value == nullptr) return;
+  const auto add = [&](const json::value& element) {
+    const json::string* text = element.if_string();
+    if (text == nullptr || text->empty() || text->size() > kStopBytesMax) {
+      return fields->Fail("stop", fmt::format("'stop' must be a string, or a list of strings, of 1 "
+                                              "to {} bytes each",
+                                              kStopBytesMax));
+    }
+    request->stop.emplace_back(text->data(), text->size());
+  };
+  if (const json::array* list = value->if_array()) {
+    if (list->size() > kStopStringsMax) {
+      return fields->Fail("stop", fmt::format("'stop' has {} strings: at most {} are allowed",
+                                              list->size(), kStopStringsMax));
+    }
+    for (const json::value& element : *list) add(element);
+  } else {
+    add(*value);
+  }
+}
+
+void ReadEnd(Fields* fields, const RequestLimits& limits, Request* request) {
+  ReadStop(fields, request);
+  fields->Bool("ignore_eos", &request->ignore_eos);
+  fields->Count("min_tokens", 0, limits.context_tokens, &request->min_tokens);
+  const json::value* tokens = fields->Find("stop_token_ids");
+  if (tokens == nullptr) return;
+  if (!tokens->is_array() || tokens->get_array().size() > kStopTokensMax) {
+    return fields->Fail(
+        "stop_token_ids",
+        fmt::format("'stop_token_ids' must be a list of at most {} token ids", kStopTokensMax));
+  }
+  request->stop_tokens = ReadTokens(fields, "stop_token_ids", tokens->get_array(), limits);
+}
+
+// OpenAI's service_tier or vLLM's priority (a lower number is served first), as the engine's three
+// classes.
+void ReadPriority(Fields* fields, Request* request) {
+  int64_t priority = 0;
+  const bool numbered = fields->Find("priority") != nullptr;
+  fields->Integer("priority", std::numeric_limits<int32_t>::min(),
+                  std::numeric_limits<int32_t>::max(), &priority);
+  if (priority != 0) request->priority = priority < 0 ? Priority::kHigh : Priority::kLow;
+  std::string tier;
+  fields->String("service_tier", kNameBytesMax, &tier);
+  if (tier.empty()) return;
+  if (numbered) {
+    return fields->Fail("service_tier", "'service_tier' and 'priority' both: give one of them");
+  }
+  if (tier == "priority") {
+    request->priority = Priority::kHigh;
+  } else if (tier == "flex") {
+    request->priority = Priority::kLow;
+  } else if (tier != "auto" && tier != "default") {
+    fields->Fail("service_tier", "'service_tier' is none of auto, default, priority, flex");
+  }
+}
+
+void ReadStream(Fields* fields, std::optional<ApiError>* error, GenerationOptions* options) {
+  fields->Bool("stream", &options->stream);
+  const json::object* object = fields->Object("stream_options");
+  if (object == nullptr) return;
+  if (!options->stream) {
+    return fields->Fail("stream_options", "'stream_options' is allowed with 'stream' alone");
+  }
+  Fields inner(*object, "stream_options.", error);
+  inner.Bool("include_usage", &options->include_usage);
+  inner.Bool("continuous_usage_stats", &options->continuous_usage);
+  // Noise that hides the lengths of tokens from listeners; there is none to leave out.
+  inner.Accept({"include_obfuscation"});
+  inner.RefuseOthers();
+  if (options->continuous_usage && !options->include_usage) {
+    inner.Fail("continuous_usage_stats",
+               "'stream_options.continuous_usage_stats' is allowed with 'include_usage' alone");
+  }
+}
+
+void ReadOwn(Fields* fields, std::optional<ApiError>* error, Request* request) {
+  const json::object* object = fields->Object("tinyserve");
+  if (object == nullptr) return;
+  Fields inner(*object, "tinyserve.", error);
+  inner.String("selector", kNameBytesMax, &request->selector);
+  inner.String("session", kNameBytesMax, &request->session);
+  inner.RefuseOthers();
+}
+
+void ReadTextFormat(Fields* fields, std::optional<ApiError>* error) {
+  const json::object* object = fields->Object("response_format");
+  if (object == nullptr) return;
+  Fields inner(*object, "response_format.", error);
+  std::string type;
+  inner.String("type", kNameBytesMax, &type);
+  if (type != "text") inner.Fail("type", "'response_format.type': this server supports text alone");
+  inner.RefuseOthers();
+}
+
+void ReadModalities(Fields* fields) {
+  const json::value* value = fields->Find("modalities");
+  if (value == nullptr || *value == json::array{"text"}) return;
+  fields->Fail("modalities", R"('modalities': this server supports ["text"] alone)");
+}
+
+}  // namespace
+
+void ReadGenerationFields(Fields* fields, const RequestLimits& limits, GenerationOptions* options) {
+  std::optional<ApiError> error;  // of inner objects
+  ReadModel(fields, limits);
+  ReadSampling(fields, limits, &options->engine.sampling);
+  ReadBias(fields, limits, &options->engine.sampling);
+  ReadEnd(fields, limits, &options->engine);
+  ReadPriority(fields, &options->engine);
+  ReadStream(fields, &error, options);
+  ReadOwn(fields, &error, &options->engine);
+  ReadTextFormat(fields, &error);
+  ReadModalities(fields);
+  fields->Count("n", 1, limits.choices_max, &options->n);
+  fields->Bool("add_special_tokens", &options->add_special);
+  if (fields->Find("seed") != nullptr) {
+    int64_t seed = 0;
+    fields->Integer("seed", std::numeric_limits<int64_t>::min(),
+                    std::numeric_limits<int64_t>::max(), &seed);
+    options->seed = static_cast<uint64_t>(seed);
+  }
+  int64_t best_of = options->n;
+  fields->Integer("best_of", 1, limits.choices_max, &best_of);
+  if (best_of != options->n) {
+    fields->Fail("best_of", "'best_of' other than 'n' is not supported by this server");
+  }
+  if (error) fields->Fail(*std::move(error));
+  fields->Accept({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"});
+  fields->RefuseUnsupported({"prompt_logprobs", "use_beam_search", "length_penalty",
+                             "skip_special_tokens", "logits_processors", "guided_json",
+                             "guided_regex", "guided_choice", "guided_grammar",
+                             "structured_outputs"});
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,185 @@
+#include "server/generation_reply.h"
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <ctime>
+#include <utility>
+
+#include "base/check.h"
+#include "server/sse.h"
+#include "text/json_text.h"
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+json::object TokenCounts(uint64_t prompt, uint64_t completion) {
+  return {{"prompt_tokens", prompt},
+          {"completion_tokens", completion},
+          {"total_tokens", prompt + completion}};
+}
+
+ApiError TooSlow() {
+  return {.status = 503,
+          .message = "the stream was read too slowly, so the request was cancelled",
+          .type = "server_error",
+          .param = "",
+          .code = "slow_reader"};
+}
+
+}  // namespace
+
+json::value FinishJson(FinishReason reason) {
+  if (reason == FinishReason::kNone) return nullptr;
+  return reason == FinishReason::kStop ? "stop" : "length";
+}
+
+std::string NewReplyId(std::string_view prefix) {
+  uint64_t bits[2] = {};
+  TS_CHECK(getrandom(bits, sizeof bits, 0) == sizeof bits);
+  return fmt::format("{}{:016x}{:016x}", prefix, bits[0], bits[1]);
+}
+
+HttpReply GenerationHttpReply(std::unique_ptr<ReplyWork> work, bool stream) {
+  HttpReply reply;
+  reply.work = std::move(work);
+  reply.streams = stream;
+  if (stream) reply.content_type = kEventStream;
+  return reply;
+}
+
+Result<std::vector<int32_t>> ChatTokens(const Engine& engine, const std::vector<Message>& messages,
+                                        bool add_generation_prompt, bool add_special) {
+  TS_ASSIGN_OR_RETURN(const std::string text, engine.RenderChat(messages, add_generation_prompt));
+  return engine.Tokenize(text, add_special, /*parse_special=*/true);
+}
+
+GenerationReply::GenerationReply(std::unique_ptr<Generation> generation,
+                                 std::unique_ptr<ReplyForm> form, const GenerationOptions& options,
+                                 std::vector<uint32_t> prompt_tokens, std::string model)
+    : generation_(std::move(generation)),
+      form_(std::move(form)),
+      stream_(options.stream),
+      include_usage_(options.include_usage),
+      continuous_usage_(options.continuous_usage),
+      scored_(options.engine.top_logprobs >= 0),
+      n_(options.n),
+      id_(NewReplyId(form_->id_prefix())),
+      model_(std::move(model)),
+      created_(std::time(nullptr)) {
+  TS_CHECK(prompt_tokens.size() == generation_->choices());
+  for (uint32_t i = 0; i < prompt_tokens.size(); ++i)
+    choices_.push_back({.index = i, .prompt_tokens = prompt_tokens[i]});
+}
+
+json::object GenerationReply::Head(bool chunk) const {
+  return {{"id", id_}, {"object", form_->object(chunk)}, {"created", created_}, {"model", model_}};
+}
+
+json::object GenerationReply::ChoiceUsage(const AnswerChoice& choice) const {
+  return TokenCounts(choice.prompt_tokens, choice.tokens);
+}
+
+// Of all answers. A prompt counts once, however many answers it has; of times, the longest.
+json::object GenerationReply::UsageJson() const {
+  uint64_t prompt = 0, completion = 0;
+  Usage times;
+  for (const AnswerChoice& choice : choices_) {
+    if (choice.index % n_ == 0) prompt += choice.prompt_tokens;
+    completion += choice.tokens;
+    times.queue_seconds = std::max(times.queue_seconds, choice.usage.queue_seconds);
+    times.prefill_seconds = std::max(times.prefill_seconds, choice.usage.prefill_seconds);
+    times.decode_seconds = std::max(times.decode_seconds, choice.usage.decode_seconds);
+    times.first_token_seconds =
+        std::max(times.first_token_seconds, choice.usage.first_token_seconds);
+  }
+  json::object usage = TokenCounts(prompt, completion);
+  // The engine recomputes every prompt: it keeps none to take tokens from.
+  usage["prompt_tokens_details"] = {{"cached_tokens", 0}};
+  usage["tinyserve"] = {{"queue_seconds", times.queue_seconds},
+                        {"prefill_seconds", times.prefill_seconds},
+                        {"decode_seconds", times.decode_seconds},
+                        {"first_token_seconds", times.first_token_seconds}};
+  return usage;
+}
+
+void GenerationReply::Send(json::object choice, const AnswerChoice& state, std::string* out) const {
+  json::object chunk = Head(true);
+  chunk["choices"] = json::array{std::move(choice)};
+  if (continuous_usage_) {
+    chunk["usage"] = ChoiceUsage(state);
+  } else if (include_usage_) {
+    chunk["usage"] = nullptr;
+  }
+  AppendEvent(ToJson(chunk), out);
+}
+
+void GenerationReply::Fail(ApiError error, std::string* out) {
+  if (error_) return;
+  error_ = std::move(error);
+  if (stream_) AppendEvent(ErrorJson(*error_), out);
+}
+
+void GenerationReply::Take(const Arrival& arrival, std::string* out) {
+  const TokenEvent& event = arrival.event;
+  AnswerChoice& choice = choices_[arrival.choice];
+  choice.text += event.text;
+  const bool finished = event.kind == TokenEvent::Kind::kFinished;
+  if (finished) {
+    choice.finish = event.finish;
+    choice.usage = event.usage;
+    choice.prompt_logprobs = event.prompt_logprobs;
+    choice.prompt_top = event.prompt_top;
+    if (event.finish == FinishReason::kError) return Fail(ErrorOf(event.status), out);
+    if (event.finish == FinishReason::kCancelled) {
+      return Fail(Unavailable("the request was cancelled: the server is stopping"), out);
+    }
+  } else {
+    ++choice.tokens;
+    if (scored_) choice.scored.push_back({event.token, event.logprob, event.top});
+  }
+  if (!stream_ || error_) return;
+  if (!choice.begun) {
+    choice.begun = true;
+    std::optional<json::object> opening = form_->Opening(&choice);
+    if (opening) Send(*std::move(opening), choice, out);
+  }
+  // A token that completes no character waits for the one that does.
+  if (choice.text.empty() && !finished) return;
+  Send(form_->Choice(&choice, true), choice, out);
+  choice.text.clear();
+  choice.scored.clear();
+}
+
+bool GenerationReply::Advance(std::string* out) {
+  for (const Arrival& arrival : generation_->Take()) Take(arrival, out);
+  if (generation_->overflowed()) Fail(TooSlow(), out);
+  if (!generation_->done() && !error_) return false;
+  if (!stream_ || error_) return true;
+  if (include_usage_) {
+    json::object chunk = Head(true);
+    chunk["choices"] = json::array();
+    chunk["usage"] = UsageJson();
+    AppendEvent(ToJson(chunk), out);
+  }
+  AppendEvent(kDone, out);
+  return true;
+}
+
+HttpReply GenerationReply::Whole() {
+  if (error_) return ErrorReply(*error_);
+  json::array list;
+  for (AnswerChoice& choice : choices_) list.push_back(form_->Choice(&choice, false));
+  json::object body = Head(false);
+  body["choices"] = std::move(list);
+  body["usage"] = UsageJson();
+  HttpReply reply;
+  reply.body = ToJson(body);
+  return reply;
+}
+
+}  // namespace tinyserve

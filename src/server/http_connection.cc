@@ -1,0 +1,446 @@
+#include "server/http_connection.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/error.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <cctype>
+#include <cerrno>
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "server/api_error.h"
+#include "server/generation_reply.h"
+#include "server/http_text.h"
+#include "server/sse.h"
+
+namespace tinyserve {
+namespace {
+
+namespace net = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using Clock = std::chrono::steady_clock;
+using Parser = http::request_parser<http::string_body>;
+using ErrorCode = boost::system::error_code;
+
+constexpr auto kToken = net::as_tuple(net::use_awaitable);
+constexpr size_t kReadBytes = 8192;
+constexpr size_t kWriteBytes = 256 * 1024;  // that write_seconds are given for
+// What is still read of a refused body, so that the client sees the reply and no reset.
+constexpr size_t kLingerBytesMax = 4 << 20;
+constexpr std::chrono::seconds kLingerTime(2);
+constexpr std::chrono::hours kNoHeartbeat(1);
+
+std::chrono::seconds ForSeconds(uint32_t seconds) { return std::chrono::seconds(seconds); }
+
+// Room for a body, given back in the end.
+class BodyRoom {
+ public:
+  BodyRoom(std::atomic<uint64_t>* used, uint64_t bytes, uint64_t bytes_max) : used_(used) {
+    if (used->fetch_add(bytes) + bytes <= bytes_max) {
+      bytes_ = bytes;
+    } else {
+      used->fetch_sub(bytes);
+      used_ = nullptr;
+    }
+  }
+  ~BodyRoom() { Release(); }
+  BodyRoom(const BodyRoom&) = delete;
+  BodyRoom& operator=(const BodyRoom&) = delete;
+
+  bool granted() const { return used_ != nullptr; }
+  void Release() {
+    if (used_ != nullptr) used_->fetch_sub(std::exchange(bytes_, 0));
+  }
+
+ private:
+  std::atomic<uint64_t>* used_;
+  uint64_t bytes_ = 0;
+};
+
+ApiError Refused(int status, std::string message, std::string code) {
+  return {.status = status, .message = std::move(message), .param = "", .code = std::move(code)};
+}
+
+class Connection : public HttpConnection, public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(net::ip::tcp::socket socket, ConnectionContext* context)
+      : context_(*context),
+        handler_(*context->handler),
+        stream_(std::move(socket)),
+        timer_(stream_.get_executor()),
+        buffer_(context->options.header_bytes_max + kReadBytes) {}
+
+  void Start(std::function<void()> on_end) override;
+  void CloseIfIdle() override;
+  void Abort() override;
+
+ private:
+  net::awaitable<void> Run();
+  net::awaitable<bool> FirstBytes();
+  net::awaitable<bool> ServeOne();
+  net::awaitable<bool> ReadHead(Parser* parser, HttpRequest* request);
+  net::awaitable<bool> ReadBody(Parser* parser, const HttpRequest& request);
+  net::awaitable<bool> Refuse(const HttpRequest& request, HttpReply reply);
+  HttpReply Handle(const HttpRequest& request);
+  // Sends a reply and reports it. True: the connection goes on.
+  net::awaitable<bool> Answer(const HttpRequest& request, HttpReply reply, bool keep_alive);
+  net::awaitable<bool> SendWhole(const HttpRequest& request, const HttpReply& reply,
+                                 bool keep_alive);
+  net::awaitable<bool> SendStream(const HttpRequest& request, const HttpReply& reply,
+                                  bool keep_alive);
+  net::awaitable<bool> FinishWork(HttpReply* reply);
+  net::awaitable<bool> Write(std::string_view data);
+  net::awaitable<void> Linger();
+  net::awaitable<bool> WaitForWork(Clock::duration longest);
+  void WatchClient();
+  void StopWatching();
+  void Wake();
+
+  ConnectionContext& context_;
+  HttpHandler& handler_;
+  beast::tcp_stream stream_;
+  net::steady_timer timer_;  // of WaitForWork
+  beast::flat_buffer buffer_;
+  bool http11_ = true;
+  bool idle_ = false;
+  bool woken_ = false;      // the work has more
+  bool gone_ = false;       // the client has left, or Abort
+  uint64_t turn_ = 0;       // of watching; one that is over is not listened to
+  uint64_t body_sent_ = 0;  // bytes of the reply's body
+};
+
+void Connection::Start(std::function<void()> on_end) {
+  net::co_spawn(
+      stream_.get_executor(), [self = shared_from_this()] { return self->Run(); },
+      [self = shared_from_this(), on_end = std::move(on_end)](std::exception_ptr failed) {
+        if (failed) spdlog::error("a connection ended by an exception");
+        on_end();
+      });
+}
+
+void Connection::CloseIfIdle() {
+  net::post(stream_.get_executor(), [self = shared_from_this()] {
+    if (self->idle_) self->stream_.close();
+  });
+}
+
+void Connection::Abort() {
+  net::post(stream_.get_executor(), [self = shared_from_this()] {
+    self->gone_ = true;
+    self->Wake();
+    self->stream_.close();
+  });
+}
+
+void Connection::Wake() {
+  woken_ = true;
+  timer_.cancel();
+}
+
+net::awaitable<void> Connection::Run() {
+  ErrorCode ignored;
+  stream_.socket().set_option(net::ip::tcp::no_delay(true), ignored);
+  while (co_await ServeOne()) {
+  }
+  stream_.socket().shutdown(net::ip::tcp::socket::shutdown_both, ignored);
+  stream_.close();
+}
+
+net::awaitable<bool> Connection::FirstBytes() {
+  if (context_.draining) co_return false;
+  if (buffer_.size() > 0) co_return true;  // of a request sent ahead
+  idle_ = true;
+  stream_.expires_after(ForSeconds(context_.options.idle_seconds));
+  const auto [error, bytes] = co_await stream_.async_read_some(buffer_.prepare(kReadBytes), kToken);
+  idle_ = false;
+  if (error) co_return false;
+  buffer_.commit(bytes);
+  co_return true;
+}
+
+net::awaitable<bool> Connection::ServeOne() {
+  if (!co_await FirstBytes()) co_return false;
+  Parser parser;
+  parser.header_limit(context_.options.header_bytes_max);
+  parser.body_limit(context_.options.body_bytes_max);
+  HttpRequest request;
+  request.id = NewReplyId("req-");
+  if (!co_await ReadHead(&parser, &request)) co_return false;
+  std::optional<HttpReply> refused = handler_.Refuse(&request);
+  if (refused) {
+    if (!parser.is_done()) co_return co_await Refuse(request, *std::move(refused));
+    co_return co_await Answer(request, *std::move(refused), parser.keep_alive());
+  }
+  // A body of unknown length may become as long as is allowed.
+  const uint64_t expected = parser.is_done()          ? 0
+                            : parser.content_length() ? *parser.content_length()
+                                                      : context_.options.body_bytes_max;
+  BodyRoom room(&context_.body_bytes, expected, context_.options.bodies_bytes_max);
+  if (!room.granted()) {
+    co_return co_await Refuse(
+        request, ErrorReply(Unavailable("too many bodies are being read: try again later")));
+  }
+  if (!co_await ReadBody(&parser, request)) co_return false;
+  request.body = std::move(parser.get().body());
+  HttpReply reply = Handle(request);
+  request.body = std::string();
+  room.Release();
+  co_return co_await Answer(request, std::move(reply), parser.keep_alive());
+}
+
+net::awaitable<bool> Connection::ReadHead(Parser* parser, HttpRequest* request) {
+  stream_.expires_after(ForSeconds(context_.options.header_seconds));
+  const auto [error, bytes] = co_await http::async_read_header(stream_, buffer_, *parser, kToken);
+  if (error == http::error::body_limit) {
+    co_return co_await Refuse(
+        *request, ErrorReply(Refused(413,
+                                     fmt::format("the body is longer than {} bytes, the most that "
+                                                 "is allowed",
+                                                 context_.options.body_bytes_max),
+                                     "body_too_long")));
+  }
+  if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+    co_return co_await Refuse(
+        *request, ErrorReply(Refused(431,
+                                     fmt::format("the head is longer than {} bytes, the most that "
+                                                 "is allowed",
+                                                 context_.options.header_bytes_max),
+                                     "head_too_long")));
+  }
+  if (error == http::error::end_of_stream || error == http::error::partial_message ||
+      error == beast::error::timeout ||
+      (error && error.category() == boost::system::system_category())) {
+    co_return false;  // there is nobody to tell
+  }
+  if (error) {
+    co_return co_await Refuse(
+        *request,
+        ErrorReply(Refused(400, "this is no HTTP request: " + error.message(), "bad_http")));
+  }
+  const auto& message = parser->get();
+  http11_ = message.version() >= 11;
+  request->method = std::string(message.method_string());
+  for (const auto& field : message) {
+    std::string name(field.name_string());
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    request->headers.emplace_back(std::move(name), std::string(field.value()));
+  }
+  if (const std::string_view id = request->Header("x-request-id"); IsPlainId(id)) request->id = id;
+  const auto target = message.target();
+  const std::optional<std::string> path =
+      PathOfTarget(std::string_view(target.data(), target.size()));
+  if (!path) {
+    co_return co_await Refuse(
+        *request, ErrorReply(Refused(400, "the request's target is no path", "bad_http")));
+  }
+  request->path = *path;
+  co_return true;
+}
+
+net::awaitable<bool> Connection::ReadBody(Parser* parser, const HttpRequest& request) {
+  if (parser->is_done()) co_return true;
+  if (!request.Header("expect").empty() && http11_) {
+    if (!co_await Write("HTTP/1.1 100 Continue\r\n\r\n")) co_return false;
+  }
+  stream_.expires_after(ForSeconds(context_.options.body_seconds));
+  const auto [error, bytes] = co_await http::async_read(stream_, buffer_, *parser, kToken);
+  if (error == http::error::body_limit) {
+    co_return co_await Refuse(
+        request, ErrorReply(Refused(413,
+                                    fmt::format("the body is longer than {} bytes, the most that "
+                                                "is allowed",
+                                                context_.options.body_bytes_max),
+                                    "body_too_long")));
+  }
+  co_return !error;
+}
+
+// A reply to what was not read to its end: the connection cannot go on.
+net::awaitable<bool> Connection::Refuse(const HttpRequest& request, HttpReply reply) {
+  co_await Answer(request, std::move(reply), /*keep_alive=*/false);
+  co_await Linger();
+  co_return false;
+}
+
+HttpReply Connection::Handle(const HttpRequest& request) {
+  try {
+    return handler_.Handle(request);
+  } catch (const std::bad_alloc&) {
+    return ErrorReply(Unavailable("out of memory"));
+  } catch (const std::exception& e) {
+    spdlog::error("request id={} failed: {}", request.id, e.what());
+    return ErrorReply({.status = 500,
+                       .message = "the server failed; its log says more under this request's id",
+                       .type = "server_error",
+                       .param = "",
+                       .code = ""});
+  }
+}
+
+net::awaitable<bool> Connection::Answer(const HttpRequest& request, HttpReply reply,
+                                        bool keep_alive) {
+  const Clock::time_point start = Clock::now();
+  body_sent_ = 0;
+  bool sent = true;
+  if (reply.work != nullptr) {
+    reply.work->SetWake([weak = weak_from_this(), executor = stream_.get_executor()] {
+      net::post(executor, [weak] {
+        if (const std::shared_ptr<Connection> self = weak.lock()) self->Wake();
+      });
+    });
+    WatchClient();
+  }
+  if (reply.work != nullptr && !reply.streams) sent = co_await FinishWork(&reply);
+  keep_alive = keep_alive && !context_.draining;
+  if (sent && reply.streams) {
+    sent = co_await SendStream(request, reply, keep_alive);
+  } else if (sent) {
+    sent = co_await SendWhole(request, reply, keep_alive);
+  }
+  reply.work.reset();  // cancels what a client left behind
+  StopWatching();
+  const std::chrono::duration<double> taken = Clock::now() - start;
+  handler_.Answered({.request = &request,
+                     .status = reply.status,
+                     .body_bytes = body_sent_,
+                     .seconds = taken.count(),
+                     .interrupted = !sent});
+  co_return sent&& keep_alive && (http11_ || !reply.streams);
+}
+
+// Waits for the whole of a reply that does not stream, and puts it in place of the work.
+net::awaitable<bool> Connection::FinishWork(HttpReply* reply) {
+  std::string none;
+  for (;;) {
+    woken_ = false;
+    if (reply->work->Advance(&none)) break;
+    co_await WaitForWork(kNoHeartbeat);
+    if (gone_) co_return false;
+  }
+  *reply = reply->work->Whole();
+  co_return true;
+}
+
+net::awaitable<bool> Connection::SendWhole(const HttpRequest& request, const HttpReply& reply,
+                                           bool keep_alive) {
+  const bool bodiless = reply.status == 204;
+  const BodyFraming framing{
+      .content_bytes = bodiless ? std::nullopt : std::optional<uint64_t>(reply.body.size()),
+      .chunked = false,
+      .keep_alive = keep_alive};
+  std::string data = FormatHead(reply, handler_.CommonHeaders(request), framing);
+  if (request.method != "HEAD" && !bodiless) {
+    data += reply.body;
+    body_sent_ = reply.body.size();
+  }
+  co_return co_await Write(data);
+}
+
+net::awaitable<bool> Connection::SendStream(const HttpRequest& request, const HttpReply& reply,
+                                            bool keep_alive) {
+  const BodyFraming framing{
+      .content_bytes = {}, .chunked = http11_, .keep_alive = keep_alive && http11_};
+  std::string data = FormatHead(reply, handler_.CommonHeaders(request), framing), body;
+  for (bool done = false; !done;) {
+    woken_ = false;
+    body.clear();
+    done = reply.work->Advance(&body);
+    if (body.empty() && data.empty() && !done) {
+      const bool silent = !co_await WaitForWork(ForSeconds(context_.options.heartbeat_seconds));
+      if (gone_) co_return false;
+      if (!silent) continue;
+      body = kHeartbeat;
+    }
+    body_sent_ += body.size();
+    if (!body.empty()) data += http11_ ? FormatChunk(body) : body;
+    if (done && http11_) data += kLastChunk;
+    if (!co_await Write(data)) co_return false;
+    data.clear();
+  }
+  co_return true;
+}
+
+net::awaitable<bool> Connection::Write(std::string_view data) {
+  while (!data.empty()) {
+    const std::string_view part = data.substr(0, kWriteBytes);
+    stream_.expires_after(ForSeconds(context_.options.write_seconds));
+    const auto [error, bytes] =
+        co_await net::async_write(stream_, net::buffer(part.data(), part.size()), kToken);
+    if (error) co_return false;
+    data.remove_prefix(part.size());
+  }
+  stream_.expires_never();
+  co_return true;
+}
+
+net::awaitable<void> Connection::Linger() {
+  ErrorCode ignored;
+  stream_.socket().shutdown(net::ip::tcp::socket::shutdown_send, ignored);
+  stream_.expires_after(kLingerTime);
+  std::string discarded(kReadBytes, '\0');
+  for (size_t read = 0; read < kLingerBytesMax;) {
+    const auto [error, bytes] =
+        co_await stream_.async_read_some(net::buffer(discarded.data(), discarded.size()), kToken);
+    if (error) co_return;
+    read += bytes;
+  }
+}
+
+// True: the work has more, or the client has gone. False: `longest` has passed.
+net::awaitable<bool> Connection::WaitForWork(Clock::duration longest) {
+  if (!woken_ && !gone_) {
+    timer_.expires_after(longest);
+    co_await timer_.async_wait(kToken);
+  }
+  co_return woken_ || gone_;
+}
+
+// Notices a client that leaves while nothing is sent to it.
+void Connection::WatchClient() {
+  stream_.socket().async_wait(
+      net::ip::tcp::socket::wait_read,
+      [self = shared_from_this(), turn = turn_](const ErrorCode& error) {
+        if (error || turn != self->turn_) return;
+        char byte;
+        const ssize_t read =
+            recv(self->stream_.socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+        if (read > 0) return;  // the next request, sent ahead: leaving shows when we write
+        if (read < 0 && (errno == EAGAIN || errno == EINTR)) return self->WatchClient();
+        self->gone_ = true;
+        self->Wake();
+      });
+}
+
+void Connection::StopWatching() {
+  ++turn_;
+  ErrorCode ignored;
+  stream_.socket().cancel(ignored);
+}
+
+}  // namespace
+
+std::shared_ptr<HttpConnection> HttpConnection::Create(net::ip::tcp::socket socket,
+                                                       ConnectionContext* context) {
+  return std::make_shared<Connection>(std::move(socket), context);
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,77 @@
+// Bodies of OpenAI's completion routes as values: pure functions from JSON to a request or to the
+// error that names the field. docs/API.md has the table of fields.
+#ifndef TINYSERVE_SERVER_OPENAI_REQUEST_H_
+#define TINYSERVE_SERVER_OPENAI_REQUEST_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "server/api_error.h"
+#include "server/json_fields.h"
+#include "tinyserve/engine.h"
+
+namespace tinyserve {
+
+// What a request may ask for. The model's part is known once it is loaded.
+struct RequestLimits {
+  std::vector<std::string> models;  // names that requests may give; the first is the served one
+  uint32_t vocab = 0;
+  uint32_t context_tokens = 0;
+  uint32_t json_depth_max = 32;
+  uint32_t prompts_max = 128;  // of one request
+  uint32_t choices_max = 128;  // prompts times n
+  uint32_t messages_max = 4096;
+};
+
+inline constexpr uint32_t kTopLogprobsMax = 20;
+
+// What both routes share. `engine` has no prompt, max_tokens and seed yet.
+struct GenerationOptions {
+  Request engine;
+  std::optional<uint32_t> max_tokens;
+  std::optional<uint64_t> seed;
+  uint32_t n = 1;
+  bool stream = false;
+  bool include_usage = false;     // a last chunk with it
+  bool continuous_usage = false;  // every chunk has it
+  bool add_special = false;       // tokens that the vocabulary puts around texts
+};
+
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+struct CompletionRequest {
+  GenerationOptions options;
+  std::vector<Prompt> prompts;  // at least one
+  bool echo = false;
+};
+
+struct ChatRequest {
+  GenerationOptions options;
+  std::vector<Message> messages;  // at least one
+  bool add_generation_prompt = true;
+};
+
+// Nothing: `*error` says why.
+std::optional<CompletionRequest> ParseCompletionRequest(std::string_view body,
+                                                        const RequestLimits& limits,
+                                                        std::optional<ApiError>* error);
+std::optional<ChatRequest> ParseChatRequest(std::string_view body, const RequestLimits& limits,
+                                            std::optional<ApiError>* error);
+
+// ---- parts, for other routes --------------------------------------------------------------------
+
+// `model`: absent, or one that is served; else 404 model_not_found.
+void ReadModel(Fields* fields, const RequestLimits& limits);
+// `messages`.
+std::vector<Message> ReadMessages(Fields* fields, const RequestLimits& limits);
+// A list of token ids of the vocabulary under `name`. REQUIRES: `value` is a list.
+std::vector<int32_t> ReadTokens(Fields* fields, std::string_view name,
+                                const boost::json::array& value, const RequestLimits& limits);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_SERVER_OPENAI_REQUEST_H_

@@ -1,0 +1,371 @@
+#include "server/service.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
+
+#include "server/testing.h"
+
+namespace tinyserve {
+namespace {
+
+namespace json = boost::json;
+
+// The service before an engine of which every event is a test's own.
+class ServiceTest : public testing::Test {
+ protected:
+  ServiceTest() {
+    ServiceOptions options;
+    options.models = {"fake", "alias"};
+    options.config_json = R"({"port": 1})";
+    options.version = "9.9";
+    options.origins.cors = {"https://a.example"};
+    service_ = std::make_unique<Service>(options, &keys_, metrics_.get());
+    service_->SetEngine(&engine_);
+  }
+
+  HttpReply Ask(const std::string& method, const std::string& path, const std::string& body = "",
+                HeaderList headers = {}) {
+    HttpRequest request{.method = method, .path = path, .headers = std::move(headers)};
+    request.headers.emplace_back("host", "localhost:8080");
+    std::optional<HttpReply> refused = service_->Refuse(&request);
+    if (refused) return *std::move(refused);
+    request.body = body;
+    return service_->Handle(request);
+  }
+  HttpReply Post(const std::string& path, const std::string& body) {
+    return Ask("POST", path, body);
+  }
+  json::object GetJson(const std::string& path) {
+    return json::parse(Ask("GET", path).body).as_object();
+  }
+
+  // What a finished reply says.
+  static json::object Whole(HttpReply* reply) {
+    std::string none;
+    EXPECT_TRUE(reply->work->Advance(&none));
+    EXPECT_EQ(none, "");
+    HttpReply whole = reply->work->Whole();
+    EXPECT_EQ(whole.status, 200) << whole.body;
+    return json::parse(whole.body).as_object();
+  }
+
+  // Data of the events that have come since the last call.
+  static std::vector<std::string> Events(HttpReply* reply, bool done) {
+    std::string text;
+    EXPECT_EQ(reply->work->Advance(&text), done);
+    std::vector<std::string> events;
+    while (!text.empty()) {
+      const size_t end = text.find("\n\n");
+      EXPECT_EQ(text.substr(0, 6), "data: ");
+      events.push_back(text.substr(6, end - 6));
+      text.erase(0, end + 2);
+    }
+    return events;
+  }
+  static json::object Choice(const std::string& event) {
+    return json::parse(event).at("choices").at(0).as_object();
+  }
+
+  FakeEngine engine_;
+  ApiKeys keys_;
+  std::unique_ptr<Metrics> metrics_ = Metrics::Create("fake");
+  std::unique_ptr<Service> service_;
+};
+
+TEST_F(ServiceTest, CompletionAnswersEveryPromptNTimes) {
+  HttpReply reply =
+      Post("/v1/completions",
+           R"({"prompt": ["ab", "c"], "n": 2, "seed": 5, "max_tokens": 4, "temperature": 0})");
+  ASSERT_NE(reply.work, nullptr);
+  EXPECT_FALSE(reply.streams);
+  ASSERT_EQ(engine_.submitted.size(), 4u);
+  EXPECT_EQ(engine_.submitted[1].request.prompt, (std::vector<int32_t>{'^', 'a', 'b'}));
+  EXPECT_EQ(engine_.submitted[2].request.sampling.seed, 6u);
+  EXPECT_EQ(engine_.submitted[3].request.prompt, (std::vector<int32_t>{'^', 'c'}));
+  for (RequestId id : {3, 1, 4, 2}) {
+    engine_.Say(id, std::to_string(id));
+    std::string none;
+    EXPECT_FALSE(reply.work->Advance(&none));
+  }
+  engine_.Finish(1, FinishReason::kStop, Status(), "!");
+  for (RequestId id : {2, 3, 4}) engine_.Finish(id, FinishReason::kLength);
+  const json::object whole = Whole(&reply);
+  EXPECT_EQ(whole.at("object"), "text_completion");
+  EXPECT_EQ(whole.at("model"), "fake");
+  const json::array& choices = whole.at("choices").as_array();
+  ASSERT_EQ(choices.size(), 4u);
+  EXPECT_EQ(choices[0].at("text"), "1!");
+  EXPECT_EQ(choices[0].at("finish_reason"), "stop");
+  EXPECT_EQ(choices[3].at("index"), 3);
+  EXPECT_EQ(choices[3].at("text"), "4");
+  EXPECT_EQ(choices[3].at("finish_reason"), "length");
+  const json::object& usage = whole.at("usage").as_object();
+  EXPECT_EQ(usage.at("prompt_tokens"), 5);  // a prompt counts once
+  EXPECT_EQ(usage.at("completion_tokens"), 4);
+  EXPECT_EQ(usage.at("total_tokens"), 9);
+  EXPECT_EQ(usage.at("prompt_tokens_details").at("cached_tokens"), 0);
+  EXPECT_EQ(usage.at("tinyserve").at("queue_seconds"), 0.25);
+}
+
+TEST_F(ServiceTest, EchoGivesThePromptWithItsLogprobs) {
+  HttpReply reply = Post("/v1/completions",
+                         R"({"prompt": [97, 98], "echo": true, "logprobs": 1, "max_tokens": 1})");
+  engine_.Say(1, "z", -0.5, {{'z', -0.5}});
+  engine_.Finish(1, FinishReason::kLength);
+  const json::object whole = Whole(&reply);
+  const json::object& choice = whole.at("choices").at(0).as_object();
+  EXPECT_EQ(choice.at("text"), "abz");
+  const json::object& logprobs = choice.at("logprobs").as_object();
+  EXPECT_EQ(logprobs.at("tokens"), (json::array{"a", "b", "z"}));
+  EXPECT_EQ(logprobs.at("token_logprobs"), (json::array{nullptr, -1, -0.5}));
+  EXPECT_EQ(logprobs.at("text_offset"), (json::array{0, 1, 2}));
+  EXPECT_TRUE(logprobs.at("top_logprobs").at(0).is_null());
+  EXPECT_EQ(logprobs.at("top_logprobs").at(1).at("b"), -1);
+}
+
+TEST_F(ServiceTest, ChatStreamsATokenAChunk) {
+  HttpReply reply = Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "q"}],
+      "stream": true, "stream_options": {"include_usage": true}})");
+  ASSERT_TRUE(reply.streams);
+  EXPECT_EQ(reply.content_type, "text/event-stream");
+  const Request& request = engine_.submitted.at(1).request;
+  EXPECT_EQ(*engine_.Detokenize(request.prompt), "user:q;assistant:");
+  EXPECT_EQ(request.max_tokens, 128 - request.prompt.size());  // what the context leaves
+  EXPECT_TRUE(Events(&reply, false).empty());
+  engine_.Say(1, "He");
+  std::vector<std::string> events = Events(&reply, false);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(Choice(events[0]).at("delta").at("role"), "assistant");
+  EXPECT_EQ(Choice(events[1]).at("delta").at("content"), "He");
+  EXPECT_TRUE(json::parse(events[1]).at("usage").is_null());
+  engine_.Say(1, "");  // half a character
+  EXPECT_TRUE(Events(&reply, false).empty());
+  engine_.Say(1, "\xc3\xa9");
+  engine_.Say(1, "y");
+  EXPECT_EQ(Events(&reply, false).size(), 2u);
+  engine_.Finish(1, FinishReason::kStop);
+  events = Events(&reply, true);
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(Choice(events[0]).at("finish_reason"), "stop");
+  EXPECT_TRUE(json::parse(events[1]).at("choices").as_array().empty());
+  EXPECT_EQ(json::parse(events[1]).at("usage").at("completion_tokens"), 4);
+  EXPECT_EQ(events[2], "[DONE]");
+}
+
+TEST_F(ServiceTest, LogprobsOfTokensWithoutTextComeWithTheNextChunk) {
+  HttpReply reply = Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "q"}],
+      "stream": true, "logprobs": true, "top_logprobs": 1})");
+  engine_.Say(1, "", -1, {{'x', -0.25}});
+  engine_.Say(1, "\xc3\xa9", -2, {{'y', -0.5}});
+  engine_.Finish(1, FinishReason::kLength);
+  const std::vector<std::string> events = Events(&reply, true);
+  ASSERT_EQ(events.size(), 4u);
+  const json::object choice = Choice(events[1]);
+  const json::array& content = choice.at("logprobs").at("content").as_array();
+  ASSERT_EQ(content.size(), 2u);
+  EXPECT_EQ(content[0].at("logprob"), -1);
+  EXPECT_EQ(content[0].at("bytes"), (json::array{0xc3}));
+  EXPECT_EQ(content[0].at("top_logprobs").at(0).at("token"), "x");
+  EXPECT_TRUE(Choice(events[2]).at("logprobs").is_null());
+}
+
+TEST_F(ServiceTest, ContinuousUsageIsInEveryChunk) {
+  HttpReply reply = Post("/v1/completions", R"({"prompt": "a", "stream": true, "echo": true,
+      "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");
+  engine_.Say(1, "b");
+  const std::vector<std::string> events = Events(&reply, false);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(Choice(events[0]).at("text"), "a");
+  EXPECT_EQ(json::parse(events[1]).at("usage").at("completion_tokens"), 1);
+  EXPECT_EQ(json::parse(events[1]).at("usage").at("prompt_tokens"), 2);
+}
+
+TEST_F(ServiceTest, WhatIsLeftBehindIsCancelled) {
+  HttpReply reply = Post("/v1/completions", R"({"prompt": ["a", "b"], "stream": true})");
+  engine_.Finish(1, FinishReason::kStop);
+  reply.work.reset();
+  EXPECT_FALSE(engine_.submitted.at(1).cancelled);
+  EXPECT_TRUE(engine_.submitted.at(2).cancelled);
+  engine_.Say(2, "late");  // the engine may still be in the middle of a step
+  engine_.Finish(2, FinishReason::kCancelled);
+}
+
+TEST_F(ServiceTest, ASlowReaderIsCancelledAndToldSo) {
+  HttpReply reply =
+      Post("/v1/completions", R"({"prompt": "a", "stream": true, "max_tokens": 120, "n": 1})");
+  int woken = 0;
+  reply.work->SetWake([&] { ++woken; });
+  for (int i = 0; i < 2000; ++i) engine_.Say(1, "x");
+  EXPECT_TRUE(engine_.submitted.at(1).cancelled);
+  EXPECT_EQ(woken, 2);  // for the first event, and for giving up
+  const std::vector<std::string> events = Events(&reply, true);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(json::parse(events[0]).at("error").at("code"), "slow_reader");
+}
+
+TEST_F(ServiceTest, EngineErrorsBecomeReplies) {
+  HttpReply reply = Post("/v1/completions", R"({"prompt": "a"})");
+  engine_.Say(1, "x");
+  engine_.Finish(1, FinishReason::kError, Status(Code::kCorrupt, "logits are not finite"));
+  std::string none;
+  EXPECT_TRUE(reply.work->Advance(&none));
+  EXPECT_EQ(reply.work->Whole().status, 500);
+  HttpReply stream = Post("/v1/completions", R"({"prompt": "a", "stream": true})");
+  engine_.Finish(2, FinishReason::kError, Status(Code::kCorrupt, "logits are not finite"));
+  const std::vector<std::string> events = Events(&stream, true);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(json::parse(events[0]).at("error").at("message"), "logits are not finite");
+  HttpReply stopped = Post("/v1/completions", R"({"prompt": "a"})");
+  engine_.Finish(3, FinishReason::kCancelled);
+  EXPECT_TRUE(stopped.work->Advance(&none));
+  EXPECT_EQ(stopped.work->Whole().status, 503);
+}
+
+TEST_F(ServiceTest, AFullQueueGivesA429AndCancelsTheRest) {
+  engine_.submissions_max = 1;
+  const HttpReply reply = Post("/v1/completions", R"({"prompt": "a", "n": 2})");
+  EXPECT_EQ(reply.status, 429);
+  EXPECT_EQ(reply.headers, (HeaderList{{"Retry-After", "1"}}));
+  EXPECT_TRUE(engine_.submitted.at(1).cancelled);
+  engine_.submissions_max = 9;
+  engine_.refusal = Status(Code::kInvalidArgument, "selector 'boxes': there is no such selector");
+  const HttpReply refused = Post("/v1/completions", R"({"prompt": "a"})");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(json::parse(refused.body).at("error").at("param"), "tinyserve.selector");
+}
+
+TEST_F(ServiceTest, WhatDoesNotFitTheContextIsRefused) {
+  const std::string text(140, 'a');
+  HttpReply reply = Post("/v1/completions", R"({"prompt": ")" + text + R"("})");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(json::parse(reply.body).at("error").at("code"), "context_length_exceeded");
+  reply = Post("/v1/chat/completions",
+               R"({"messages": [{"role": "user", "content": ")" + text + R"("}]})");
+  EXPECT_EQ(json::parse(reply.body).at("error").at("code"), "context_length_exceeded");
+  EXPECT_EQ(json::parse(reply.body).at("error").at("param"), "messages");
+  EXPECT_TRUE(engine_.submitted.empty());
+}
+
+TEST_F(ServiceTest, EveryRouteButHealthAndThePageNeedsAKey) {
+  keys_.Set({"good", "other"});
+  for (const char* path : {"/", "/health"}) EXPECT_EQ(Ask("GET", path).status, 200) << path;
+  for (const char* path : {"/v1/models", "/metrics", "/ready", "/version", "/config",
+                           "/tokenizer_info", "/dashboard/state", "/nothing"}) {
+    EXPECT_EQ(Ask("GET", path).status, 401) << path;
+    EXPECT_EQ(Ask("GET", path, "", {{"authorization", "Bearer bad"}}).status, 401) << path;
+  }
+  EXPECT_EQ(Post("/v1/completions", R"({"prompt": "a"})").status, 401);
+  EXPECT_EQ(Ask("GET", "/v1/models", "", {{"authorization", "Bearer good"}}).status, 200);
+  EXPECT_EQ(Ask("GET", "/nothing", "", {{"authorization", "Bearer good"}}).status, 404);
+  for (const char* key : {"Bearer good", "Bearer other", "Bearer good"})
+    Ask("POST", "/v1/completions", R"({"prompt": "a"})", {{"authorization", key}});
+  ASSERT_EQ(engine_.submitted.size(), 3u);
+  EXPECT_NE(engine_.submitted[1].request.salt, engine_.submitted[2].request.salt);
+  EXPECT_EQ(engine_.submitted[1].request.salt, engine_.submitted[3].request.salt);
+}
+
+TEST_F(ServiceTest, HostsAndOriginsAreChecked) {
+  HttpRequest rebound{.method = "GET", .path = "/health", .headers = {{"host", "evil.example"}}};
+  EXPECT_EQ(service_->Refuse(&rebound)->status, 403);
+  EXPECT_EQ(Ask("GET", "/health", "", {{"origin", "https://evil.example"}}).status, 403);
+  EXPECT_EQ(Ask("GET", "/health", "", {{"origin", "http://localhost:8080"}}).status, 200);
+  const HttpReply preflight =
+      Ask("OPTIONS", "/v1/chat/completions", "", {{"origin", "https://a.example"}});
+  EXPECT_EQ(preflight.status, 204);
+  HttpRequest request{.method = "GET", .path = "/", .headers = {{"origin", "https://a.example"}}};
+  bool allowed = false;
+  for (const auto& [name, value] : service_->CommonHeaders(request))
+    allowed |= name == "Access-Control-Allow-Origin" && value == "https://a.example";
+  EXPECT_TRUE(allowed);
+}
+
+TEST_F(ServiceTest, UnknownPathsAndMethods) {
+  EXPECT_EQ(Ask("GET", "/v2/models").status, 404);
+  const HttpReply wrong = Ask("DELETE", "/v1/models");
+  EXPECT_EQ(wrong.status, 405);
+  EXPECT_EQ(wrong.headers, (HeaderList{{"Allow", "GET, HEAD"}}));
+  EXPECT_EQ(Ask("HEAD", "/health").status, 200);
+}
+
+TEST_F(ServiceTest, SmallRoutes) {
+  EXPECT_EQ(GetJson("/v1/models").at("data").as_array().size(), 2u);
+  EXPECT_EQ(GetJson("/v1/models/alias").at("max_model_len"), 128);
+  EXPECT_EQ(Ask("GET", "/v1/models/nope").status, 404);
+  EXPECT_EQ(GetJson("/version").at("version"), "9.9");
+  EXPECT_EQ(GetJson("/config").at("port"), 1);
+  EXPECT_EQ(GetJson("/ready").at("status"), "ready");
+  EXPECT_EQ(GetJson("/dashboard/state").at("kv_blocks_used"), 5);
+  EXPECT_NE(Ask("GET", "/").body.find("<html"), std::string::npos);
+  const json::object info = GetJson("/tokenizer_info");
+  EXPECT_EQ(info.at("bos_token"), "<s>");
+  EXPECT_TRUE(info.at("eos_token").is_null());
+  EXPECT_EQ(info.at("chat_template"), "{{ messages }}");
+  service_->SetStopping();
+  EXPECT_EQ(Ask("GET", "/ready").status, 503);
+}
+
+TEST_F(ServiceTest, TokenizeAndBack) {
+  json::object reply =
+      json::parse(Post("/tokenize", R"({"prompt": "ab", "return_token_strs": true})").body)
+          .as_object();
+  EXPECT_EQ(reply.at("tokens"), (json::array{'^', 'a', 'b'}));
+  EXPECT_EQ(reply.at("token_strs"), (json::array{"^", "a", "b"}));
+  EXPECT_EQ(reply.at("count"), 3);
+  EXPECT_EQ(reply.at("max_model_len"), 128);
+  reply = json::parse(Post("/tokenize", R"({"messages": [{"role": "user", "content": "q"}],
+                                           "add_generation_prompt": false})")
+                          .body)
+              .as_object();
+  EXPECT_EQ(reply.at("count"), 7);
+  EXPECT_EQ(Post("/detokenize", R"({"tokens": [104, 105]})").body, R"({"prompt": "hi"})");
+  EXPECT_EQ(Post("/detokenize", R"({"tokens": "hi"})").status, 400);
+  EXPECT_EQ(Post("/detokenize", R"({"tokens": [256]})").status, 400);
+  EXPECT_EQ(Post("/tokenize", R"({"prompt": "a", "x": 1})").status, 400);
+}
+
+TEST_F(ServiceTest, MetricsHaveVllmsNames) {
+  HttpReply reply = Post("/v1/completions", R"({"prompt": "a"})");
+  engine_.Say(1, "x");
+  engine_.Say(1, "y");
+  engine_.Finish(1, FinishReason::kStop);
+  Whole(&reply);
+  Post("/v1/completions", R"({"prompt": "a"})");  // and its client has left
+  const std::string text = Ask("GET", "/metrics").body;
+  for (const char* line :
+       {"vllm:num_requests_running{engine=\"0\",model_name=\"fake\"} 2\n",
+        "vllm:num_requests_waiting{engine=\"0\",model_name=\"fake\"} 3\n",
+        "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"fake\"} 0.5\n",
+        "vllm:prompt_tokens_total{engine=\"0\",model_name=\"fake\"} 7\n",
+        "vllm:time_to_first_token_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:inter_token_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:request_queue_time_seconds_sum{engine=\"0\",model_name=\"fake\"} 0.25\n",
+        "{engine=\"0\",finished_reason=\"stop\",model_name=\"fake\"} 1\n",
+        "{engine=\"0\",finished_reason=\"abort\",model_name=\"fake\"} 1\n"})
+    EXPECT_NE(text.find(line), std::string::npos) << line << text;
+  // Totals are followed, not added again.
+  EXPECT_NE(
+      Ask("GET", "/metrics").body.find("prompt_tokens_total{engine=\"0\",model_name=\"fake\"} 7\n"),
+      std::string::npos);
+}
+
+TEST_F(ServiceTest, WhileTheModelLoadsRoutesSaySo) {
+  Service loading(service_->options(), &keys_, metrics_.get());
+  loading.SetLoading(0.5);
+  const auto ask = [&](const char* method, const char* path) {
+    return loading.Handle({.method = method, .path = path, .headers = {}, .body = "{}", .id = ""});
+  };
+  EXPECT_EQ(ask("GET", "/health").status, 200);
+  EXPECT_EQ(ask("GET", "/ready").status, 503);
+  EXPECT_EQ(json::parse(ask("GET", "/ready").body).at("progress"), 0.5);
+  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"})
+    EXPECT_EQ(ask("POST", path).status, 503) << path;
+  EXPECT_EQ(ask("GET", "/metrics").status, 200);
+  EXPECT_EQ(ask("GET", "/dashboard/state").status, 200);
+}
+
+}  // namespace
+}  // namespace tinyserve

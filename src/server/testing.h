@@ -1,0 +1,126 @@
+// An engine that says what a test tells it to: a token is a byte, and nothing runs by itself.
+#ifndef TINYSERVE_SERVER_TESTING_H_
+#define TINYSERVE_SERVER_TESTING_H_
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tinyserve/engine.h"
+
+namespace tinyserve {
+
+class FakeEngine : public Engine {
+ public:
+  struct Submitted {
+    Request request;
+    EventSink sink;
+    uint32_t tokens = 0;
+    bool cancelled = false;
+    bool finished = false;
+  };
+
+  FakeEngine() {
+    info_.name = "fake";
+    info_.vocab = 256;
+    info_.context_tokens = 128;
+    info_.has_chat_template = true;
+    tokenizer_.bos_token = "<s>";
+    tokenizer_.end_tokens = {0};
+    tokenizer_.chat_template = "{{ messages }}";
+  }
+
+  Result<RequestId> Submit(const Request& request, EventSink sink) override {
+    if (!refusal.ok()) return refusal;
+    if (submitted.size() >= submissions_max) {
+      return Status(Code::kResourceExhausted, "1 requests wait already: try again later");
+    }
+    const RequestId id = submitted.size() + 1;
+    submitted[id] = {.request = request, .sink = std::move(sink)};
+    return id;
+  }
+  bool Cancel(RequestId id) override {
+    submitted.at(id).cancelled = true;
+    return true;
+  }
+  void Wait(RequestId) override {}
+  // add_special puts a "^" in front.
+  Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special,
+                                        bool) const override {
+    std::vector<int32_t> tokens;
+    if (add_special) tokens.push_back('^');
+    for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
+    return tokens;
+  }
+  Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const override {
+    std::string text;
+    for (const int32_t token : tokens) text += static_cast<char>(token);
+    return text;
+  }
+  Result<std::string> TokenBytes(int32_t token) const override {
+    return std::string(1, static_cast<char>(token));
+  }
+  Result<std::string> RenderChat(const std::vector<Message>& messages,
+                                 bool add_generation_prompt) const override {
+    std::string text;
+    for (const Message& m : messages) text += m.role + ":" + m.content + ";";
+    return add_generation_prompt ? text + "assistant:" : text;
+  }
+  const ModelInfo& info() const override { return info_; }
+  const TokenizerInfo& tokenizer_info() const override { return tokenizer_; }
+  EngineStats stats() const override {
+    return {.prompt_tokens = 7, .running = 2, .waiting = 3, .blocks_total = 10, .blocks_used = 5};
+  }
+
+  std::vector<LayerSelection> layer_selection() const override { return {}; }
+
+  // One token event of a request.
+  void Say(RequestId id, const std::string& text, float logprob = 0,
+           std::vector<TokenLogprob> top = {}) {
+    Submitted& s = submitted.at(id);
+    ++s.tokens;
+    TokenEvent event;
+    event.kind = TokenEvent::Kind::kToken;
+    event.request = id;
+    event.token = text.empty() ? 0xc3 : static_cast<unsigned char>(text[0]);
+    event.text = text;
+    event.logprob = logprob;
+    event.top = std::move(top);
+    s.sink(event);
+  }
+  void Finish(RequestId id, FinishReason reason, Status status = Status(),
+              const std::string& held_back = "") {
+    Submitted& s = submitted.at(id);
+    s.finished = true;
+    TokenEvent event;
+    event.kind = TokenEvent::Kind::kFinished;
+    event.request = id;
+    event.text = held_back;
+    event.finish = reason;
+    event.status = std::move(status);
+    event.usage = {.prompt_tokens = static_cast<uint32_t>(s.request.prompt.size()),
+                   .completion_tokens = s.tokens,
+                   .queue_seconds = 0.25};
+    if (s.request.prompt_logprobs) {
+      for (size_t i = 1; i < s.request.prompt.size(); ++i) {
+        event.prompt_logprobs.push_back(-static_cast<float>(i));
+        event.prompt_top.push_back({{s.request.prompt[i], -static_cast<float>(i)}});
+      }
+    }
+    s.sink(event);
+  }
+
+  std::map<RequestId, Submitted> submitted;
+  size_t submissions_max = 1000;
+  Status refusal;
+
+ private:
+  ModelInfo info_;
+  TokenizerInfo tokenizer_;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_SERVER_TESTING_H_
