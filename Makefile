@@ -1,19 +1,22 @@
 # What a person types. The steps themselves are in scripts/, so that each can be run and read alone.
-# Variables: PROMPT="…" (answer it and exit), MODEL=file.gguf (instead of the default model), JOBS=n, FUZZ_SECONDS=n.
+# Variables: PROMPT="…" (answer it and exit), MODEL=file.gguf (instead of the default model), PORT=n (of the server),
+# JOBS=n, FUZZ_SECONDS=n.
 
 MODEL ?=
 FUZZ_SECONDS ?= 300
-export MODEL PROMPT JOBS FUZZ_SECONDS
+export MODEL PROMPT PORT JOBS FUZZ_SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat build test fuzz format lint clean packages packages-test model data
+.PHONY: help run chat build test test-clients fuzz format lint clean packages packages-test model data
 
 help:
-	@echo 'make run      install what is needed, fetch the default model, build, and chat with it'
+	@echo 'make run      install what is needed, fetch the default model, build, and serve it: a page'
+	@echo '              with a chat on http://127.0.0.1:8080, and OpenAI'"'"'s API'
 	@echo '              PROMPT="…" make run answers and exits; MODEL=file.gguf make run uses that model'
-	@echo 'make chat     the same, always a chat'
+	@echo 'make chat     the same, but chat on the terminal'
 	@echo 'make build    build/release/tinyserve alone'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
+	@echo 'make test-clients  the server with what users have: the openai package, a browser'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'
 	@echo 'make lint     include table, sizes, banned calls, formatting'
@@ -31,6 +34,10 @@ build: packages
 
 test: packages-test model
 	@scripts/test.sh
+
+test-clients: build model
+	@scripts/install-packages.sh clients
+	@scripts/test_clients.sh
 
 fuzz: packages
 	@scripts/install-packages.sh fuzz
