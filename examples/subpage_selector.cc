@@ -1,5 +1,5 @@
 // A selector with a page summary of its own, as a shared object (skeleton_selector.cc says how to
-// build and name one): every page keeps the bounding boxes of its eighths, so that one outstanding
+// build and name one): every page keeps the bounding boxes of its quarters, so that one outstanding
 // key does not widen the bound of its whole page. `keep` favours pages that the query before read.
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr uint32_t kParts = 8;  // of a page
+constexpr uint32_t kParts = 4;  // of a page
 
 struct Subpage {
   tinyserve_shape shape;

@@ -37,7 +37,7 @@ Result<SelectorNeeds> LoadedModel::NeedsOf(std::span<const SelectorSpec> selecto
 Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
                                               const SelectorNeeds& kept) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, kept.metadata));
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim));
   return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, kept);
 }
 
@@ -50,7 +50,7 @@ Result<uint64_t> LoadedModel::KvFixedBytes(const std::string& kv, uint32_t page_
                                            const SelectorNeeds& kept, uint32_t sequences,
                                            uint32_t uncommitted) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim, 0));
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim));
   const KvCacheOptions options{.codec = codec,
                                .page_tokens = page_tokens,
                                .block_tokens = BlockTokensFor(page_tokens),

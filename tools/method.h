@@ -20,8 +20,8 @@ struct Method {
 };
 
 // `kv`: how they are stored for every selector that can read it; empty: f16. One that cannot has
-// the storage that it reads, unless `kv` is coded: then it is refused. Errors: kInvalidArgument (a
-// specification, a storage that does not exist or that the selector does not read).
+// the storage that it reads. Errors: kInvalidArgument (a specification, a storage that does not
+// exist, or one named for a selector that does not read it).
 Result<std::vector<Method>> ParseMethods(const std::vector<std::string>& typed,
                                          const std::string& kv);
 

@@ -141,6 +141,8 @@ typedef struct tinyserve_select_out {
   uint32_t struct_size;
   uint32_t n_pages; /* chosen */
   uint32_t* pages; /* [budget_pages] chosen candidates, 0 .. page_count - 1, each once, any order */
+  uint32_t n_scored; /* candidates whose records or summaries were read, for the counts: set to
+                        page_count before the call */
 } tinyserve_select_out;
 
 /* What a query read in the end, at one (layer, KV head). */

@@ -121,6 +121,7 @@ void Attention::PlanGroup(uint32_t group) {
   Group& plan = groups_[group];
   plan.sparse.clear();
   plan.chains.clear();
+  plan.fused.clear();
   PlanRows(group, /*all=*/true, &plan.all);
   uint32_t partials = plan.all.partials;
   if (first_sparse_layer_ != UINT32_MAX) {
@@ -130,12 +131,17 @@ void Attention::PlanGroup(uint32_t group) {
       for (uint32_t head = 0; head < cache_->shape(group).kv_heads; ++head) {
         for (uint32_t row = 0; row < runs_[r].rows; ++row) {
           if (!Selects(runs_[r], row)) continue;
-          const auto at = static_cast<uint32_t>(plan.sparse.size());
-          plan.sparse.push_back({.run = r, .row = row, .kv_head = head, .first_partial = partials});
+          const Selector& selector = *selectors_[runs_[r].selector - 1];
+          const SparseItem item{.run = r, .row = row, .kv_head = head, .first_partial = partials};
           partials += SplitsAt(runs_[r].first_position + row);
+          if (selector.cascade() != nullptr) {
+            plan.fused.push_back(item);
+            continue;
+          }
+          const auto at = static_cast<uint32_t>(plan.sparse.size());
+          plan.sparse.push_back(item);
           const bool follows = at > 0 && plan.sparse[at - 1].run == r &&
-                               plan.sparse[at - 1].kv_head == head &&
-                               selectors_[runs_[r].selector - 1]->has_state();
+                               plan.sparse[at - 1].kv_head == head && selector.has_state();
           if (!follows) plan.chains.push_back({.first = at, .end = at});
           ++plan.chains.back().end;
         }
@@ -212,8 +218,7 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
 void Attention::CountWork(uint32_t group) {
   const KvShape shape = cache_->shape(group);
   const uint64_t raw_bytes = cache_->open_slab(group, 0, 0).page_bytes;
-  const uint64_t coded_bytes =
-      uint64_t{cache_->slab(group, 0, 0).page_bytes} + cache_->meta_layout(group).record_bytes;
+  const uint64_t coded_bytes = cache_->PageBytes(group);
   uint64_t layers = 0, layers_before = 0;  // before: those in which every row reads everything
   for (uint32_t l = 0; l < options_.group_of_layer.size(); ++l) {
     if (options_.group_of_layer[l] != group) continue;
@@ -339,7 +344,8 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   const Group& group = groups_[options_.group_of_layer[layer]];
   if (layer < first_sparse_layer_) return RunDense(group.all, io);
   if (!group.others.items.empty()) RunDense(group.others, io);
-  RunSparse(group, io);
+  if (!group.fused.empty()) RunFused(group, io);
+  if (!group.sparse.empty()) RunSparse(group, io);
 }
 
 void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
@@ -451,10 +457,9 @@ void Attention::RunDecode(const Item& item, const Item* next, const LayerIo& io,
 // ---- rows that select ---------------------------------------------------------------------------
 
 void Attention::RunSparse(const Group& plan, const LayerIo& io) {
-  if (cache_->coded(options_.group_of_layer[io.layer])) return RunFused(plan, io);
+  const uint32_t group = options_.group_of_layer[io.layer];
   const uint32_t items = static_cast<uint32_t>(plan.sparse.size());
   const uint32_t chains = static_cast<uint32_t>(plan.chains.size());
-  const uint32_t page_tokens = cache_->page_tokens(), split_pages = kSplitTokens / page_tokens;
   const auto list = [this](uint32_t i) {
     return lists_.as<uint32_t>() + uint64_t{i} * list_pages_;
   };
@@ -464,7 +469,7 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
         const SparseItem& item = plan.sparse[i];
         const uint32_t n = ChoosePages(item, io, thread, list(thread));
         const uint64_t start = chooser_->Start();
-        for (uint32_t split = 0; split * split_pages < n; ++split)
+        for (uint32_t split = 0; split < SparseSplits(group, n); ++split)
           AttendSplit(item, io, {list(thread), n}, split, thread);
         MergeSparse(item, io, n);
         chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
@@ -478,7 +483,7 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
   });
   first_split_[0] = 0;
   for (uint32_t i = 0; i < items; ++i)
-    first_split_[i + 1] = first_split_[i] + (list_counts_[i] + split_pages - 1) / split_pages;
+    first_split_[i + 1] = first_split_[i] + SparseSplits(group, list_counts_[i]);
   threads_->For(first_split_[items], [&](uint32_t s, uint32_t thread) {
     uint32_t i = 0;
     while (s >= first_split_[i + 1]) ++i;
@@ -492,11 +497,11 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
 void Attention::RunFused(const Group& plan, const LayerIo& io) {
   const uint32_t group = options_.group_of_layer[io.layer];
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
-  threads_->For(static_cast<uint32_t>(plan.sparse.size()), [&](uint32_t i, uint32_t thread) {
-    const SparseItem& item = plan.sparse[i];
+  threads_->For(static_cast<uint32_t>(plan.fused.size()), [&](uint32_t i, uint32_t thread) {
+    const SparseItem& item = plan.fused[i];
     const SequenceRun& run = runs_[item.run];
     const uint64_t start = chooser_->Start();
-    AttendRaw(item, io, thread);
+    AttendRaw(item, io, item.first_partial, thread);
     const bool coded = cache_->RawBegin(run.first_position + item.row) > 0;
     if (coded) AttendCascade(item, io, thread);
     const uint64_t row = run.first_row + uint64_t{item.row};
@@ -507,7 +512,8 @@ void Attention::RunFused(const Group& plan, const LayerIo& io) {
   });
 }
 
-void Attention::AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t thread) {
+void Attention::AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t partial,
+                          uint32_t thread) {
   const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
   const SequenceRun& run = runs_[item.run];
   const uint32_t tokens = run.first_position + item.row + 1;
@@ -520,7 +526,7 @@ void Attention::AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t th
       .group = QueryGroup(group),
       .scale = options_.scale,
       .q = QueryOf(item, io),
-      .out = PartialAt(group, item.first_partial),
+      .out = PartialAt(group, partial),
       .scratch = scratch_.data() + thread * scratch_stride_,
       .next_slab = {},
       .next_view = {}};
@@ -601,19 +607,25 @@ uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint3
                           thread, list);
 }
 
+uint32_t Attention::SparseSplits(uint32_t group, uint32_t pages) const {
+  return SplitsOf(pages * cache_->page_tokens()) + (cache_->coded(group) ? 1 : 0);
+}
+
 void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
                             std::span<const uint32_t> list, uint32_t split, uint32_t thread) {
-  const uint32_t group = options_.group_of_layer[io.layer];
+  const uint32_t group = options_.group_of_layer[io.layer], in_group = layer_in_group_[io.layer];
   const KvShape shape = cache_->shape(group);
-  const KvSlab slab = cache_->slab(group, layer_in_group_[io.layer], item.kv_head);
-  const uint32_t position = runs_[item.run].first_position + item.row;
   const uint32_t split_pages = kSplitTokens / shape.page_tokens;
-  // The query's own page is the last one; only that may be partly filled.
+  const uint32_t partial = item.first_partial + split;
+  if (split * split_pages >= list.size()) return AttendRaw(item, io, partial, thread);
+  const KvSlab slab = cache_->slab(group, in_group, item.kv_head);
+  const uint32_t position = runs_[item.run].first_position + item.row;
+  // The query's own page is the last one, where nothing is coded; only that may be partly filled.
   const auto view = [&](uint32_t s) {
     const uint32_t first = s * split_pages;
     if (first >= list.size()) return PageView();
     const uint32_t count = std::min<uint32_t>(split_pages, list.size() - first);
-    const bool last = first + count == list.size();
+    const bool last = first + count == list.size() && !cache_->coded(group);
     return PageView{.pages = list.data() + first,
                     .count = count,
                     .last_tokens = last ? position % shape.page_tokens + 1 : shape.page_tokens,
@@ -621,11 +633,13 @@ void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
   };
   const DecodeArgs args{.shape = shape,
                         .slab = slab,
+                        .records = cache_->records(group, in_group, item.kv_head),
+                        .layout = cache_->meta_layout(group),
                         .view = view(split),
                         .group = QueryGroup(group),
                         .scale = options_.scale,
                         .q = QueryOf(item, io),
-                        .out = PartialAt(group, item.first_partial + split),
+                        .out = PartialAt(group, partial),
                         .scratch = scratch_.data() + thread * scratch_stride_,
                         .next_slab = slab,
                         .next_view = view(split + 1)};
@@ -635,7 +649,7 @@ void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
 void Attention::MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages) {
   const uint32_t group = options_.group_of_layer[io.layer], g = QueryGroup(group);
   const KvShape shape = cache_->shape(group);
-  const uint32_t splits = SplitsOf(pages * shape.page_tokens);
+  const uint32_t splits = SparseSplits(group, pages);
   const uint64_t row = runs_[item.run].first_row + uint64_t{item.row};
   kernels_->merge_partials(
       partial_views_.as<Partial>() + item.first_partial, splits, g, shape.head_dim,

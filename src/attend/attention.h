@@ -107,10 +107,11 @@ class Attention {
     uint32_t first, end;
   };
   struct Group {
-    GroupPlan all;     // for layers in which every row reads everything
-    GroupPlan others;  // without the rows that select
-    std::vector<SparseItem> sparse;
-    std::vector<Chain> chains;  // of them
+    GroupPlan all;                   // for layers in which every row reads everything
+    GroupPlan others;                // without the rows that select
+    std::vector<SparseItem> sparse;  // that choose pages, then read them
+    std::vector<Chain> chains;       // of them
+    std::vector<SparseItem> fused;   // by the kernel that the selector names
   };
   // Keys that one call of a decode kernel reads.
   struct SplitKeys {
@@ -145,12 +146,14 @@ class Attention {
   void RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread);
   SplitKeys KeysOf(const Item& item, uint32_t layer) const;
   void RunSparse(const Group& plan, const LayerIo& io);
-  // The same where pages are coded: by the kernel that the selector names.
   void RunFused(const Group& plan, const LayerIo& io);
-  // Attends to the raw tokens of an item's row, into the item's first partial result.
-  void AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t thread);
+  // Attends to the tokens of an item's row that are not coded, where others are.
+  void AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t partial, uint32_t thread);
   // Attends to the coded ones by the cascade, into its second.
   void AttendCascade(const SparseItem& item, const LayerIo& io, uint32_t thread);
+  // Splits of an item that has chosen so many pages; where pages are coded, one more has the tokens
+  // that are not.
+  uint32_t SparseSplits(uint32_t group, uint32_t pages) const;
   // Chooses the pages of an item into list; returns how many.
   uint32_t ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread, uint32_t* list);
   void AttendSplit(const SparseItem& item, const LayerIo& io, std::span<const uint32_t> list,

@@ -93,25 +93,21 @@ bool PageChooser::Observe(const Query& query, void* state, uint32_t held,
   return query.selector->Observe(in);
 }
 
-// All pages are read, whatever the selector.
-uint32_t PageChooser::ReadAll(const Query& query, const PageView& all, uint32_t thread,
-                              uint32_t* out) {
-  std::iota(out, out + all.count, 0u);
-  SelectionCounts counts = CountsOf(query, {.pages = all.count, .scored = 0, .failed = false}, all);
-  if (query.alone) Follow(query, {out, all.count}, &counts);
-  Count(query.layer, query.kv_head, thread, counts);
-  std::copy(all.pages, all.pages + all.count, out);
-  return all.count;
+PageChooser::Held PageChooser::HeldBy(const Query& query) const {
+  const uint32_t tokens = query.position + 1, page_tokens = cache_->page_tokens();
+  if (!cache_->coded(query.group))
+    return {.pages = cache_->View(query.slot, query.group, tokens), .open = 0, .tokens = tokens};
+  const uint32_t raw = cache_->RawBegin(query.position);
+  Held held{.pages = {}, .open = (tokens - raw + page_tokens - 1) / page_tokens, .tokens = tokens};
+  if (raw > 0) held.pages = cache_->View(query.slot, query.group, raw);
+  return held;
 }
 
-uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out) {
-  const PageView all = cache_->View(query.slot, query.group, query.position + 1);
-  if (query.layer < query.selector->dense_layers()) return ReadAll(query, all, thread, out);
+Selector::Choice PageChooser::Ask(const Query& query, const Held& held, uint32_t thread,
+                                  uint32_t* out, uint64_t* score_ns) {
   const KvShape shape = cache_->shape(query.group);
   const uint32_t group = heads_ / shape.kv_heads;
   const Scratch scratch = ScratchOf(thread);
-  const uint64_t start = Start();
-  uint64_t score_ns = 0;
   for (uint32_t i = 0; i < group * shape.head_dim; ++i) scratch.q[i] = query.q[i] * scale_;
   const ItemStorage storage{
       .kernels = kernels_,
@@ -122,7 +118,7 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
       .group = group,
       .decode_scratch = scratch.decode,
       .partial = scratch.partial,
-      .score_ns = timed_ ? &score_ns : nullptr};
+      .score_ns = timed_ ? score_ns : nullptr};
   const tinyserve_select_item item{.q = scratch.q,
                                    .position = query.position,
                                    .sequence = query.slot,
@@ -141,39 +137,56 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
                                    .summaries = OwnSummaries(query),
                                    .state = StateOf(query),
                                    .engine = &storage};
-  Selector::Choice choice = query.selector->Choose(item, {all.pages, all.count}, shape.page_tokens,
-                                                   {scratch.select, select_floats_}, out);
-  const uint32_t n = choice.pages;
-  if (!Observe(query, item.state, all.count, {out, n})) choice.failed = true;
-  SelectionCounts counts = CountsOf(query, choice, all);
-  if (query.alone) Follow(query, {out, n}, &counts);
-  if (timed_) {
+  Selector::Choice choice =
+      query.selector->Choose(item, {held.pages.pages, held.pages.count}, held.open,
+                             shape.page_tokens, {scratch.select, select_floats_}, out);
+  std::iota(out + choice.pages, out + choice.pages + held.open, held.pages.count);
+  if (!Observe(query, item.state, held.pages.count + held.open, {out, choice.pages + held.open}))
+    choice.failed = true;
+  return choice;
+}
+
+uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out) {
+  const Held held = HeldBy(query);
+  const bool dense = query.layer < query.selector->dense_layers();
+  const uint64_t start = Start();
+  uint64_t score_ns = 0;
+  Selector::Choice choice{.pages = held.pages.count, .scored = 0, .failed = false};
+  if (dense) {
+    std::iota(out, out + held.pages.count + held.open, 0u);
+  } else {
+    choice = Ask(query, held, thread, out, &score_ns);
+  }
+  SelectionCounts counts = CountsOf(query, choice, held);
+  if (query.alone) Follow(query, {out, choice.pages + held.open}, &counts);
+  if (timed_ && !dense) {
     counts.score_ns = score_ns;
     counts.select_ns = NowNs() - start - score_ns;
   }
   Count(query.layer, query.kv_head, thread, counts);
-  for (uint32_t i = 0; i < n; ++i) out[i] = all.pages[out[i]];
-  return n;
+  for (uint32_t i = 0; i < choice.pages; ++i) out[i] = held.pages.pages[out[i]];
+  return choice.pages;
 }
 
 SelectionCounts PageChooser::CountsOf(const Query& query, const Selector::Choice& choice,
-                                      const PageView& held) const {
+                                      const Held& held) const {
   const KvShape shape = cache_->shape(query.group);
   const SelectorSpec& spec = query.selector->spec();
-  const uint64_t page_bytes =
-      cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes;
+  const uint64_t page_bytes = cache_->PageBytes(query.group);
+  const uint64_t open_bytes = held.open * uint64_t{cache_->open_slab(query.group, 0, 0).page_bytes};
   const bool reads_records = spec.needs() != 0 || query.selector->has_summaries();
   const uint64_t record_bytes = MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes +
                                 uint64_t{query.selector->summary_bytes()};
   const uint64_t read = choice.pages, scored = reads_records ? choice.scored : 0;
-  const uint64_t tokens = (read - 1) * shape.page_tokens + held.last_tokens;
+  // Pages that are not read are full ones.
+  const uint64_t tokens = held.tokens - (held.pages.count - read) * shape.page_tokens;
   return {.queries = 1,
-          .pages_held = held.count,
+          .pages_held = uint64_t{held.pages.count} + held.open,
           .pages_scored = scored,
-          .pages_read = read,
+          .pages_read = read + held.open,
           .tokens_read = tokens,
-          .bytes_read = read * page_bytes + scored * record_bytes,
-          .bytes_held = held.count * page_bytes,
+          .bytes_read = read * page_bytes + open_bytes + scored * record_bytes,
+          .bytes_held = held.pages.count * page_bytes + open_bytes,
           .multiply_adds = (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim,
           .failures = choice.failed ? 1u : 0u};
 }
@@ -185,9 +198,8 @@ void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
   const uint64_t raw_tokens = query.position + 1 - cache_->RawBegin(query.position);
   const uint64_t raw_pages = (raw_tokens + shape.page_tokens - 1) / shape.page_tokens;
   const uint64_t candidate_tokens = uint64_t{read.candidates} * shape.page_tokens;
-  const uint64_t record_bytes = cache_->meta_layout(query.group).record_bytes;
-  const uint64_t coded_page_bytes =
-      cache_->slab(query.group, query.layer_in_group, query.kv_head).page_bytes + record_bytes;
+  const uint64_t record_bytes = MetaLayoutOf(kMetaSpread, shape.head_dim).record_bytes;
+  const uint64_t coded_page_bytes = cache_->PageBytes(query.group);
   const uint64_t raw_bytes =
       raw_pages * cache_->open_slab(query.group, query.layer_in_group, query.kv_head).page_bytes;
   SelectionCounts counts{

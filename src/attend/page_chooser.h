@@ -33,7 +33,8 @@ class PageChooser {
     const float* q;  // [query heads of the KV head][head_dim], not scaled
   };
   // Writes the pages that a query reads, as indices into slabs in order of position, to out
-  // [pages of its tokens]; returns how many. The last one is the query's own page.
+  // [pages of its tokens]; returns how many. The last one is the query's own page; where pages are
+  // coded, they are coded ones, and the pages of tokens that are not are read beside them.
   uint32_t Choose(const Query& query, uint32_t thread, uint32_t* out);
   // Counts a query that the cascade has answered: candidates, counted from the sequence's first
   // page, are what it has chosen.
@@ -63,10 +64,20 @@ class PageChooser {
   void* StateOf(const Query& query) const;
   // False where the selector fails.
   bool Observe(const Query& query, void* state, uint32_t held, std::span<const uint32_t> pages);
-  uint32_t ReadAll(const Query& query, const PageView& all, uint32_t thread, uint32_t* out);
-  // held: all pages of the query's tokens.
+  // The pages that a query may choose from; `open` others, of tokens that are not coded where
+  // others are, follow them.
+  struct Held {
+    PageView pages;
+    uint32_t open;
+    uint32_t tokens;  // of the query's context
+  };
+  Held HeldBy(const Query& query) const;
+  // The selector's choice of them into out, counted from the sequence's first, with the open ones
+  // after it; *score_ns: the time of its scores.
+  Selector::Choice Ask(const Query& query, const Held& held, uint32_t thread, uint32_t* out,
+                       uint64_t* score_ns);
   SelectionCounts CountsOf(const Query& query, const Selector::Choice& choice,
-                           const PageView& held) const;
+                           const Held& held) const;
   void Count(uint32_t layer, uint32_t kv_head, uint32_t thread, const SelectionCounts& counts);
 
   struct Scratch {

@@ -29,9 +29,11 @@ void PageSummaries::Add(const Selector* selector) {
 void PageSummaries::Make(const Place& place, const uint32_t* pages, uint32_t first, uint32_t end,
                          uint32_t thread) const {
   const KvSlab records = cache_->records(place.group, place.layer_in_group, place.kv_head);
+  // The spread of a coded page was written with it.
+  const bool has_records =
+      (cache_->meta_layout(place.group).kinds & (kMetaBox | kMetaMoments)) != 0;
   for (uint32_t i = first; i < end; ++i) {
-    // The record of a coded page was written with it.
-    if (records.base != nullptr && !cache_->coded(place.group)) {
+    if (has_records) {
       const SummariseArgs args{
           .shape = cache_->shape(place.group),
           .slab = cache_->slab(place.group, place.layer_in_group, place.kv_head),

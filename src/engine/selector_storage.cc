@@ -12,12 +12,11 @@ bool ReadsCoded(const SelectorSpec& spec) { return (spec.needs() & TINYSERVE_NEE
 std::string KvFor(const SelectorSpec& spec) { return ReadsCoded(spec) ? "planes" : "f16"; }
 
 Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
-  if (spec.table == nullptr || ReadsCoded(spec) != codec.identity()) return Status();
-  const char* what = ReadsCoded(spec) ? "it reads coded pages only: choose planes for the KV cache"
-                                      : "coded pages are read by full and cascade only";
+  if (!ReadsCoded(spec) || !codec.identity()) return Status();
   return Status(Code::kInvalidArgument,
-                fmt::format("selector '{}': the KV cache is stored as {}, and {}", spec.typed,
-                            codec.name, what));
+                fmt::format("selector '{}': the KV cache is stored as {}, and it reads coded pages "
+                            "only: choose planes for the KV cache",
+                            spec.typed, codec.name));
 }
 
 tinyserve_shape SelectorShapeOf(const ModelConfig& config, uint32_t page_tokens,

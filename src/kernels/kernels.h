@@ -145,8 +145,10 @@ struct SealArgs {
 
 // ---- selection ----------------------------------------------------------------------------------
 
-// Makes the record of one full page of one (layer, KV head) from its stored keys: a function of the
-// page alone. `records`: a slab with record_bytes as page_bytes and the same extents.
+// Makes the box and the moments, as far as they are kept, of one full page of one (layer, KV head)
+// from its stored keys: a function of the page alone. Keys of a coded page are those that it is
+// decoded to; its spread, which seal_page has written, stays. `records`: a slab with record_bytes
+// as page_bytes and the same extents.
 struct SummariseArgs {
   KvShape shape;
   KvSlab slab;

@@ -13,12 +13,13 @@ namespace tinyserve::testing {
 // The tokens of `t`, a multiple of 16, in coded pages; the open pages that they came from stay.
 class SealedHead {
  public:
-  SealedHead(const Kernels& kernels, const Tokens& t, KvType open_type, uint64_t seed)
+  SealedHead(const Kernels& kernels, const Tokens& t, KvType open_type, uint64_t seed,
+             uint32_t kinds = kMetaSpread)
       : kernels_(kernels),
         tokens_(t),
         open_(kernels, {open_type, 1, t.head_dim, kPlanesTokens}, t.tokens, seed),
         coded_(kernels, {KvType::kPlanes, 1, t.head_dim, kPlanesTokens}, t.tokens, seed + 1),
-        layout_(MetaLayoutOf(kMetaSpread, t.head_dim)),
+        layout_(MetaLayoutOf(kinds | kMetaSpread, t.head_dim)),
         bytes_((t.tokens / 32 + 2) * Stride()) {
     std::fill_n(bytes_.data(), (t.tokens / 32 + 2) * Stride(), uint8_t{0xff});
     records_ = {.base = bytes_.data(),
@@ -42,6 +43,17 @@ class SealedHead {
     kernels_.seal_page(&args);
   }
 
+  // Makes the other kinds of a page's record.
+  void Summarise(uint32_t page) {
+    const SummariseArgs args{.shape = coded_.shape(),
+                             .slab = coded_.slab(),
+                             .records = records_,
+                             .layout = layout_,
+                             .page = View().pages[page]};
+    kernels_.summarise_page(&args);
+  }
+  const uint8_t* Record(uint32_t page) const { return PageAt(records_, View().pages[page]); }
+
   uint32_t pages() const { return tokens_.tokens / kPlanesTokens; }
   PageView View() const { return coded_.View(0, tokens_.tokens); }
   const uint8_t* Page(uint32_t page) const { return PageAt(coded_.slab(), View().pages[page]); }
@@ -52,7 +64,8 @@ class SealedHead {
     return std::vector<uint8_t>(Page(page), Page(page) + coded_.slab().page_bytes);
   }
   std::vector<uint8_t> SpreadBytes(uint32_t page) const {
-    return std::vector<uint8_t>(Spread(page), Spread(page) + layout_.record_bytes);
+    return std::vector<uint8_t>(Spread(page),
+                                Spread(page) + layout_.record_bytes - layout_.spread_at);
   }
   // What the codes stand for, in place of the tokens' keys and values.
   Tokens Decoded() const {

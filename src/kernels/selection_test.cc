@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/attention_testing.h"
+#include "kernels/planes_testing.h"
 #include "kernels/tables.h"
 #include "kernels/targets.h"
 #include "tensor/convert.h"
@@ -321,6 +322,48 @@ TEST_P(Selection, RecordsAreFinite) {
     for (const ScoreKind kind : kScoreKinds) {
       const auto got = Score(records, {kind, ScorePool::kSoftmax}, t.q.data(), 1, {view.pages[0]});
       EXPECT_EQ(got, std::vector<float>{1.0f});
+    }
+  }
+}
+
+// Of a coded page: for the keys that it is decoded to. Its spread stays.
+TEST_P(Selection, RecordsOfCodedPagesAreOfTheDecodedKeys) {
+  for (const uint32_t dim : {1u, 15u, 64u, 66u, 128u}) {
+    const Tokens t = MakeKeys(48, dim, 1, dim);
+    SealedHead head(kernels(), t, KvType::kF16, 5, kBothKinds);
+    const Tokens decoded = head.Decoded();
+    const MetaLayout& layout = head.layout();
+    for (uint32_t page = 0; page < head.pages(); ++page) {
+      const auto spread = head.SpreadBytes(page);
+      head.Summarise(page);
+      ASSERT_EQ(head.SpreadBytes(page), spread);
+      const auto value = [&](uint32_t at, uint32_t row, uint32_t c) {
+        uint16_t bits;
+        std::memcpy(&bits, head.Record(page) + at + 2 * (row * layout.channels + c), 2);
+        return F16ToF32(bits);
+      };
+      for (uint32_t c = 0; c < dim; ++c) {
+        float low = INFINITY, high = -INFINITY;
+        double mean = 0, variance = 0;
+        for (uint32_t i = 0; i < 16; ++i) {
+          const float k = decoded.k[(page * 16 + i) * uint64_t{dim} + c];
+          low = std::min(low, k);
+          high = std::max(high, k);
+          mean += k / 16.0;
+        }
+        for (uint32_t i = 0; i < 16; ++i)
+          variance += std::pow(decoded.k[(page * 16 + i) * uint64_t{dim} + c] - mean, 2) / 16;
+        const double top = std::max(std::fabs(low), std::fabs(high)),
+                     step = top * 0x1p-10 + 0x1p-24;
+        // Kernels that decode whole pages may round otherwise than read_token does.
+        ASSERT_LE(value(layout.box_at, 0, c), low + top * 4 * kUlp) << dim << " " << c;
+        ASSERT_GE(value(layout.box_at, 0, c), low - step);
+        ASSERT_GE(value(layout.box_at, 1, c), high - top * 4 * kUlp);
+        ASSERT_LE(value(layout.box_at, 1, c), high + step);
+        ASSERT_NEAR(value(layout.moments_at, 0, c), mean, step);
+        ASSERT_NEAR(value(layout.moments_at, 1, c), variance,
+                    variance * 1e-3 + top * top * 1e-5 + 1e-7);
+      }
     }
   }
 }

@@ -39,7 +39,7 @@ Result<const Codec*> FindCodec(const std::string& name) {
   return Status(Code::kInvalidArgument, fmt::format("kv is '{}': allowed are {}", name, known));
 }
 
-Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim, uint32_t metadata) {
+Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim) {
   if (codec.sealed_type != KvType::kPlanes) return Status();
   if (page_tokens != kPlanesTokens) {
     return Status(Code::kInvalidArgument,
@@ -50,15 +50,6 @@ Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim, u
     return Status(Code::kInvalidArgument,
                   fmt::format("kv is '{}': it stores heads of at most {} channels, these have {}",
                               codec.name, kPlanesHeadDimMax, head_dim));
-  }
-  if ((metadata & ~codec.metadata) != 0) {
-    const bool box = (metadata & kMetaBox) != 0, moments = (metadata & kMetaMoments) != 0;
-    return Status(
-        Code::kInvalidArgument,
-        fmt::format("kv is '{}': {}{}{} of its pages cannot be kept, which a selector asks "
-                    "for",
-                    codec.name, box ? "the box" : "", box && moments ? " and " : "",
-                    moments ? "the moments" : ""));
   }
   return Status();
 }

@@ -27,9 +27,9 @@ struct Codec {
 // "f32", "f16", "bf16" or "planes". Errors: kInvalidArgument with the list.
 Result<const Codec*> FindCodec(const std::string& name);
 
-// Whether a codec stores pages and heads of these sizes, and keeps these MetaKinds of them beside
-// its own. Errors: kInvalidArgument, naming what is wrong and what is allowed.
-Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim, uint32_t metadata);
+// Whether a codec stores pages and heads of these sizes. Errors: kInvalidArgument, naming what is
+// wrong and what is allowed.
+Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim);
 
 }  // namespace tinyserve
 

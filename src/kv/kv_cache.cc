@@ -61,7 +61,7 @@ Status KvCache::CheckOptions(const std::vector<LayerGroup>& groups, const KvCach
                     o.block_tokens, o.page_tokens));
   }
   for (const LayerGroup& group : groups) {
-    TS_RETURN_IF_ERROR(CheckCodec(*o.codec, o.page_tokens, group.head_dim, o.kept.metadata));
+    TS_RETURN_IF_ERROR(CheckCodec(*o.codec, o.page_tokens, group.head_dim));
   }
   return Status();
 }

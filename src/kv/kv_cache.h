@@ -117,6 +117,11 @@ class KvCache {
   PageView View(SequenceSlot slot, uint32_t group, uint32_t tokens) const;
   KvSlab slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
   KvShape shape(uint32_t group) const { return groups_[group].kv; }
+  // Bytes of a page in the blocks, with what it cannot be read without.
+  uint64_t PageBytes(uint32_t group) const {
+    const GroupStorage& s = groups_[group];
+    return uint64_t{s.page_bytes} + (s.meta.record_bytes - s.meta.spread_at);
+  }
   // Records of a slab's pages; base is null where no metadata is kept.
   KvSlab records(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const;
   MetaLayout meta_layout(uint32_t group) const { return groups_[group].meta; }

@@ -1,14 +1,13 @@
 #include "select/builtin.h"
 
 #include <algorithm>
-#include <boost/json/parse.hpp>
-#include <boost/json/value.hpp>
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <string>
 
 #include "base/clock.h"
+#include "select/builtin_parts.h"
+#include "select/hierarchical.h"
 #include "select/selector.h"
 #include "select/top_pages.h"
 
@@ -16,20 +15,6 @@ namespace tinyserve {
 namespace {
 
 // ---- what the tables have in common ----
-
-int Refuse(tinyserve_error* error, const std::string& message) {
-  std::snprintf(error->message, sizeof error->message, "%s", message.c_str());
-  return 1;
-}
-
-boost::json::object Options(const char* config_json) {
-  return boost::json::parse(config_json).as_object();
-}
-
-template <class T>
-void Close(void* self) {
-  std::unique_ptr<T>(static_cast<T*>(self));
-}
 
 // Calls choose(item, scratch, out pages) -> pages chosen, for each item.
 template <class Choose>
@@ -39,16 +24,6 @@ int ForItems(const tinyserve_select_in* in, uint32_t first, uint32_t count,
     out[i].n_pages = choose(in->items[first + i], in->scratch, out[i].pages);
   }
   return 0;
-}
-
-// The best candidates: as many as the budget has, or as few as have the wanted share of the sum of
-// the scores, which must then be shares of the attention.
-uint32_t Best(const tinyserve_select_item& item, const float* scores, uint32_t* pages) {
-  const std::span<const float> all(scores, item.page_count);
-  uint32_t n = item.budget_pages;
-  if (item.mass > 0) n = std::clamp(PagesOfMass(all, item.mass), item.least_pages, n);
-  TopPages(all, n, pages);
-  return n;
 }
 
 constexpr char kNoOptions[] = R"({"type":"object","properties":{}})";
@@ -115,16 +90,10 @@ struct Scored {
   static int OpenKind(ScoreKind kind, const char* config_json, void** self,
                       tinyserve_error* error) {
     const boost::json::object options = Options(config_json);
-    const std::string pool(options.at("pool").as_string());
     auto scored =
         std::make_unique<Scored>(Scored{.kind = kind, .pool = ScorePool::kSoftmax, .alpha = 0});
-    if (pool == "max") {
-      scored->pool = ScorePool::kMax;
-    } else if (pool == "sum") {
-      scored->pool = ScorePool::kSum;
-    } else if (pool != "softmax") {
-      return Refuse(error, "pool is '" + pool + "': allowed are max, sum and softmax");
-    }
+    if (!ReadPool(options, &scored->pool))
+      return Refuse(error, "pool: allowed are max, sum and softmax");
     if (kind == ScoreKind::kMoments) scored->alpha = options.at("alpha").to_number<float>();
     *self = scored.release();
     return 0;
@@ -157,7 +126,7 @@ struct Scored {
     const uint64_t start = storage.score_ns != nullptr ? NowNs() : 0;
     storage.kernels->score_pages(&args);
     if (storage.score_ns != nullptr) *storage.score_ns += NowNs() - start;
-    return Best(item, args.scores, pages);
+    return Best(item, args.scores, 0, pages);
   }
   static int Select(void* self, const tinyserve_select_in* in, uint32_t first, uint32_t count,
                     tinyserve_select_out* out) {
@@ -194,7 +163,7 @@ struct Oracle {
       for (uint32_t p = 0; p < n; ++p)
         scores[p] += static_cast<float>(std::exp(log_mass[p] - top) / sum);
     }
-    return Best(item, scores, pages);
+    return Best(item, scores, 0, pages);
   }
   // log(sum exp(logit)) of one page's keys, head h's to out[h * stride].
   static void PageMass(const ItemStorage& storage, const float* q, uint32_t page, float* out,
@@ -203,6 +172,8 @@ struct Oracle {
     float* partial = storage.partial;  // [group * (head_dim + 2)]
     const DecodeArgs args{.shape = storage.shape,
                           .slab = storage.slab,
+                          .records = storage.records,
+                          .layout = storage.layout,
                           .view = {.pages = &page,
                                    .count = 1,
                                    .last_tokens = storage.shape.page_tokens,
@@ -311,8 +282,8 @@ constexpr tinyserve_selector_v2 kCascade = {.abi_version = TINYSERVE_SELECTOR_AB
                                             .summarise = nullptr,
                                             .observe = nullptr};
 
-constexpr const tinyserve_selector_v2* kBuiltins[] = {&kBox,       &kMoments, &kCascade,
-                                                      &kStreaming, &kRandom,  &kOracle};
+const tinyserve_selector_v2* const kBuiltins[] = {
+    &kBox, &kMoments, &kCascade, &kHierarchicalSelector, &kStreaming, &kRandom, &kOracle};
 
 }  // namespace
 

@@ -4,8 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/json/parse.hpp>
-#include <boost/json/value.hpp>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -13,14 +11,13 @@
 #include <string_view>
 
 #include "select/builtin.h"
+#include "select/option_schema.h"
 #include "select/selector.h"
 
 namespace tinyserve {
 namespace {
 
-namespace json = boost::json;
-
-constexpr size_t kNameMax = 64, kSchemaMax = 64 << 10;
+constexpr size_t kNameMax = 64;
 
 std::mutex g_mutex;
 // Of plugins, under g_mutex.
@@ -36,57 +33,6 @@ bool IsName(std::string_view name) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
   };
   return !name.empty() && name.size() <= kNameMax && std::all_of(name.begin(), name.end(), allowed);
-}
-
-// One property of config_schema: a type that specifications can write, and a default of that type.
-Status CheckOption(std::string_view name, const json::value& value) {
-  const auto bad = [&](const char* what) {
-    return Bad(fmt::format("config_schema: property '{}' {}", name, what));
-  };
-  if (!IsName(name)) return bad("has a name that is not of a-z, 0-9, _ and -");
-  const json::object* option = value.if_object();
-  const json::value* type = option != nullptr ? option->if_contains("type") : nullptr;
-  const json::value* fallback = option != nullptr ? option->if_contains("default") : nullptr;
-  if (type == nullptr || !type->is_string() || fallback == nullptr) {
-    return bad("must be an object with a type and a default");
-  }
-  const std::string_view kind = type->as_string();
-  if (kind != "string" && kind != "number" && kind != "integer") {
-    return bad("has another type than string, number and integer");
-  }
-  if ((kind == "string") != fallback->is_string() || (kind != "string" && !fallback->is_number()) ||
-      (kind == "integer" && !fallback->is_int64() && !fallback->is_uint64())) {
-    return bad("has a default of another type");
-  }
-  for (const char* bound : {"minimum", "maximum"}) {
-    const json::value* limit = option->if_contains(bound);
-    if (limit != nullptr && !limit->is_number()) return bad("has a bound that is no number");
-  }
-  if (const json::value* words = option->if_contains("enum")) {
-    const json::array* list = words->if_array();
-    const auto is_word = [](const json::value& word) { return word.is_string(); };
-    if (kind != "string" || list == nullptr || !std::all_of(list->begin(), list->end(), is_word)) {
-      return bad("has an enum that is no list of strings");
-    }
-  }
-  return Status();
-}
-
-Status CheckSchema(const char* schema) {
-  if (schema == nullptr || ::strnlen(schema, kSchemaMax) == kSchemaMax) {
-    return Bad(fmt::format("config_schema must be a string of less than {} bytes", kSchemaMax));
-  }
-  boost::system::error_code error;
-  const json::value value = json::parse(schema, error);
-  const json::object* object = error ? nullptr : value.if_object();
-  const json::value* properties = object != nullptr ? object->if_contains("properties") : nullptr;
-  if (properties == nullptr || !properties->is_object()) {
-    return Bad("config_schema must be a JSON object with an object of properties");
-  }
-  for (const auto& [name, option] : properties->as_object()) {
-    TS_RETURN_IF_ERROR(CheckOption(name, option));
-  }
-  return Status();
 }
 
 }  // namespace
@@ -140,7 +86,7 @@ Status CheckSelectorTable(const tinyserve_selector_v2* table) {
   if (fused != planes || (planes && table->needs != TINYSERVE_NEEDS_PLANES)) {
     return Bad("fused_id and the need of planes, alone, go together");
   }
-  return CheckSchema(table->config_schema);
+  return CheckOptionSchema(table->config_schema);
 }
 
 Status LoadSelectorPlugin(const std::string& path) {

@@ -109,7 +109,13 @@ TEST(CheckSelectorTable, SchemasMustBeOnesThatSpecificationsCanWrite) {
         R"({"properties":{"a":{"type":"string","default":1}}})",
         R"({"properties":{"a":{"type":"number","default":1,"minimum":"low"}}})",
         R"({"properties":{"a":{"type":"string","default":"x","enum":[1]}}})",
-        R"({"properties":{"a=b":{"type":"number","default":1}}})"}) {
+        R"({"properties":{"a=b":{"type":"number","default":1}}})",
+        // Defaults that nobody could type.
+        R"({"properties":{"a":{"type":"string","default":"x,y"}}})",
+        R"({"properties":{"a":{"type":"string","default":"x","enum":["y"]}}})",
+        R"({"properties":{"a":{"type":"number","default":2,"maximum":1}}})",
+        R"({"properties":{"a":{"type":"number","default":1e301}}})",
+        R"({"properties":{"a":{"type":"integer","default":18446744073709551615}}})"}) {
     EXPECT_NE(MessageOf(Table("mine", schema)), "") << schema;
   }
 }

@@ -88,43 +88,50 @@ bool Selector::Observe(const tinyserve_observe_in& in) const {
 
 // Asks the table; false where its answer is none.
 bool Selector::Ask(const tinyserve_select_item& item, std::span<float> scratch, uint32_t* chosen,
-                   uint32_t* n) const {
+                   uint32_t* n, uint32_t* scored) const {
   const tinyserve_select_in in{.struct_size = sizeof in,
                                .items = &item,
                                .scratch = scratch.data(),
                                .scratch_floats = scratch.size()};
-  tinyserve_select_out out{.struct_size = sizeof out, .n_pages = 0, .pages = chosen};
+  tinyserve_select_out out{
+      .struct_size = sizeof out, .n_pages = 0, .pages = chosen, .n_scored = item.page_count};
+  *scored = item.page_count;
   if (broken_ || spec_.table->select(self_, &in, 0, 1, &out) != 0) return false;
   if (out.n_pages > item.budget_pages) return false;
   std::sort(chosen, chosen + out.n_pages);
   if (std::adjacent_find(chosen, chosen + out.n_pages) != chosen + out.n_pages) return false;
   if (out.n_pages > 0 && chosen[out.n_pages - 1] >= item.page_count) return false;
   *n = out.n_pages;
+  *scored = std::min(out.n_scored, item.page_count);
   return true;
 }
 
 Selector::Choice Selector::Choose(tinyserve_select_item item, std::span<const uint32_t> pages,
-                                  uint32_t page_tokens, std::span<float> scratch,
-                                  uint32_t* chosen) const {
+                                  uint32_t open_pages, uint32_t page_tokens,
+                                  std::span<float> scratch, uint32_t* chosen) const {
   const uint32_t count = static_cast<uint32_t>(pages.size());
   const SelectorBudget& b = spec_.budget;
-  const uint32_t budget = b.PagesOf(count, page_tokens), least = b.LeastPages(page_tokens);
+  // Of these pages; the open ones are among those that are always read.
+  const auto of_these = [&](uint32_t n) { return n - std::min(n, open_pages); };
+  const uint32_t recent = of_these(b.recent), forced = b.sink + recent;
+  const uint32_t budget =
+      std::max(of_these(b.PagesOf(count + open_pages, page_tokens)), std::min(forced, count));
+  const uint32_t least = std::max(of_these(b.LeastPages(page_tokens)), forced);
   Choice choice{.pages = 0, .scored = 0, .failed = false};
   uint32_t& n = choice.pages;
   // By mass, fewer may do than the budget has, be it everything.
   if (budget < count || (b.mass > 0 && least < count)) {
-    const uint32_t recent_from = count - b.recent;
+    const uint32_t recent_from = count - recent;
     item.first_page = b.sink;
     item.page_count = recent_from - b.sink;
     item.pages = pages.data() + b.sink;
-    item.budget_pages = budget - b.sink - b.recent;
-    item.least_pages = std::min(least - b.sink - b.recent, item.budget_pages);
+    item.budget_pages = budget - forced;
+    item.least_pages = std::min(least - forced, item.budget_pages);
     item.mass = static_cast<float>(b.mass);
     for (; n < b.sink; ++n) chosen[n] = n;
     uint32_t asked = 0;
     if (item.budget_pages > 0) {
-      choice.scored = item.page_count;
-      choice.failed = !Ask(item, scratch, chosen + n, &asked);
+      choice.failed = !Ask(item, scratch, chosen + n, &asked, &choice.scored);
     }
     if (!choice.failed) {
       for (uint32_t i = 0; i < asked; ++i) chosen[n++] += b.sink;

@@ -51,6 +51,9 @@ struct SelectorSpec {
 
 // Errors: kInvalidArgument, naming the option and what is allowed.
 Result<SelectorSpec> ParseSelector(const std::string& text);
+// The same with a table that the name, whatever it is, stands for. REQUIRES: CheckSelectorTable
+// accepts it.
+Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const std::string& text);
 // Whether a name belongs to no table: "full" and the presets ("default"), which stand for a table.
 bool IsReservedName(std::string_view name);
 // Bytes that a selector keeps of its own. Errors: kInvalidArgument, with the selector's name.
@@ -116,19 +119,20 @@ class Selector {
 
   struct Choice {
     uint32_t pages;   // chosen
-    uint32_t scored;  // candidates that the table was asked about
+    uint32_t scored;  // candidates that the table looked at
     bool failed;      // the table gave no answer that counts
   };
   // Chooses pages of 0 .. count - 1 for one query: ascending, each once, the sinks and the newest
   // ones among them, into chosen [count]. All pages when the budget covers them, or when the table
   // fails. `item`: everything but the candidates, which are set here; pages: [count].
-  Choice Choose(tinyserve_select_item item, std::span<const uint32_t> pages, uint32_t page_tokens,
-                std::span<float> scratch, uint32_t* chosen) const;
+  // `open_pages` newer ones, which are read in any case, count in the budget and as newest ones.
+  Choice Choose(tinyserve_select_item item, std::span<const uint32_t> pages, uint32_t open_pages,
+                uint32_t page_tokens, std::span<float> scratch, uint32_t* chosen) const;
 
  private:
   Selector() = default;
   bool Ask(const tinyserve_select_item& item, std::span<float> scratch, uint32_t* chosen,
-           uint32_t* n) const;
+           uint32_t* n, uint32_t* scored) const;
 
   SelectorSpec spec_;
   tinyserve_sizes sizes_{};

@@ -38,7 +38,7 @@ TEST(ParseSelector, ResolvesEveryOption) {
 TEST(ParseSelector, SaysWhatIsAllowed) {
   EXPECT_EQ(MessageOf("boxes"),
             "selector 'boxes': there is no selector 'boxes': full, default, box, moments, cascade, "
-            "streaming, random, oracle are known");
+            "hierarchical, streaming, random, oracle are known");
   EXPECT_EQ(MessageOf("box:ratio=0"),
             "selector 'box:ratio=0': ratio is '0': allowed is a number from 0.001 to 1");
   EXPECT_EQ(MessageOf("box:recent=0"),
@@ -59,6 +59,27 @@ TEST(ParseSelector, SaysWhatIsAllowed) {
                            "full:ratio=1", "", ":", "box:ratio=0.1,,sink=1", "box:ratio=1e400"}) {
     EXPECT_FALSE(ParseSelector(spec).ok()) << spec;
   }
+}
+
+TEST(Hierarchical, SubPagesMustFillAPage) {
+  const auto message = [&](const char* spec, uint32_t page_tokens) {
+    return SizesOf(*ParseSelector(spec), {.head_dim = 64, .page_tokens = page_tokens})
+        .status()
+        .message();
+  };
+  EXPECT_EQ(message("hierarchical:sub=8", 16), "");
+  EXPECT_EQ(message("hierarchical:sub=16", 32), "");
+  EXPECT_EQ(message("hierarchical:sub=6", 16),
+            "selector 'hierarchical:sub=6': sub is 6: allowed are 2, 4, 8 and 16, and no more than "
+            "the tokens of a page, 16");
+  EXPECT_NE(message("hierarchical:sub=16", 8), "");
+  const tinyserve_sizes sizes = *SizesOf(*ParseSelector("hierarchical:sub=4"),
+                                         {.head_dim = 80, .page_tokens = 16, .pages_max = 200});
+  EXPECT_EQ(sizes.summary_bytes, 4u * 2 * 80 * 2);
+  EXPECT_EQ(sizes.state_bytes, 8u + 4 * 8);
+  EXPECT_EQ(SizesOf(*ParseSelector("hierarchical:reuse=1"), {.head_dim = 64, .page_tokens = 16})
+                ->state_bytes,
+            0u);
 }
 
 // What a table gives for the cascade is checked whoever wrote the table.
@@ -139,7 +160,7 @@ Chosen Choose(uint32_t count, Answer answer,
   std::vector<uint32_t> pages(count), chosen(count);
   std::iota(pages.begin(), pages.end(), 1000);
   std::vector<float> scratch(SelectScratchFloats(1, count));
-  const Selector::Choice choice = (*selector)->Choose({}, pages, 16, scratch, chosen.data());
+  const Selector::Choice choice = (*selector)->Choose({}, pages, 0, 16, scratch, chosen.data());
   return {.pages = {chosen.begin(), chosen.begin() + choice.pages}, .failed = choice.failed};
 }
 
@@ -157,6 +178,37 @@ TEST(Selector, AddsSinksAndNewestPagesInOrder) {
   });
   EXPECT_FALSE(c.failed);
   EXPECT_EQ(c.pages, (std::vector<uint32_t>{0, 1, 6, 17, 18, 19}));
+}
+
+// Pages that are not coded yet are the newest ones, and in the budget.
+TEST(Selector, OpenPagesAreReadAnyway) {
+  SelectorSpec spec;
+  spec.table = &kScripted;
+  spec.budget = {.tokens = 96, .min_tokens = 0, .sink = 1, .recent = 2};
+  std::vector<uint32_t> asked;
+  Answer answer = [&](const tinyserve_select_item& item, tinyserve_select_out* out) {
+    asked = {item.first_page, item.page_count, item.budget_pages};
+    out->n_pages = 1;
+    out->pages[0] = item.page_count - 1;
+    return 0;
+  };
+  g_answer = &answer;
+  const auto selector = Selector::Open(spec, {});
+  std::vector<uint32_t> pages(20), chosen(20);
+  std::vector<float> scratch(SelectScratchFloats(1, 20));
+  const auto read = [&](uint32_t open_pages) {
+    asked.clear();
+    const auto choice = (*selector)->Choose({}, pages, open_pages, 16, scratch, chosen.data());
+    return std::vector<uint32_t>(chosen.begin(), chosen.begin() + choice.pages);
+  };
+  using Pages = std::vector<uint32_t>;
+  EXPECT_EQ(read(1), (Pages{0, 18, 19}));
+  EXPECT_EQ(asked, (Pages{1, 18, 3}));
+  EXPECT_EQ(read(4), (Pages{0, 19}));
+  EXPECT_EQ(asked, (Pages{1, 19, 1}));
+  EXPECT_EQ(read(5), Pages{0});  // the budget is used up
+  EXPECT_EQ(read(9), Pages{0});
+  EXPECT_EQ(asked, Pages{});
 }
 
 TEST(Selector, FewerThanTheBudgetIsFine) {
@@ -238,7 +290,7 @@ TEST(Selector, ReadsEverythingOnceASummaryFailed) {
   uint8_t summary[2] = {1, 1};
   const auto read = [&](uint32_t layer) {
     (*selector)->Summarise({.struct_size = sizeof(tinyserve_page_in), .layer = layer}, summary);
-    return (*selector)->Choose({}, pages, 16, scratch, chosen.data());
+    return (*selector)->Choose({}, pages, 0, 16, scratch, chosen.data());
   };
   EXPECT_EQ(read(0).pages, 3u);
   EXPECT_EQ(summary[0], 7);

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <optional>
 
+#include "select/option_schema.h"
 #include "select/registry.h"
 #include "select/selector.h"
 
@@ -93,11 +94,6 @@ Result<double> NumberIn(const std::string& spec, std::string_view key, std::stri
   return *value;
 }
 
-double Bound(const json::object& option, const char* name, double fallback) {
-  const json::value* bound = option.if_contains(name);
-  return bound != nullptr ? bound->to_number<double>() : fallback;
-}
-
 // `text` as the table's schema wants `key`.
 Result<json::value> OwnValue(const std::string& spec, std::string_view key, std::string_view text,
                              const json::object& option) {
@@ -113,11 +109,19 @@ Result<json::value> OwnValue(const std::string& spec, std::string_view key, std:
     return Bad(spec, fmt::format("{} is '{}': allowed are {}", key, text, names));
   }
   const bool whole = type == "integer";
-  TS_ASSIGN_OR_RETURN(const double value,
-                      NumberIn(spec, key, text, Bound(option, "minimum", -1e300),
-                               Bound(option, "maximum", 1e300), whole));
+  const auto [low, high] = BoundsOf(option);
+  TS_ASSIGN_OR_RETURN(const double value, NumberIn(spec, key, text, low, high, whole));
   if (whole) return json::value(static_cast<int64_t>(value));
   return json::value(value);
+}
+
+// An option's default, in the form that a typed value has.
+json::value DefaultOf(const json::object& option) {
+  const json::value& value = option.at("default");
+  const std::string_view type = option.at("type").as_string();
+  if (type == "number") return json::value(value.to_number<double>());
+  if (type == "integer") return json::value(value.to_number<int64_t>());
+  return value;
 }
 
 // Names that stand for another selector, with the options of that one.
@@ -182,7 +186,8 @@ Status SetOption(std::string_view key, std::string_view value, const json::objec
 }
 
 // Every option, as it was set or left.
-std::string Resolved(const SelectorSpec& spec, const json::object& own) {
+std::string Resolved(const SelectorSpec& spec, const json::object& schema,
+                     const json::object& own) {
   std::string text = spec.table->name;
   char separator = ':';
   const auto add = [&](std::string_view name, const std::string& value) {
@@ -191,9 +196,13 @@ std::string Resolved(const SelectorSpec& spec, const json::object& own) {
   };
   for (const BudgetOption& option : kBudgetOptions) {
     // The ratio is not used where a number of tokens is given, nor the other way round.
-    const bool by_tokens = spec.budget.tokens != 0;
-    if (std::string_view(option.name) == (by_tokens ? "ratio" : "tokens")) continue;
-    if (option.name == kMass && spec.budget.mass == 0) continue;
+    // What is 0 stands there only where it would be something else otherwise.
+    const bool by_tokens = spec.budget.tokens != 0, has_default = schema.contains(option.name);
+    const std::string_view name = option.name;
+    if (name == "ratio" && by_tokens) continue;
+    if (name == "tokens" && !by_tokens && !has_default) continue;
+    if (name == kMass && spec.budget.mass == 0 && (!has_default || !HasOption(*spec.table, option)))
+      continue;
     add(option.name, fmt::format("{}", option.get(spec.budget)));
   }
   for (const auto& [name, value] : own) add(name, Shown(value));
@@ -217,10 +226,18 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
     spec.resolved = name;
     return spec;
   }
-  spec.table = FindTable(name);
-  if (spec.table == nullptr) {
+  const tinyserve_selector_v2* table = FindTable(name);
+  if (table == nullptr) {
     return Bad(text, fmt::format("there is no selector '{}': {} are known", name, Names()));
   }
+  return ParseSelectorFor(*table, text);
+}
+
+Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const std::string& text) {
+  SelectorSpec spec;
+  spec.typed = text;
+  spec.table = &table;
+  const size_t colon = text.find(':');
   const json::object schema = SchemaOf(*spec.table);
   json::object own;
   for (const auto& [key, option] : schema) {
@@ -233,7 +250,7 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
       }
       budget->set(&spec.budget, number);
     } else {
-      own[key] = value;
+      own[key] = DefaultOf(option.as_object());
     }
   }
   std::string_view rest =
@@ -252,7 +269,7 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
     rest.remove_prefix(std::min(comma + 1, rest.size()));
   }
   spec.config_json = json::serialize(own);
-  spec.resolved = Resolved(spec, own);
+  spec.resolved = Resolved(spec, schema, own);
   return spec;
 }
 

@@ -216,18 +216,6 @@ TEST_P(CodedPages, AreAllReadByACascadeThatMayReadAll) {
   EXPECT_LT(kv_bytes[2], kv_bytes[1]);
 }
 
-TEST_P(CodedPages, AreForNoSelectorThatReadsPages) {
-  Rig rig(GetParam(), "planes");
-  EXPECT_EQ(*rig.executor()->FindSelector("full"), 0u);
-  for (const char* selector : {"streaming", "box", "oracle"}) {
-    const Status status = rig.executor()->FindSelector(selector).status();
-    EXPECT_EQ(status.code(), Code::kInvalidArgument);
-    EXPECT_EQ(status.message(), std::string("selector '") + selector +
-                                    "': the KV cache is stored as planes, and coded pages are read "
-                                    "by full and cascade only");
-  }
-}
-
 std::vector<Setup> Setups() {
   std::vector<Setup> setups;
   for (const Kernels* kernels : AvailableTargets()) {

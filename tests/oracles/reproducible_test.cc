@@ -310,12 +310,18 @@ std::vector<Setup> Setups() {
                       "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=0,recent=1"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1", "", "planes"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1",
+                      "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1", "planes"});
+    setups.push_back({kernels, Compute::kFast, "llama-q4_1",
                       "cascade:ratio=0.5,min_tokens=0,min_context=40,dense_layers=1,full=0.05,"
                       "min_full=4,values=0.2,min_values=12,wide_layers=1",
                       "planes"});
+    setups.push_back({kernels, Compute::kFast, "llama-q4_1",
+                      "hierarchical:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1,reuse=3"});
     // `ref` is slow, and has one loop for every type of weight.
     if (setups.back().IsRef()) continue;
     setups.push_back({kernels, Compute::kF32, "gpt2", "", "planes"});
+    setups.push_back({kernels, Compute::kFast, "gpt2",
+                      "hierarchical:ratio=0.4,min_tokens=0,min_context=0,sub=8,reuse=5", "planes"});
     setups.push_back({kernels, Compute::kFast, "gpt2",
                       "cascade:ratio=0.4,min_tokens=0,min_context=0,sink=2,recent=1,full=0.1,"
                       "min_full=8,values=0.1,min_values=8,wide_layers=0",

@@ -17,7 +17,7 @@
 namespace tinyserve {
 namespace {
 
-constexpr uint32_t kTokens = 200, kParts = 8;
+constexpr uint32_t kTokens = 200, kParts = 4;
 // Pages that were read before are read again unless others are much better.
 constexpr char kSticky[] = "subpage:ratio=0.3,min_tokens=0,min_context=40,keep=0.5";
 
@@ -137,7 +137,7 @@ TEST_P(SelectorState, SummariesDependOnTheKeysAlone) {
         const KvSlab slab = rig.cache()->slab(0, layer, head);
         const uint32_t index = rig.cache()->View(a, 0, kTokens).pages[page];
         std::vector<float> least(dim, INFINITY), greatest(dim, -INFINITY);
-        for (uint32_t t = 4; t < 6; ++t) {
+        for (uint32_t t = 8; t < 12; ++t) {
           GetParam()->read_token(&shape, PageAt(slab, index), slab.v_offset, nullptr, t, k.data(),
                                  v.data());
           for (uint32_t i = 0; i < dim; ++i) {

@@ -6,6 +6,7 @@
 #include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
 #include "kernels/cpu/fold.inl"
+#include "kernels/cpu/planes.inl"
 
 namespace tinyserve {
 namespace {
@@ -121,6 +122,20 @@ void SummariseKeys(const SummariseArgs& args) {
       }
     }
   }
+}
+
+// A coded page is decoded to a page of f32 first.
+void SummariseCoded(const SummariseArgs& args) {
+  const uint32_t dim = args.shape.head_dim;
+  if (dim > kPlanesHeadDimMax) __builtin_trap();
+  alignas(64) float k[kPlanesHeadDimMax * kPlanesTokens], v[kPlanesHeadDimMax * kPlanesTokens];
+  const uint8_t* spread = PageAt(args.records, args.page) + args.layout.spread_at;
+  UnpackPlanes(PageAt(args.slab, args.page), spread, dim, k, v);
+  SummariseArgs decoded = args;
+  decoded.shape.type = KvType::kF32;
+  // Every page of this slab is this one.
+  decoded.slab = {(uint8_t*)k, 0, 31, 0, 0};
+  SummariseKeys<PageF32>(decoded);
 }
 
 // ---- scores ----
@@ -328,7 +343,7 @@ void SummarisePage(const SummariseArgs* args) {
     case KvType::kBF16:
       return SummariseKeys<PageBF16>(*args);
     case KvType::kPlanes:
-      __builtin_trap();  // its record is written with the page
+      return SummariseCoded(*args);
   }
 }
 

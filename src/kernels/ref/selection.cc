@@ -109,11 +109,13 @@ void SummarisePage(const SummariseArgs* args) {
   const MetaLayout& layout = args->layout;
   const uint8_t* page = PageAt(args->slab, args->page);
   uint8_t* record = PageAt(args->records, args->page);
-  std::memset(record, 0, layout.record_bytes);
+  // The spread of a coded page was written with it, and decodes it.
+  const uint8_t* spread = IsCoded(shape.type) ? record + layout.spread_at : nullptr;
+  std::memset(record, 0, layout.spread_at);
   std::vector<float> k(shape.head_dim), v(shape.head_dim), channel(shape.page_tokens);
   std::vector<float> keys(uint64_t{shape.page_tokens} * shape.head_dim);
   for (uint32_t t = 0; t < shape.page_tokens; ++t) {
-    ReadToken(&shape, page, args->slab.v_offset, nullptr, t, k.data(), v.data());
+    ReadToken(&shape, page, args->slab.v_offset, spread, t, k.data(), v.data());
     std::copy(k.begin(), k.end(), keys.begin() + uint64_t{t} * shape.head_dim);
   }
   for (uint32_t c = 0; c < shape.head_dim; ++c) {

@@ -1,6 +1,7 @@
 // Page selection by plain loops: records of pages, and their scores.
 //
-// A record is the same on every target, bit for bit, for the same stored keys without NaN. Means
+// A record is the same on every target, bit for bit, for the same stored keys without NaN (of coded
+// pages: for keys that are decoded to the same floats). Means
 // and variances are computed in f32 in this order: a channel's tokens t are added up by t % 16,
 // those sixteen sums i by i % 8, and the eight as ((0+1) + (2+3)) + ((4+5) + (6+7)); then the same
 // again with the squared distances from the (unrounded) mean. Scores are within rounding of one
