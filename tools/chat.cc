@@ -51,7 +51,7 @@ class Chat {
   // False: leave.
   bool Command(const std::string& line);
   Status Answer(const std::string& question);
-  void Note(const Generation& generation, uint32_t answer_tokens_max) const;
+  void Note(const GeneratedAnswer& generation, uint32_t answer_tokens_max) const;
   void PrintStats();
   // Words of the program itself, apart from the answers.
   template <class... Args>
@@ -178,7 +178,7 @@ Status Chat::Answer(const std::string& question) {
                             .prompt_progress = {},
                             .interrupt = &interrupt_};
   const EngineStats before = engine_->stats();
-  const Result<Generation> generation = Generate(engine_, request, hooks);
+  const Result<GeneratedAnswer> generation = Generate(engine_, request, hooks);
   if (!generation.ok()) {
     conversation_.TakeBack();
     return generation.status();
@@ -199,7 +199,7 @@ Status Chat::Answer(const std::string& question) {
 }
 
 // Why an answer ended, where that was not the model's own will.
-void Chat::Note(const Generation& generation, uint32_t answer_tokens_max) const {
+void Chat::Note(const GeneratedAnswer& generation, uint32_t answer_tokens_max) const {
   if (generation.interrupted) {
     Say("[Stopped. What was said so far stays in the conversation.]");
   } else if (generation.finish == FinishReason::kLength) {

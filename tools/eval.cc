@@ -91,7 +91,7 @@ Status ScoreWindow(Engine* engine, const EvalText& text, const Window& window, E
       .prompt_progress = [&](uint32_t done,
                              uint32_t total) { progress(static_cast<double>(done) / total); },
       .interrupt = nullptr};
-  TS_ASSIGN_OR_RETURN(const Generation generation, Generate(engine, request, hooks));
+  TS_ASSIGN_OR_RETURN(const GeneratedAnswer generation, Generate(engine, request, hooks));
   // Log-probability i belongs to prompt token i + 1; the very first token of a text has none.
   const std::span<const float> logprobs(generation.prompt_logprobs);
   const size_t position = text.prefix.size() + (window.scored - window.first);

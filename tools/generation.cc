@@ -69,13 +69,14 @@ const char* FinishName(FinishReason reason) {
   return "?";
 }
 
-Result<Generation> Generate(Engine* engine, const Request& request, const GenerateHooks& hooks) {
+Result<GeneratedAnswer> Generate(Engine* engine, const Request& request,
+                                 const GenerateHooks& hooks) {
   // Shared with the sink: an event may still be on its way when an error ends this function.
   const auto queue = std::make_shared<EventQueue>();
   TS_ASSIGN_OR_RETURN(const RequestId id, engine->Submit(request, [queue](const TokenEvent& event) {
     queue->Push(event);
   }));
-  Generation generation;
+  GeneratedAnswer generation;
   Progress progress("Reading the prompt", 0.5, 2.0);
   uint32_t prompt_done = 0;
   for (;;) {

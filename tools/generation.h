@@ -22,7 +22,7 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // likewise
 };
 
-struct Generation {
+struct GeneratedAnswer {
   std::string text;
   std::vector<SampledToken> tokens;
   std::vector<float> prompt_logprobs;
@@ -43,7 +43,8 @@ struct GenerateHooks {
   std::function<void(uint32_t done, uint32_t total)> prompt_progress;
   InterruptFlag* interrupt = nullptr;
 };
-Result<Generation> Generate(Engine* engine, const Request& request, const GenerateHooks& hooks);
+Result<GeneratedAnswer> Generate(Engine* engine, const Request& request,
+                                 const GenerateHooks& hooks);
 
 // Writes text to standard output at once; control characters are spelled out on a terminal, so that
 // a model cannot steer it. Errors: kIo.

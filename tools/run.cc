@@ -98,7 +98,8 @@ Status FitRequest(const ModelInfo& info, Request* request) {
   return Status();
 }
 
-Result<json::array> TokensJson(const Engine& engine, const Generation& generation, bool logprobs) {
+Result<json::array> TokensJson(const Engine& engine, const GeneratedAnswer& generation,
+                               bool logprobs) {
   json::array tokens;
   for (const SampledToken& sampled : generation.tokens) {
     TS_ASSIGN_OR_RETURN(const std::string text, engine.Detokenize({sampled.token}));
@@ -119,7 +120,7 @@ Result<json::array> TokensJson(const Engine& engine, const Generation& generatio
 }
 
 // Log-probabilities as a table on standard error, a row a token.
-Status PrintLogprobs(const Engine& engine, const Generation& generation) {
+Status PrintLogprobs(const Engine& engine, const GeneratedAnswer& generation) {
   for (const SampledToken& sampled : generation.tokens) {
     TS_ASSIGN_OR_RETURN(const std::string text, engine.Detokenize({sampled.token}));
     std::string line = fmt::format("{:>8.3f}  {:>6} '{}'", sampled.logprob, sampled.token,
@@ -136,7 +137,7 @@ Status PrintLogprobs(const Engine& engine, const Generation& generation) {
   return Status();
 }
 
-Result<int> Report(const RunFlags& flags, const Engine& engine, const Generation& generation,
+Result<int> Report(const RunFlags& flags, const Engine& engine, const GeneratedAnswer& generation,
                    double load_seconds, JsonOutput* output) {
   RunCost cost = CostOf(generation.usage, engine.info(), {}, engine.stats(), load_seconds);
   if (flags.logprobs >= 0 && !output->wanted())
@@ -185,7 +186,7 @@ Result<int> Run(const RunFlags& flags) {
       if (shown.ok()) shown = ShowText(text);
     };
   }
-  TS_ASSIGN_OR_RETURN(const Generation generation, Generate(engine.get(), request, hooks));
+  TS_ASSIGN_OR_RETURN(const GeneratedAnswer generation, Generate(engine.get(), request, hooks));
   if (!output.on_stdout() && shown.ok()) shown = ShowText("\n");
   TS_RETURN_IF_ERROR(shown);
   return Report(flags, *engine, generation, load_seconds, &output);
