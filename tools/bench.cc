@@ -20,6 +20,7 @@
 #include "tools/machine_peaks.h"
 #include "tools/options.h"
 #include "tools/progress.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -170,6 +171,7 @@ Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedMo
       progress.Update(done / total);
       BenchRunner* runner = runners.at(methods[c.selector].kv).get();
       runner->Prepare(c, [&](uint32_t tokens) { progress.Update((done += tokens) / total); });
+      const TraceScope scope(model.trace.get(), CaseLabel(flags, c), round);
       result.samples.push_back(runner->Run(c));
       done += WorkOf(c);
     }
@@ -207,6 +209,7 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                          .peaks = peaks};
   TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results,
                       RunCases(flags, model, plan, methods, peaks));
+  TS_RETURN_IF_ERROR(EndTrace(model, flags.engine));
   if (output->wanted()) {
     for (const CaseResult& result : results) {
       TS_RETURN_IF_ERROR(output->Write(CaseJson(result, results, setup)));
@@ -268,11 +271,13 @@ void AddBench(CLI::App* parent, Command* run) {
                   "Prompts are parts of this text, another one for each sequence; without it they "
                   "are random tokens, the same in all")
       ->type_name("FILE");
-  app->add_flag("--machine", flags->machine,
-                "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
+  CLI::Option* machine =
+      app->add_flag("--machine", flags->machine,
+                    "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
   AddLayersOption(app, &flags->layers);
   AddJsonOption(app, &flags->json);
   AddEngineOptions(app, &flags->engine);
+  app->get_option("--trace")->excludes(machine);
   AddExample(app,
              "tinyserve bench --model model.gguf --depth 0,4096 --batch 1,8\n"
              "  tinyserve bench --model model.gguf --depth 8000 --prefill 0 --text book.txt "

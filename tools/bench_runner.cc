@@ -59,7 +59,8 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                  .sequence_tokens_max = longest,
                                  .step_tokens_max = std::max(options.chunk_tokens, sequences),
                                  .selectors = selectors,
-                                 .uncommitted_tokens_max = uncommitted};
+                                 .uncommitted_tokens_max = uncommitted,
+                                 .trace = model.trace.get()};
   TS_ASSIGN_OR_RETURN(runner->executor_,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), executor));

@@ -13,6 +13,7 @@
 #include "tools/options.h"
 #include "tools/run_cost.h"
 #include "tools/terminal.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -236,6 +237,7 @@ Result<int> RunChat(const ChatFlags& flags) {
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
   Chat chat(flags, engine.get(), load.count());
   TS_RETURN_IF_ERROR(chat.Run());
+  TS_RETURN_IF_ERROR(EndTrace(engine.get(), flags.engine));
   return 0;
 }
 

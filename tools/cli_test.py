@@ -153,6 +153,8 @@ class CommandLine(unittest.TestCase):
                 ("run", "--model", MODEL, "--prompt", "x", "--ctx", "512", "--kv-memory", "64K"):
                     "65536 are available (--kv-memory)",
                 ("run", "--model", MODEL, "--prompt", "x", "--json", "no/such/dir/x.json"): "no/such/dir/x.json",
+                ("run", "--model", MODEL, "--prompt", "x", "--trace", "no/such/dir/t.json"): "no/such/dir/t.json",
+                ("run", "--model", MODEL, "--prompt", "x", "--trace", "/dev/full"): "/dev/full",
                 ("inspect", no_model.name): no_model.name,
                 ("inspect", os.path.dirname(no_model.name)): os.path.dirname(no_model.name),
                 ("eval", "--model", MODEL, "--text", "no/such.txt"): "no/such.txt",
@@ -534,6 +536,44 @@ class Observation(unittest.TestCase):
         check(sparse["layers"], 80, everything[2:])
         hits = [sum(layer[key] for layer in sparse["layers"]) for key in ("pages_reused", "pages_followed")]
         self.assertAlmostEqual(sparse["hit_rate"], hits[0] / hits[1], delta=1e-4)
+
+    def test_traces_hold_every_step_of_every_command(self):
+        text = __file__
+        commands = {
+            "run": ["--prompt", "x", "-n", "8", "--ignore-eos"],
+            "chat": ["-n", "4"],
+            "bench": ["--depth", "16", "--prefill", "0", "--decode", "4", "--repeat", "1"],
+            "eval": ["--text", text, "--context", "64", "--tokens", "64"],
+            "eval --method": ["--text", text, "--context", "64", "--score", "32", "--tokens", "64",
+                              "--method", "streaming:min_context=0"],
+        }
+        for command, args in commands.items():
+            with self.subTest(command), tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "trace.json")
+                if command == "eval --method":
+                    args = args[-2:] + args[:-2]
+                done = tinyserve(command.split()[0], "--model", MODEL, "--trace", path, *args, stdin=b"Hello\n")
+                self.assertEqual(done.returncode, 0, done.stderr)
+                with open(path, encoding="ascii") as file:
+                    events = json.load(file)
+                spans = [e for e in events if e["ph"] == "X"]
+                self.assertIn(f"trace: {events[-1]['args']['records']} records in {path}", done.stderr.decode())
+                self.assertEqual(events[-1]["args"]["dropped"], 0)
+                steps = [e for e in spans if e["name"] == "step"]
+                layers = {e["args"]["layer"] for e in spans if e["name"] == "attention"}
+                self.assertEqual(sum(e["name"] == "attention" for e in spans), len(steps) * len(layers))
+                ends = []  # of the spans that are open: each ends within the one around it
+                for span in sorted(spans, key=lambda e: (e["ts"], -e["dur"])):
+                    while ends and ends[-1] <= span["ts"]:
+                        ends.pop()
+                    ends.append(span["ts"] + span["dur"])
+                    self.assertLessEqual(ends[-1], ends[0] + 1e-6)
+                if command == "run":
+                    self.assertEqual(sum(e["args"]["generated_tokens"] for e in steps), 7)
+                    life = [e["name"] for e in events if e["ph"] == "b"]
+                    self.assertEqual(life, ["request 1", "queued", "prefill", "decode"])
+                if command == "eval --method":
+                    self.assertIn("streaming:min_context=0", {e["name"] for e in spans})
 
 
 @unittest.skipUnless("--instruct" in sys.argv, "needs a real instruct model")

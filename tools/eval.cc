@@ -15,6 +15,7 @@
 #include "tools/options.h"
 #include "tools/perplexity.h"
 #include "tools/progress.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -142,6 +143,7 @@ boost::json::object EvalJson(const EvalFlags& flags, const ModelInfo& info, cons
 Result<int> EvalPerplexity(const EvalFlags& flags, JsonOutput* output) {
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(flags.engine.ToOptions()));
   TS_ASSIGN_OR_RETURN(const EvalResult result, Evaluate(flags, engine.get()));
+  TS_RETURN_IF_ERROR(EndTrace(engine.get(), flags.engine));
   if (output->wanted()) TS_RETURN_IF_ERROR(output->Write(EvalJson(flags, engine->info(), result)));
   if (!output->on_stdout()) {
     fmt::print("perplexity  {:.4f} +- {:.4f}\ntokens      {} scored, {} windows of {}\n",

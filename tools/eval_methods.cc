@@ -13,6 +13,7 @@
 #include "tools/layer_report.h"
 #include "tools/loaded_model.h"
 #include "tools/progress.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -241,6 +242,7 @@ Result<int> EvaluateMethods(const MethodEvalFlags& flags, const EngineFlags& eng
                         .threads = eval.model.threads->threads(),
                         .page_tokens = engine.page_tokens};
   TS_ASSIGN_OR_RETURN(const std::vector<EvalLine> lines, RunCases(eval, cases, setup, output));
+  TS_RETURN_IF_ERROR(EndTrace(eval.model, engine));
   if (!flags.plot.empty()) TS_RETURN_IF_ERROR(WritePlot(flags.plot, EvalPlot(lines, setup)));
   return 0;
 }

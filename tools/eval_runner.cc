@@ -86,7 +86,8 @@ Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
                                 .sequence_tokens_max = held_tokens(),
                                 .step_tokens_max = step_tokens(),
                                 .selectors = selectors,
-                                .logits_max = kRowTokens};
+                                .logits_max = kRowTokens,
+                                .trace = model.trace.get()};
   TS_ASSIGN_OR_RETURN(storage->executor,
                       Executor::Create(model.model.get(), model.kernels, model.compute,
                                        model.threads.get(), options));
@@ -145,6 +146,7 @@ Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
                            const std::function<void(uint32_t)>& progress) {
   Executor* executor = storage->executor.get();
   KvCache* cache = executor->cache();
+  const TraceScope scope(options_.model->trace.get(), "prompt over " + storage->kv);
   const SequenceSlot first = storage->lanes[0]->slot;
   for (uint32_t at = 0; at < shape_.prompt_tokens;) {
     const uint32_t length = std::min(options_.chunk_tokens, shape_.prompt_tokens - at);
@@ -195,6 +197,7 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
 
 Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
                            float* out) {
+  const TraceScope scope(options_.model->trace.get(), lane->name, turn.first);
   Executor* executor = lane->executor;
   TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
   executor->ResetSelectionCounts();

@@ -67,6 +67,9 @@ Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
   TS_ASSIGN_OR_RETURN(loaded.kernels, TargetFor(flags.target));
   loaded.compute = flags.compute == "f32" ? Compute::kF32 : Compute::kFast;
   loaded.threads = std::make_unique<ThreadPool>(ThreadsOf(flags));
+  if (!flags.trace.empty()) {
+    TS_ASSIGN_OR_RETURN(loaded.trace, Trace::Open(flags.trace));
+  }
   TS_ASSIGN_OR_RETURN(loaded.file, GgufFile::Open(flags.model));
   Progress progress("Loading", 0.2, 0.5);
   TS_ASSIGN_OR_RETURN(loaded.model,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "base/trace.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "model/model.h"
@@ -20,6 +21,7 @@ namespace tinyserve {
 uint32_t ThreadsOf(const EngineFlags& flags);
 
 struct LoadedModel {
+  std::unique_ptr<Trace> trace;  // where --trace asks for one
   const Kernels* kernels = nullptr;
   Compute compute = Compute::kFast;
   std::unique_ptr<ThreadPool> threads;
@@ -45,8 +47,8 @@ struct LoadedModel {
                                 uint32_t uncommitted) const;
 };
 
-// With a progress bar on the terminal. Errors: kInvalidArgument (target), what GgufFile::Open and
-// LoadModel report.
+// With a progress bar on the terminal. Errors: kInvalidArgument (target), kIo (the trace), what
+// GgufFile::Open and LoadModel report.
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags);
 
 // KV memory that a measurement may take: what --kv-memory says, else what is left of the limit

@@ -76,6 +76,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.target = target;
   options.page_tokens = page_tokens;
   options.block_tokens = BlockTokensFor(page_tokens);
+  options.trace_path = trace;
   options.sequences_max = 1;  // the tools ask one thing after another
   return options;
 }
@@ -146,6 +147,8 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
   Choose(
       add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page")->capture_default_str(),
       {"16", "32", "64"});
+  add("--trace", &flags->trace, "FILE",
+      "Write what every step and request did, and when, as a trace for https://ui.perfetto.dev");
 }
 
 void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins) {

@@ -26,6 +26,7 @@ struct EngineFlags {
   std::string compute = "fast";
   std::string target;
   uint32_t page_tokens = 16;
+  std::string trace;  // file; empty: none
 
   EngineOptions ToOptions() const;
 };

@@ -16,6 +16,7 @@
 #include "tools/options.h"
 #include "tools/run_cost.h"
 #include "tools/terminal.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -137,8 +138,9 @@ Status PrintLogprobs(const Engine& engine, const GeneratedAnswer& generation) {
   return Status();
 }
 
-Result<int> Report(const RunFlags& flags, const Engine& engine, const GeneratedAnswer& generation,
+Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer& generation,
                    double load_seconds, JsonOutput* output) {
+  const Engine& engine = *opened;
   RunCost cost = CostOf(generation.usage, engine.info(), {}, engine.stats(), load_seconds);
   if (flags.logprobs >= 0 && !output->wanted())
     TS_RETURN_IF_ERROR(PrintLogprobs(engine, generation));
@@ -160,6 +162,7 @@ Result<int> Report(const RunFlags& flags, const Engine& engine, const GeneratedA
     fmt::print(stderr, "\n{}", LayerTable(engine.layer_selection()));
   }
   if (!flags.quiet) fmt::print(stderr, "\n{}", FormatCost(cost));
+  TS_RETURN_IF_ERROR(EndTrace(opened, flags.engine, flags.quiet));
   return generation.interrupted ? kExitInterrupted : 0;
 }
 
@@ -189,7 +192,7 @@ Result<int> Run(const RunFlags& flags) {
   TS_ASSIGN_OR_RETURN(const GeneratedAnswer generation, Generate(engine.get(), request, hooks));
   if (!output.on_stdout() && shown.ok()) shown = ShowText("\n");
   TS_RETURN_IF_ERROR(shown);
-  return Report(flags, *engine, generation, load_seconds, &output);
+  return Report(flags, engine.get(), generation, load_seconds, &output);
 }
 
 }  // namespace

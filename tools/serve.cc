@@ -21,6 +21,7 @@
 #include "tools/generation.h"
 #include "tools/options.h"
 #include "tools/progress.h"
+#include "tools/trace_report.h"
 
 namespace tinyserve {
 namespace {
@@ -174,6 +175,10 @@ Result<int> RunServe(ServeFlags* flags, CLI::App* app) {
   service.SetEngine(engine.get());
   Greet(*flags, *engine, address, !keys.empty());
   server->Join();
+  if (!flags->engine.trace.empty()) {
+    TS_ASSIGN_OR_RETURN(const TraceCounts counts, engine->EndTrace());
+    spdlog::info("{}", TraceLine(flags->engine.trace, counts));
+  }
   spdlog::info("stopped");
   return 0;
 }

@@ -53,6 +53,9 @@ struct EngineOptions {
   uint32_t sequences_max = 64;       // requests that run at once
   uint32_t step_tokens_max = 512;    // tokens of one step: decodes first, the rest is prefill
   uint32_t queue_max = 1024;         // requests that wait
+  // Writes what every step and request did, and when, to this file in Chrome's JSON trace format;
+  // empty: none.
+  std::string trace_path;
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 
@@ -200,10 +203,16 @@ struct EngineStats {
   SelectionStats selection;
 };
 
+// What EngineOptions::trace_path got.
+struct TraceCounts {
+  uint64_t records = 0;  // spans, requests, counts that the file holds
+  uint64_t dropped = 0;  // for which the disk was too slow
+};
+
 class Engine {
  public:
   // Errors name the file and field, or the memory it would need: kNotFound, kCorrupt, kUnsupported,
-  // kOutOfMemory, kInvalidArgument (an option, with what is allowed).
+  // kOutOfMemory, kIo (the trace), kInvalidArgument (an option, with what is allowed).
   static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
   virtual ~Engine() = default;  // cancels what runs
 
@@ -234,6 +243,10 @@ class Engine {
   virtual EngineStats stats() const = 0;
   // By layer and KV head: all steps up to the last request that finished.
   virtual std::vector<LayerSelection> layer_selection() const = 0;
+
+  // Ends the trace's file: what happens after it is not in it. All 0 where there is none. The
+  // engine's end does it, too, but cannot tell. Errors: kIo (a full disk).
+  virtual Result<TraceCounts> EndTrace() = 0;
 };
 
 }  // namespace tinyserve

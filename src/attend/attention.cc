@@ -92,6 +92,7 @@ bool Attention::Selects(const SequenceRun& run, uint32_t row) const {
 }
 
 void Attention::Plan(std::span<const SequenceRun> runs) {
+  const TraceScope scope(trace_, TraceKind::kPlan);
   runs_.assign(runs.begin(), runs.end());
   planned_kv_bytes_ = 0;
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
@@ -271,6 +272,7 @@ void Attention::ResetSelectionCounts() {
 }
 
 void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t stride) {
+  if (trace_ != nullptr) layer_begin_ns_ = NowNs();
   const uint32_t group = options_.group_of_layer[layer];
   const KvShape shape = cache_->open_shape(group);
   const uint32_t last_row = runs_.back().first_row + runs_.back().rows;
@@ -342,10 +344,20 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   const LayerIo io{
       .layer = layer, .q = q, .q_stride = q_stride, .out = out, .out_stride = out_stride};
   const Group& group = groups_[options_.group_of_layer[layer]];
-  if (layer < first_sparse_layer_) return RunDense(group.all, io);
-  if (!group.others.items.empty()) RunDense(group.others, io);
-  if (!group.fused.empty()) RunFused(group, io);
-  if (!group.sparse.empty()) RunSparse(group, io);
+  if (layer < first_sparse_layer_) {
+    RunDense(group.all, io);
+  } else {
+    if (!group.others.items.empty()) RunDense(group.others, io);
+    if (!group.fused.empty()) RunFused(group, io);
+    if (!group.sparse.empty()) RunSparse(group, io);
+  }
+  if (trace_ != nullptr) {
+    trace_->Add(TraceSpan{.kind = TraceKind::kAttention,
+                          .label = nullptr,
+                          .begin_ns = layer_begin_ns_,
+                          .end_ns = NowNs(),
+                          .args = {layer}});
+  }
 }
 
 void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {

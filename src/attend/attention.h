@@ -11,6 +11,7 @@
 #include "attend/page_summaries.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "base/trace.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "tinyserve/status.h"
@@ -75,6 +76,8 @@ class Attention {
   void ResetSelectionCounts();
   // Whether the counts hold times.
   void SetTimed(bool timed) { chooser_->SetTimed(timed); }
+  // Spans of plans and layers; may be null.
+  void SetTrace(Trace* trace) { trace_ = trace; }
 
  private:
   // One independent piece of a layer's attention.
@@ -169,6 +172,8 @@ class Attention {
   KvCache* cache_ = nullptr;
   const Kernels* kernels_ = nullptr;
   ThreadPool* threads_ = nullptr;
+  Trace* trace_ = nullptr;
+  uint64_t layer_begin_ns_ = 0;  // of the layer that is run, with a trace
   std::vector<uint32_t> layer_in_group_;
   std::vector<SequenceRun> runs_;
   std::vector<Group> groups_;

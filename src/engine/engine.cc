@@ -15,7 +15,9 @@
 #include <unordered_map>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/machine.h"
+#include "base/trace.h"
 #include "engine/answer_text.h"
 #include "engine/executor.h"
 #include "engine/sampler.h"
@@ -35,8 +37,14 @@ namespace {
 constexpr uint32_t kTopLogprobsMax = 20;
 constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;
 
-double NowSeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
+
+// 0 stays 0: it has not happened.
+uint64_t NsOf(double seconds) { return static_cast<uint64_t>(seconds * 1e9); }
+
+const char* NameOf(FinishReason reason) {
+  constexpr const char* kNames[] = {"none", "stop", "length", "cancelled", "deadline", "error"};
+  return kNames[static_cast<size_t>(reason)];
 }
 
 // Without a branch, so that it is vectorised: it sees every token's hidden state.
@@ -92,6 +100,7 @@ class EngineImpl : public Engine {
   const TokenizerInfo& tokenizer_info() const override { return tokenizer_info_; }
   EngineStats stats() const override;
   std::vector<LayerSelection> layer_selection() const override;
+  Result<TraceCounts> EndTrace() override;
 
  private:
   Status OpenText(const GgufFile& file);
@@ -103,6 +112,7 @@ class EngineImpl : public Engine {
   void PublishStats(size_t arriving);  // REQUIRES: mutex_ is held
   void EndCancelledAndLate();
   void StartAdmitted();
+  void PlanStep();  // rows_ and batch_, and a record of the engine's load
   void RunStep();
   void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
@@ -111,10 +121,12 @@ class EngineImpl : public Engine {
   Status NotFinite(const char* what, const ScheduledRow& row) const;
   FinishReason AfterToken(Job* job, int32_t token);
   void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
+  void TraceLife(const Job& job, FinishReason reason);
 
   EngineOptions options_;
   ModelInfo info_;
   TokenizerInfo tokenizer_info_;
+  std::unique_ptr<Trace> trace_;  // or null
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
@@ -268,7 +280,8 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                    .sequences_max = o.sequences_max,
                                                    .sequence_tokens_max = sizes.context_tokens,
                                                    .step_tokens_max = o.step_tokens_max,
-                                                   .selectors = {o.selector}}));
+                                                   .selectors = {o.selector},
+                                                   .trace = trace_.get()}));
   executor_->SetSelectionTimed(o.time_selection);
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
@@ -309,6 +322,9 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   EngineImpl& e = *engine;
   e.options_ = options;
   e.options_.kv = kv;
+  if (!options.trace_path.empty()) {
+    TS_ASSIGN_OR_RETURN(e.trace_, Trace::Open(options.trace_path));
+  }
   e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   TS_RETURN_IF_ERROR(e.OpenText(*file));
@@ -453,6 +469,12 @@ std::vector<LayerSelection> EngineImpl::layer_selection() const {
   return LayersOf(strip_counts_, model_->config().kv_heads);
 }
 
+Result<TraceCounts> EngineImpl::EndTrace() {
+  if (trace_ == nullptr) return TraceCounts();
+  TS_ASSIGN_OR_RETURN(const TraceReport report, trace_->Close());
+  return TraceCounts{.records = report.records, .dropped = report.dropped};
+}
+
 // ---- the engine thread --------------------------------------------------------------------------
 
 void EngineImpl::Loop() {
@@ -536,7 +558,8 @@ void EngineImpl::StartAdmitted() {
   }
 }
 
-void EngineImpl::RunStep() {
+void EngineImpl::PlanStep() {
+  const uint64_t begin_ns = NowNs();
   scheduler_->Plan(&rows_);
   if (rows_.empty()) return;
   batch_.Clear();
@@ -564,7 +587,23 @@ void EngineImpl::RunStep() {
     const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
     TS_CHECK(room.ok());
   }
+  if (trace_ == nullptr) return;
+  trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
+                        .label = nullptr,
+                        .begin_ns = begin_ns,
+                        .end_ns = NowNs(),
+                        .args = {rows_.size()}});
+  trace_->Add(TraceLoad{.at_ns = begin_ns,
+                        .running = scheduler_->running(),
+                        .waiting = scheduler_->waiting(),
+                        .blocks_used = executor_->cache()->pool(0).used()});
+}
+
+void EngineImpl::RunStep() {
+  PlanStep();
+  if (rows_.empty()) return;
   executor_->Run(batch_);
+  const TraceScope scope(trace_.get(), TraceKind::kAnswer, rows_.size());
   CountDecode();
   for (size_t i = 0; i < rows_.size(); ++i) {
     executor_->cache()->Commit(batch_.rows[i].slot, rows_[i].first_position + rows_[i].length);
@@ -692,6 +731,18 @@ FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {
   return job->generated.size() >= r.max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
+void EngineImpl::TraceLife(const Job& job, FinishReason reason) {
+  if (trace_ == nullptr) return;
+  trace_->Add(TraceRequest{.id = job.id,
+                           .submitted_ns = NsOf(job.submitted),
+                           .started_ns = NsOf(job.started),
+                           .first_token_ns = NsOf(job.first_token),
+                           .finished_ns = NowNs(),
+                           .prompt_tokens = job.request.prompt.size(),
+                           .generated_tokens = job.generated.size(),
+                           .finish = NameOf(reason)});
+}
+
 void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status status) {
   const RequestId id = job->id;
   {
@@ -719,6 +770,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
     usage.decode_seconds = job->last_token - job->first_token;
     usage.first_token_seconds = job->first_token - job->submitted;
   }
+  TraceLife(*job, reason);
   job->sink(event);
   jobs_.erase(id);
   {

@@ -65,6 +65,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
                                    .rows_max = options.step_tokens_max};
   TS_ASSIGN_OR_RETURN(e->attention_,
                       Attention::Create(attention, e->cache_.get(), kernels, threads));
+  e->attention_->SetTrace(options.trace);
   for (const std::string& text : options.selectors) {
     TS_RETURN_IF_ERROR(e->FindSelector(text).status());
   }
@@ -112,15 +113,23 @@ void Executor::ResolveInputs(const StepBatch& batch) {
 }
 
 void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
+  uint64_t tokens[2] = {};  // by TokenClass
+  for (const StepRow& row : batch.rows) tokens[static_cast<size_t>(row.token_class)] += row.length;
+  const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
   ResolveInputs(batch);
   sampled_.assign(batch.rows.size(), -1);
   attention_->Plan(runs_);
   step_->Begin(tokens_, positions_, attention_.get());
-  model_->Forward(step_.get(), hook);
+  RunLayers(hook);
   logits_rows_ = 0;
   ComputeLogits(batch);
   ComputeLogProbs(batch);
   ++steps_;
+}
+
+void Executor::RunLayers(const LayerHook& hook) {
+  const TraceScope scope(options_.trace, TraceKind::kForward);
+  model_->Forward(step_.get(), hook);
 }
 
 void Executor::ComputeLogits(const StepBatch& batch) {
@@ -137,6 +146,8 @@ void Executor::ComputeLogits(const StepBatch& batch) {
       wanted_.push_back(first_row_[r] + i);
   }
   TS_CHECK(wanted_.size() <= options_.logits_max);
+  if (wanted_.empty()) return;
+  const TraceScope scope(options_.trace, TraceKind::kLogits, wanted_.size());
   const uint64_t vocab = model_->config().vocab;
   for (size_t i = 0; i < wanted_.size(); i += kScoreRows) {
     const size_t n = std::min<size_t>(kScoreRows, wanted_.size() - i);

@@ -12,6 +12,7 @@
 #include "attend/attention.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "base/trace.h"
 #include "engine/step_batch.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
@@ -36,6 +37,7 @@ struct ExecutorOptions {
   uint32_t logits_max = 0;  // logits rows of one step; 0: sequences_max
   // Tokens that have room in the cache at a time without being committed; 0: step_tokens_max.
   uint32_t uncommitted_tokens_max = 0;
+  Trace* trace = nullptr;  // of steps and their phases; must outlive the executor
 };
 
 // What a step must read and multiply (nothing that it happens to read twice).
@@ -101,6 +103,7 @@ class Executor {
  private:
   Executor() = default;
   void ResolveInputs(const StepBatch& batch);
+  void RunLayers(const LayerHook& hook);
   void ComputeLogits(const StepBatch& batch);
   void ComputeLogProbs(const StepBatch& batch);
 

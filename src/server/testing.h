@@ -74,6 +74,7 @@ class FakeEngine : public Engine {
     return {.prompt_tokens = 7, .running = 2, .waiting = 3, .blocks_total = 10, .blocks_used = 5};
   }
 
+  Result<TraceCounts> EndTrace() override { return TraceCounts(); }
   std::vector<LayerSelection> layer_selection() const override { return {}; }
 
   // One token event of a request.
