@@ -10,19 +10,19 @@ namespace {
 
 // Sums of q * mean and of (q * distance / 2^11)^2 of one page.
 template <uint32_t kHeads>
-TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_t* q, __m256i* dots,
-                          __m256i* squares, uint32_t stride) {
-  __m256i dot[kHeads], square[kHeads];
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) { dot[h] = square[h] = _mm256_setzero_si256(); }
+TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_t* q, VI* dots,
+                          VI* squares, uint32_t stride) {
+  VI dot[kHeads], square[kHeads];
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) { dot[h] = square[h] = ZeroInt(); }
   const uint8_t* means = spread + sizeof(SpreadScales);
-  for (uint32_t c = 0; c < channels; c += 16) {
-    const __m256i mean = SignedToWords(means + c);
-    const __m256i distance = _mm256_slli_epi16(UnsignedToWords(means + channels + c), 4);
+  for (uint32_t c = 0; c < channels; c += kWordLanes) {
+    const VI mean = LoadWordsSigned(means + c, channels - c);
+    const VI distance = ShiftLeftWords(LoadWordsUnsigned(means + channels + c, channels - c), 4);
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const __m256i code = LoadWords(q + (uint64_t)h * channels + c);
-      const __m256i product = _mm256_mulhrs_epi16(code, distance);
-      dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(code, mean));
-      square[h] = _mm256_add_epi32(square[h], _mm256_madd_epi16(product, product));
+      const VI code = LoadInt(q + (uint64_t)h * channels + c);
+      const VI product = MulHighWords(code, distance);
+      dot[h] = DotInt16(dot[h], code, mean);
+      square[h] = DotInt16(square[h], product, product);
       Pin(dot[h]);
       Pin(square[h]);
     }
@@ -46,7 +46,7 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
   const uint32_t count = call.args.count;
   const int16_t* q = s.q + (uint64_t)head * channels;
   for (uint32_t p = 0; p < count; p += kPages) {
-    __m256i dots[kHeads][kPages], squares[kHeads][kPages];
+    VI dots[kHeads][kPages], squares[kHeads][kPages];
     float scales[2][kPages];
     TS_UNROLL for (uint32_t i = 0; i < kPages; ++i) {
       const uint8_t* spread = call.Spread(Smaller(p + i, count - 1));
@@ -82,34 +82,27 @@ struct RankCut {
 // Whole vectors are read: ranks past `count` are 0. REQUIRES: 0 < n <= count.
 template <class T>
 TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
-  constexpr uint32_t kPerVector = 32 / sizeof(T);
+  constexpr uint32_t kPerVector = kVectorBytes / sizeof(T);
   // Counts of a byte's lane stay below 256.
   constexpr uint32_t kStretch = 252 * kPerVector;
   uint32_t threshold = 0, above = 0;
   for (uint32_t bit = 1u << (8 * sizeof(T) - 1); bit != 0; bit >>= 1) {
     const uint32_t tried = threshold | bit;
-    const __m256i least =
-        sizeof(T) == 1 ? _mm256_set1_epi8((char)tried) : _mm256_set1_epi16((short)tried);
-    __m256i sums = _mm256_setzero_si256();
+    const VI least = sizeof(T) == 1 ? SetByte((int8_t)tried) : SetInt16((int16_t)tried);
+    VI sums = ZeroInt();
     for (uint32_t begin = 0; begin < count; begin += kStretch) {
       const uint32_t end = Smaller(count, begin + kStretch);
-      __m256i lanes = _mm256_setzero_si256();
+      VI lanes = ZeroInt();
 #pragma GCC unroll 4
       for (uint32_t i = begin; i < end; i += kPerVector) {
-        const __m256i x = _mm256_loadu_si256((const __m256i*)(ranks + i));
-        if constexpr (sizeof(T) == 1) {
-          lanes = _mm256_sub_epi8(lanes, _mm256_cmpeq_epi8(_mm256_max_epu8(x, least), x));
-        } else {
-          // One, in the lower byte of its lane.
-          lanes = _mm256_add_epi8(
-              lanes, _mm256_srli_epi16(_mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x), 15));
-        }
+        const VI x = LoadInt(ranks + i);
+        lanes = sizeof(T) == 1 ? CountBytesAtLeast(lanes, x, least)
+                               : CountWordsAtLeast(lanes, x, least);
       }
-      sums = _mm256_add_epi64(sums, _mm256_sad_epu8(lanes, _mm256_setzero_si256()));
+      sums = AddInt64(sums, SumBytes(lanes));
     }
-    alignas(32) uint64_t parts[4];
-    _mm256_store_si256((__m256i*)parts, sums);
-    const uint32_t reached = (uint32_t)(parts[0] + parts[1] + parts[2] + parts[3]);
+    // Sums of a call's tokens fit 32 bits: the upper halves are 0.
+    const uint32_t reached = (uint32_t)SumLanesInt(sums);
     if (reached >= n) {
       threshold = tried;
     } else {
@@ -119,9 +112,38 @@ TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
   return {threshold, n - above};
 }
 
+// Marks those of largest rank, sixteen at a time in order, the first of equals.
+template <class T>
+struct RankChoice {
+  RankCut cut;
+
+  TS_PHASE RankChoice(const T* ranks, uint32_t count, uint32_t n) : cut{0, UINT32_MAX} {
+    if (n >= count) return;  // all that are given are marked
+    if (n == 0) {
+      cut = {(T)~0u, 0};
+      return;
+    }
+    cut = CutRanks<T>(ranks, count, n);
+  }
+
+  TS_INLINE uint32_t Mask(const T* ranks) {
+    uint32_t chosen = AtLeastOfSixteen(ranks, (T)cut.threshold);
+    uint32_t tied = EqualOfSixteen(ranks, (T)cut.threshold);
+    if (tied == 0) return chosen;
+    uint32_t taken = (uint32_t)__builtin_popcount(tied);
+    for (; taken > cut.ties; --taken) {
+      const uint32_t last = 1u << (31 - (uint32_t)__builtin_clz(tied));
+      tied ^= last;
+      chosen ^= last;
+    }
+    cut.ties -= taken;
+    return chosen;
+  }
+};
+
 TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
   const CascadeScratch& s = call.s;
-  const uint32_t count = call.args.count, padded = RoundUp(count, 32);
+  const uint32_t count = call.args.count, padded = RoundUp(count, kWordLanes);
   for (uint32_t h = 0; h < call.args.group; ++h) {
     float* row = s.scores + h * s.pages;
     for (uint32_t p = count; p < padded; ++p) row[p] = -__builtin_inff();
@@ -145,18 +167,17 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
     return count;
   }
   for (uint32_t p = 0; p < padded; p += kLanes) {
-    StoreWords(s.page_rank + p, ShiftRight((VI)Load(s.scores + p), 16));
+    StoreWords((int16_t*)s.page_rank + p, ShiftRight((VI)Load(s.scores + p), 16));
   }
   for (uint32_t p = count; p < padded; ++p) s.page_rank[p] = 0;
   for (uint32_t p = 0; p < call.args.sink; ++p) s.page_rank[p] = 0xffff;
   for (uint32_t p = count - call.args.recent; p < count; ++p) s.page_rank[p] = 0xffff;
-  RankCut cut = CutRanks<uint16_t>(s.page_rank, count, call.args.candidates);
+  RankChoice<uint16_t> choice(s.page_rank, count, call.args.candidates);
   uint32_t n = 0;
-  for (uint32_t p = 0; p < count; ++p) {
-    const uint32_t tie = (s.page_rank[p] == cut.threshold) & (cut.ties > 0);
-    cut.ties -= tie;
-    s.candidates[n] = p;
-    n += tie | (s.page_rank[p] > cut.threshold);
+  for (uint32_t p = 0; p < count; p += 16) {
+    for (uint32_t left = choice.Mask(s.page_rank + p); left != 0; left &= left - 1) {
+      s.candidates[n++] = p + (uint32_t)__builtin_ctz(left);
+    }
   }
   return n;
 }
@@ -165,89 +186,111 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
 
 // c + the four products u8 * s8 of each lane, of which pairs are summed apart on a target without
 // byte dots.
-TS_INLINE __m256i AddUpperProducts(__m256i c, __m256i upper, __m256i q) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return _mm256_dpbusd_epi32(c, upper, q);
-#elif defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(c, upper, q);
-#else
-  return _mm256_add_epi16(c, _mm256_maddubs_epi16(upper, q));
-#endif
+TS_INLINE VI AddUpperProducts(VI c, VI upper, VI q) {
+  return kHasByteDot ? DotBytes(c, upper, q) : AddInt16(c, PairDot(upper, q));
 }
-#if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)
-TS_INLINE __m256i WidenUpperSums(__m256i sums) { return sums; }
-#else
-TS_INLINE __m256i WidenUpperSums(__m256i sums) {
-  return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-}
-#endif
-
-// Of the words of two groups of 16 channels packed to bytes: where the four of channels
-// 16 * group + 4 * i .. + 3 lie.
-TS_INLINE constexpr uint32_t PackedDword(uint32_t group, uint32_t i) {
-  return i / 2 * 4 + group * 2 + i % 2;
+TS_INLINE VI WidenUpperSums(VI sums) {
+  return kHasByteDot ? sums : DotInt16(ZeroInt(), sums, SetInt16(1));
 }
 
-// q times the page's distances over 2^15 as bytes, in the order of PackedDword, and their sums.
+// Where the four bytes of channels 16 * group .. + 3 lie, as int32, once two vectors of words are
+// packed to bytes; those of the next channels follow at PackedNext.
+TS_INLINE constexpr uint32_t PackedDword(uint32_t group) {
+  const uint32_t channel = group * 16, block = channel / (2 * kWordLanes) * (kWordLanes / 2);
+  return block + channel % kWordLanes / 8 * 4 + channel / kWordLanes % 2 * 2;
+}
+TS_INLINE constexpr uint32_t PackedNext(uint32_t i) { return i / 2 * 4 + i % 2; }
+
+// What turns a page's upper codes into logits: x = sum of codes * q8 * step + base by head.
 template <uint32_t kHeads>
-TS_INLINE void ScaleQueries(const uint8_t* distances, uint32_t channels, const int16_t* q,
-                            int8_t (*out)[kPlanesHeadDimMax], V4* sums) {
-  __m256i total[4];
-  TS_UNROLL for (uint32_t h = 0; h < 4; ++h) total[h] = _mm256_setzero_si256();
-  for (uint32_t c = 0; c < channels; c += 32) {
-    const bool second = c + 16 < channels;
-    const __m256i low = UnsignedToWords(distances + c);
-    const __m256i high = second ? UnsignedToWords(distances + c + 16) : _mm256_setzero_si256();
+struct ScaledQueries {
+  alignas(64) int8_t q8[kHeads][kPlanesHeadDimMax];  // in the order of PackedDword
+  float step[4], base[4];
+};
+
+// q times the page's distances over 2^15 as bytes. mean_dots: of the page, by head. scales: what a
+// sum of codes times q8 is worth, for a page whose distances have a scale of 1.
+template <uint32_t kHeads>
+TS_INLINE void ScaleQueries(const uint8_t* spread, uint32_t channels, const int16_t* q,
+                            V4 mean_dots, V4 scales, ScaledQueries<kHeads>* out) {
+  SpreadScales of_page;
+  __builtin_memcpy(&of_page, spread, sizeof of_page);
+  const uint8_t* distances = spread + sizeof of_page + channels;
+  VI total[4];
+  TS_UNROLL for (uint32_t h = 0; h < 4; ++h) total[h] = ZeroInt();
+  for (uint32_t c = 0; c < channels; c += 2 * kWordLanes) {
+    const uint32_t left = channels - c;
+    const bool second = left > kWordLanes;
+    const VI low = LoadWordsUnsigned(distances + c, left);
+    const VI high =
+        second ? LoadWordsUnsigned(distances + c + kWordLanes, left - kWordLanes) : ZeroInt();
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
       const int16_t* codes = q + (uint64_t)h * channels + c;
-      const __m256i bytes =
-          _mm256_packs_epi16(_mm256_mulhrs_epi16(LoadWords(codes), low),
-                             _mm256_mulhrs_epi16(LoadWords(codes + (second ? 16 : 0)), high));
-      _mm256_store_si256((__m256i*)(out[h] + c), bytes);
-      const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-      total[h] = _mm256_add_epi32(total[h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    }
-  }
-  *sums = _mm_cvtepi32_ps(FoldFourInt(total[0], total[1], total[2], total[3]));
-}
-
-// Sums over channels of upper codes (0 .. 3) times q8, of the page's tokens 0-7 and 8-15.
-template <uint32_t kHeads>
-TS_INLINE void UpperSums(const uint8_t* upper, uint32_t channels,
-                         const int8_t (*q8)[kPlanesHeadDimMax], __m256i (&sums)[kHeads][2]) {
-  const __m256i three = _mm256_set1_epi8(3);
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    sums[h][0] = sums[h][1] = _mm256_setzero_si256();
-  }
-  // q8 holds two groups of 16 channels together.
-  for (uint32_t c = 0; c < channels; c += 32, upper += 128) {
-    TS_UNROLL for (uint32_t second = 0; second < 2; ++second) {
-      if (second == 1 && c + 16 >= channels) break;
-      const __m256i low = _mm256_load_si256((const __m256i*)(upper + second * 64));
-      const __m256i high = _mm256_load_si256((const __m256i*)(upper + second * 64 + 32));
-      TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
-        const __m256i low_codes = _mm256_and_si256(_mm256_srli_epi16(low, 2 * (int)i), three);
-        const __m256i high_codes = _mm256_and_si256(_mm256_srli_epi16(high, 2 * (int)i), three);
-        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-          int32_t four;
-          __builtin_memcpy(&four, q8[h] + c + PackedDword(second, i) * 4, 4);
-          const __m256i q = _mm256_set1_epi32(four);
-          sums[h][0] = AddUpperProducts(sums[h][0], low_codes, q);
-          sums[h][1] = AddUpperProducts(sums[h][1], high_codes, q);
-          Pin(sums[h][0]);
-          Pin(sums[h][1]);
-        }
+      const VI bytes = PackWords(MulHighWords(LoadInt(codes), low),
+                                 MulHighWords(LoadInt(codes + (second ? kWordLanes : 0)), high));
+      StoreInt(out->q8[h] + c, bytes);
+      if constexpr (kHasByteDot) {
+        total[h] = DotBytes(total[h], SetByte(1), bytes);
+      } else {
+        total[h] = DotInt16(total[h], PairDot(SetByte(1), bytes), SetInt16(1));
       }
     }
   }
+  const V4 totals = _mm_cvtepi32_ps(FoldFourInt(total[0], total[1], total[2], total[3]));
+  const V4 steps = _mm_mul_ps(scales, _mm_set1_ps(of_page.distance));
+  _mm_storeu_ps(out->step, steps);
+  _mm_storeu_ps(out->base, _mm_fnmadd_ps(_mm_mul_ps(steps, totals), _mm_set1_ps(1.5f), mean_dots));
+}
+
+// Sums over channels of the page's upper codes (0 .. 3) times q8, by token.
+template <uint32_t kHeads, uint32_t kChannels>
+TS_INLINE void UpperSums(const uint8_t* upper, uint32_t runtime_channels,
+                         const int8_t (*q8)[kPlanesHeadDimMax], VI (&sums)[kHeads][kTokenVectors]) {
+  // Where a vector holds all tokens, there are registers for a second sum: a dot waits for the one
+  // before it.
+  constexpr uint32_t kChains = 2 / kTokenVectors;
+  const uint32_t groups = (kChannels != 0 ? kChannels : runtime_channels) / 16;
+  const VI three = SetByte(3);
+  VI chains[kHeads][2];
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) chains[h][0] = chains[h][1] = ZeroInt();
+  const auto add = [&](uint32_t group) __attribute__((always_inline)) {
+    const uint32_t at = PackedDword(group);
+    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+      TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+        const VI packed = LoadInt(upper + group * 64 + v * kVectorBytes);
+        const VI codes = And(ShiftRight(packed, 2 * (int)i), three);
+        TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+          const VI q = BroadcastInt(q8[h] + 4 * (at + PackedNext(i)));
+          VI& sum = chains[h][v + (kChains == 2 ? i % 2 : 0)];
+          sum = AddUpperProducts(sum, codes, q);
+          Pin(sum);
+        }
+      }
+    }
+  };
+  if constexpr (kChannels != 0) {
+    TS_UNROLL for (uint32_t group = 0; group < kChannels / 16; ++group) add(group);
+  } else {
+    for (uint32_t group = 0; group < groups; ++group) add(group);
+  }
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    sums[h][0] = WidenUpperSums(sums[h][0]);
-    sums[h][1] = WidenUpperSums(sums[h][1]);
+    if constexpr (kChains == 2) {
+      const VI both =
+          kHasByteDot ? AddInt(chains[h][0], chains[h][1]) : AddInt16(chains[h][0], chains[h][1]);
+      sums[h][0] = WidenUpperSums(both);
+    } else {
+      TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+        sums[h][v] = WidenUpperSums(chains[h][v]);
+      }
+    }
   }
 }
 
 template <uint32_t kHeads, uint32_t kChannels>
 TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
+  // Queries are scaled for some pages before the first of them is read: bytes that are read right
+  // after vectors of them were written would wait for the writes to settle.
+  constexpr uint32_t kAtOnce = 4;
   const CascadeScratch& s = call.s;
   const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
   const uint32_t ahead_bytes = kChannels != 0 ? PlanesLayoutOf(kChannels).low_at : call.at.low_at;
@@ -255,46 +298,41 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
   const int16_t* q = s.q + (uint64_t)head * channels;
   const float* mean_dot = s.mean_dot + head * s.pages;
   float* logits = s.logits + head * row;
-  alignas(64) int8_t q8[kHeads][kPlanesHeadDimMax];
-  __m256 top[kHeads];
-  float scale[kHeads];
+  ScaledQueries<kHeads> scaled[kAtOnce];
+  VF top[kHeads];
+  float scale[4] = {};
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    top[h] = _mm256_set1_ps(-__builtin_inff());
+    top[h] = Set(-__builtin_inff());
     // Levels are (2 * code - 3) / 3 of the distance: in all 2/3 (sum of codes - 3/2 sum of ones).
     scale[h] = s.q_scale[head + h] * (32768.0f * 2 / 3);
   }
-  for (uint32_t i = 0; i < call.candidates; ++i, logits += kPlanesTokens) {
-    const uint32_t p = s.candidates[i];
-    // The upper plane, the mean value and the scales lie together.
-    const uint8_t* ahead = s.page[i + kCandidatesAhead];
-    TS_UNROLL for (uint32_t b = 0; b < ahead_bytes; b += kLineBytes) PrefetchLine(ahead + b);
-    const uint8_t* spread = call.Spread(p);
-    SpreadScales scales;
-    __builtin_memcpy(&scales, spread, sizeof scales);
-    V4 totals;
-    ScaleQueries<kHeads>(spread + sizeof scales + channels, channels, q, q8, &totals);
-    float total[4];
-    _mm_storeu_ps(total, totals);
-    __m256i sums[kHeads][2];
-    UpperSums<kHeads>(s.page[i], channels, q8, sums);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const float step = scale[h] * scales.distance;
-      const __m256 steps = _mm256_set1_ps(step);
-      const __m256 base = _mm256_set1_ps(mean_dot[h * s.pages + p] - 1.5f * step * total[h]);
-      TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
-        const __m256 x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[h][half]), steps, base);
-        _mm256_storeu_ps(logits + h * row + 8 * half, x);
-        top[h] = _mm256_max_ps(top[h], x);
+  const V4 scales = _mm_loadu_ps(scale);
+  for (uint32_t first = 0; first < call.candidates; first += kAtOnce) {
+    const uint32_t count = Smaller(kAtOnce, call.candidates - first);
+    for (uint32_t j = 0; j < count; ++j) {
+      const uint32_t p = s.candidates[first + j];
+      float dots[4] = {};
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) dots[h] = mean_dot[h * s.pages + p];
+      ScaleQueries<kHeads>(call.Spread(p), channels, q,
+                           _mm_setr_ps(dots[0], dots[1], dots[2], dots[3]), scales, scaled + j);
+    }
+    for (uint32_t j = 0; j < count; ++j, logits += kPlanesTokens) {
+      // The upper plane, the mean value and the scales lie together.
+      const uint8_t* ahead = s.page[first + j + kCandidatesAhead];
+      TS_UNROLL for (uint32_t b = 0; b < ahead_bytes; b += kLineBytes) PrefetchLine(ahead + b);
+      VI sums[kHeads][kTokenVectors];
+      UpperSums<kHeads, kChannels>(s.page[first + j], channels, scaled[j].q8, sums);
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+        const VF step = Set(scaled[j].step[h]), base = Set(scaled[j].base[h]);
+        TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+          const VF x = Fma(ToFloat(sums[h][v]), step, base);
+          Store(logits + h * row + v * kLanes, x);
+          top[h] = Max(top[h], x);
+        }
       }
     }
   }
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    alignas(32) float lanes[8];
-    _mm256_store_ps(lanes, top[h]);
-    float highest = lanes[0];
-    for (uint32_t i = 1; i < 8; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
-    s.m[head + h] = highest;
-  }
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) s.m[head + h] = MaxLanes(top[h]);
 }
 
 // ---- 3: weights of tokens, and which of them read what ----
@@ -302,29 +340,24 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
 // Ranks of tokens: bins of the sums of their weights, each times its head's share.
 TS_INLINE void RankWeights(const CascadeCall& call, uint32_t tokens) {
   // Bins of 1/8 octave up to 2^4, which no weight reaches; 255 is left to pages that are forced.
-  const __m256i lowest = _mm256_set1_epi32((127 + 4) * 8 - 255);
+  const VI lowest = SetInt((127 + 4) * 8 - 255);
   const uint64_t row = call.s.pages * kPlanesTokens;
-  for (uint32_t t = 0; t < tokens; t += 32) {
-    __m256 sums[4];
-    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) sums[i] = _mm256_setzero_ps();
+  for (uint32_t t = 0; t < tokens; t += kPlanesTokens) {
+    VF sums[kTokenVectors];
+    TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) sums[v] = Zero();
     const float* weights = call.s.logits + t;
     for (uint32_t h = 0; h < call.args.group; ++h, weights += row) {
-      const __m256 factor = _mm256_set1_ps(call.s.share[h]);
-      TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
-        sums[i] = _mm256_fmadd_ps(_mm256_loadu_ps(weights + 8 * i), factor, sums[i]);
+      const VF factor = Set(call.s.share[h]);
+      TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+        const VF weight = Load(weights + v * kLanes);
+        sums[v] = Fma(weight, factor, sums[v]);
       }
     }
-    __m256i bins[4];
-    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
-      bins[i] = _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(sums[i]), 20), lowest);
+    VI bins[kTokenVectors];
+    TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+      bins[v] = SubInt(ShiftRight((VI)sums[v], 20), lowest);
     }
-    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(bins[0], bins[1]),
-                                              _mm256_packs_epi32(bins[2], bins[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i ranks = _mm256_permutevar8x32_epi32(bytes, order);
-    _mm256_storeu_si256(
-        (__m256i*)(call.s.rank + t),
-        _mm256_min_epu8(_mm256_max_epu8(ranks, _mm256_set1_epi8(1)), _mm256_set1_epi8((char)254)));
+    StoreSixteenClamped(call.s.rank + t, bins, 1, 254);
   }
 }
 
@@ -353,43 +386,15 @@ TS_PHASE void RankTokens(const CascadeCall& call) {
     s.share[h] = 1.0f / (s.d[h] + open);
   }
   RankWeights(call, tokens);
-  for (uint32_t i = 0; i < call.candidates; ++i) {
-    if (!call.Forced(s.candidates[i])) continue;
+  // Candidates are in order: those that are forced are the first and the last.
+  const auto force = [&](uint32_t i) __attribute__((always_inline)) {
     _mm_storeu_si128((__m128i*)(s.rank + i * kPlanesTokens), _mm_set1_epi8((char)255));
-  }
-  for (uint32_t t = tokens; t < RoundUp(tokens, 32); ++t) s.rank[t] = 0;
+  };
+  const uint32_t candidates = call.candidates, newest = call.args.count - call.args.recent;
+  for (uint32_t i = 0; i < candidates && s.candidates[i] < call.args.sink; ++i) force(i);
+  for (uint32_t i = candidates; i > 0 && s.candidates[i - 1] >= newest; --i) force(i - 1);
+  for (uint32_t t = tokens; t < RoundUp(tokens, kVectorBytes); ++t) s.rank[t] = 0;
 }
-
-// Marks the tokens of largest rank, page by page, the first of equals.
-struct TokenChoice {
-  uint32_t threshold, ties;
-
-  TS_PHASE TokenChoice(const uint8_t* ranks, uint32_t tokens, uint32_t n) : threshold(0), ties(0) {
-    if (n >= tokens) return;  // every candidate's rank is above 0
-    if (n == 0) {
-      threshold = 255;
-      return;
-    }
-    const RankCut cut = CutRanks<uint8_t>(ranks, tokens, n);
-    threshold = cut.threshold;
-    ties = cut.ties;
-  }
-
-  TS_INLINE uint32_t Mask(const uint8_t* ranks) {
-    const __m128i x = _mm_loadu_si128((const __m128i*)ranks);
-    const __m128i at_least = _mm_cmpeq_epi8(_mm_max_epu8(x, _mm_set1_epi8((char)threshold)), x);
-    const __m128i equal = _mm_cmpeq_epi8(x, _mm_set1_epi8((char)threshold));
-    uint32_t tied = (uint32_t)_mm_movemask_epi8(equal);
-    const uint32_t above = (uint32_t)_mm_movemask_epi8(at_least) & ~tied;
-    uint32_t taken = (uint32_t)__builtin_popcount(tied);
-    while (taken > ties) {
-      tied &= ~(1u << (31 - (uint32_t)__builtin_clz(tied)));
-      --taken;
-    }
-    ties -= taken;
-    return above | tied;
-  }
-};
 
 // ---- entries of the table ----
 
@@ -403,7 +408,7 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   LayCascadeScratch(args->shape, args->group, args->count, args->scratch, &s);
   CascadeCall call = {*args, s, PlanesLayoutOf(args->shape.head_dim), 0};
   if (call.at.channels > kPlanesHeadDimMax) __builtin_trap();
-  const uint32_t group = args->group, channels = call.at.channels;
+  const uint32_t group = args->group;
   CodeQueries(call);
   ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
     ScoreSpreads<kHeads, kChannels>(call, head);
@@ -417,7 +422,8 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   });
   RankTokens(call);
   const uint32_t tokens = call.candidates * kPlanesTokens;
-  TokenChoice full(s.rank, tokens, args->full_tokens), value(s.rank, tokens, args->value_tokens);
+  RankChoice<uint8_t> full(s.rank, tokens, args->full_tokens);
+  RankChoice<uint8_t> value(s.rank, tokens, args->value_tokens);
   // Ranks are read once more, and give way to the masks.
   TokenMasks* masks = (TokenMasks*)s.rank;
   for (uint32_t i = 0; i < call.candidates; ++i) {
@@ -425,17 +431,15 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
     const TokenMasks of_page = {(uint16_t)full.Mask(ranks), (uint16_t)value.Mask(ranks)};
     masks[i] = of_page;
   }
-  for (uint64_t i = 0; i < (uint64_t)group * channels; i += kLanes) Store(s.o + i, Zero());
+  for (uint64_t i = 0; i < group * s.row_channels; i += kLanes) Store(s.o + i, Zero());
   ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
     AddCandidates<kHeads, kChannels>(call, head, masks);
   });
   for (uint32_t h = 0; h < group; ++h) {
     args->out.m[h] = s.m[h] * kLn2;
     args->out.d[h] = s.d[h];
-    for (uint32_t c = 0; c < args->shape.head_dim; c += kLanes) {
-      StoreFirst(args->out.o + (uint64_t)h * args->shape.head_dim + c,
-                 Smaller(kLanes, args->shape.head_dim - c), Load(s.o + (uint64_t)h * channels + c));
-    }
+    StoreOutput(s.o + h * s.row_channels, args->shape.head_dim,
+                args->out.o + (uint64_t)h * args->shape.head_dim);
   }
   if (args->chosen != nullptr) {
     __builtin_memcpy(args->chosen, s.candidates, call.candidates * sizeof(uint32_t));

@@ -23,7 +23,11 @@ constexpr uint32_t kValueRows = 128;
 // On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
 static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
 // Candidates between the one that is read and the one that is prefetched.
-constexpr uint32_t kCandidatesAhead = 6;
+constexpr uint32_t kCandidatesAhead = 12;
+
+// int16 lanes of a vector, and the vectors that hold a page's tokens.
+constexpr uint32_t kWordLanes = 2 * kLanes;
+constexpr uint32_t kTokenVectors = kPlanesTokens / kLanes;
 
 struct CascadeScratch {
   int16_t* q;            // [g][channels] codes
@@ -38,13 +42,14 @@ struct CascadeScratch {
   float* m;              // [g]
   float* d;              // [g] without the open tokens
   float* share;          // [g] what makes a weight a share of the softmax
-  float* o;              // [g][channels]
-  uint64_t pages;        // rounded up to 32
+  float* o;              // [g][row_channels], in the order of OutputAt
+  uint64_t pages;        // rounded up to 64
+  uint64_t row_channels;
 };
 
 TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint32_t pages_max,
                                      void* at, CascadeScratch* out) {
-  const uint64_t pages = RoundUp(pages_max, 32), channels = RoundUp(shape.head_dim, 16);
+  const uint64_t pages = RoundUp(pages_max, 64), channels = RoundUp(shape.head_dim, 16);
   const uint64_t heads = RoundUp(group, kLanes);
   uint64_t bytes = 0;
   const auto take = [&](auto** field, uint64_t count) {
@@ -52,7 +57,9 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
     bytes += (count * sizeof(**field) + kLineBytes - 1) / kLineBytes * kLineBytes;
   };
   out->pages = pages;
-  take(&out->q, group * channels);
+  out->row_channels = RoundUp(shape.head_dim, 4 * kLanes);
+  // Whole vectors are read at the end of a head's queries.
+  take(&out->q, group * channels + 2 * kWordLanes);
   take(&out->q_scale, heads);
   take(&out->mean_dot, group * pages);
   take(&out->scores, group * pages);
@@ -64,7 +71,7 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   take(&out->m, heads);
   take(&out->d, heads);
   take(&out->share, heads);
-  take(&out->o, heads * channels);
+  take(&out->o, heads * out->row_channels);
   return bytes;
 }
 
@@ -82,20 +89,20 @@ struct CascadeCall {
   TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
 };
 
-TS_INLINE __m256i LoadWords(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-TS_INLINE __m256i SignedToWords(const void* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-}
-TS_INLINE __m256i UnsignedToWords(const void* p) {
-  return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-}
-
 // Four lanes, then zeros.
 TS_INLINE VF Widen(V4 a) {
 #if defined(__AVX512F__)
   return _mm512_zextps128_ps512(a);
 #else
   return _mm256_zextps128_ps256(a);
+#endif
+}
+
+TS_INLINE V4 FirstFour(VF a) {
+#if defined(__AVX512F__)
+  return _mm512_castps512_ps128(a);
+#else
+  return _mm256_castps256_ps128(a);
 #endif
 }
 

@@ -35,9 +35,17 @@ TS_INLINE V4 FoldFour(const VF (&a)[4]) {
   return Op::Of(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 
-// As FoldFour, sums of 256-bit vectors of int32.
-TS_INLINE __m128i FoldFourInt(__m256i a, __m256i b, __m256i c, __m256i d) {
+// As FoldFour, exact sums of int32 lanes.
+TS_INLINE __m128i FoldFourInt(VI a, VI b, VI c, VI d) {
+#if defined(__AVX512F__)
+  const VI ab = AddInt(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const VI cd = AddInt(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+  const VI lanes = AddInt(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i all =
+      _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
+#else
   const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+#endif
   return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 

@@ -192,6 +192,127 @@ TS_INLINE VI AddInt16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 
 constexpr bool kHasBF16Dot = false;
 
+// ---- int16 and byte lanes ----
+
+// The 2 kLanes bytes at p, sign- or zero-extended to int16; of the first n, a multiple of 16, the
+// others are 0.
+TS_INLINE VI LoadWordsSigned(const void* p, uint32_t) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE VI LoadWordsUnsigned(const void* p, uint32_t) {
+  return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+}
+// The 4 kLanes bytes at p, of the first n, a multiple of 16, the others are 0.
+TS_INLINE VI LoadIntFirst(const void* p, uint32_t n) {
+  return n >= 32 ? LoadInt(p) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE VI ShiftLeftWords(VI a, int n) { return _mm256_slli_epi16(a, n); }
+// a * b / 2^15 by int16 lanes, rounded.
+TS_INLINE VI MulHighWords(VI a, VI b) { return _mm256_mulhrs_epi16(a, b); }
+// int16 lanes to bytes, saturated: eight of a, then eight of b, in each 16 bytes.
+TS_INLINE VI PackWords(VI a, VI b) { return _mm256_packs_epi16(a, b); }
+// Pairs of a's and b's lanes: of the lower, and of the upper half of each 16 bytes.
+TS_INLINE VI PairLowWords(VI a, VI b) { return _mm256_unpacklo_epi16(a, b); }
+TS_INLINE VI PairHighWords(VI a, VI b) { return _mm256_unpackhi_epi16(a, b); }
+TS_INLINE VI PairLowBytes(VI a, VI b) { return _mm256_unpacklo_epi8(a, b); }
+TS_INLINE VI PairHighBytes(VI a, VI b) { return _mm256_unpackhi_epi8(a, b); }
+// counts, one more in each byte where x >= least, unsigned; of int16 lanes, in the lower byte.
+TS_INLINE VI CountBytesAtLeast(VI counts, VI x, VI least) {
+  return _mm256_sub_epi8(counts, _mm256_cmpeq_epi8(_mm256_max_epu8(x, least), x));
+}
+TS_INLINE VI CountWordsAtLeast(VI counts, VI x, VI least) {
+  const VI reached = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x);
+  return _mm256_add_epi8(counts, _mm256_srli_epi16(reached, 15));
+}
+// Which of the 16 at p are x, and which are at least x: a bit each.
+TS_INLINE uint32_t EqualOfSixteen(const uint8_t* p, uint8_t x) {
+  const __m128i a = _mm_loadu_si128((const __m128i*)p);
+  return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(a, _mm_set1_epi8((char)x)));
+}
+TS_INLINE uint32_t AtLeastOfSixteen(const uint8_t* p, uint8_t x) {
+  const __m128i a = _mm_loadu_si128((const __m128i*)p);
+  const __m128i larger = _mm_max_epu8(a, _mm_set1_epi8((char)x));
+  return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(larger, a));
+}
+TS_INLINE uint32_t MaskOfWords(VI all_or_none) {
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(all_or_none),
+                                        _mm256_extracti128_si256(all_or_none, 1));
+  return (uint32_t)_mm_movemask_epi8(bytes);
+}
+TS_INLINE uint32_t EqualOfSixteen(const uint16_t* p, uint16_t x) {
+  return MaskOfWords(_mm256_cmpeq_epi16(LoadInt(p), SetInt16((int16_t)x)));
+}
+TS_INLINE uint32_t AtLeastOfSixteen(const uint16_t* p, uint16_t x) {
+  const VI a = LoadInt(p);
+  return MaskOfWords(_mm256_cmpeq_epi16(_mm256_max_epu16(a, SetInt16((int16_t)x)), a));
+}
+// Sixteen lanes to bytes, those out of low .. high as the nearer of them. 0 <= low, high < 256.
+TS_INLINE void StoreSixteenClamped(uint8_t* p, const VI (&a)[2], uint8_t low, uint8_t high) {
+  const VI words = _mm256_packs_epi32(a[0], a[1]);  // tokens 0-3, 8-11; 4-7, 12-15
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  const __m128i order = _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
+  const __m128i within =
+      _mm_min_epu8(_mm_max_epu8(bytes, _mm_set1_epi8((char)low)), _mm_set1_epi8((char)high));
+  _mm_storeu_si128((__m128i*)p, _mm_shuffle_epi8(within, order));
+}
+
+// ---- masks of tokens ----
+
+// The lanes whose bit is set, from bit 0 on; the others are 0.
+TS_INLINE VF KeepLanes(uint32_t mask, VF a) {
+  const VI bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const VI in = _mm256_and_si256(SetInt((int)mask), bits);
+  return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(in, bits)));
+}
+// For each mask of eight lanes, which of them comes first, second, ...
+struct LaneOrders {
+  uint64_t of[256];
+  constexpr LaneOrders() : of() {
+    for (uint32_t mask = 0; mask < 256; ++mask) {
+      for (uint64_t lane = 0, shift = 0; lane < 8; ++lane) {
+        if ((mask >> lane & 1) == 0) continue;
+        of[mask] |= lane << shift;
+        shift += 8;
+      }
+    }
+  }
+};
+alignas(64) constexpr LaneOrders kLaneOrders;
+// Those of sixteen floats whose bit is set, one after another. Writes 16 floats at most.
+TS_INLINE void StoreChosen(uint32_t mask, const VF (&a)[2], float* p) {
+  TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t eight = mask >> 8 * half & 255;
+    const __m128i order = _mm_loadl_epi64((const __m128i*)(kLaneOrders.of + eight));
+    _mm256_storeu_ps(p, _mm256_permutevar8x32_ps(a[half], _mm256_cvtepu8_epi32(order)));
+    p += __builtin_popcount(eight);
+  }
+}
+
+// ---- codes in planes (page/planes.h) ----
+
+// Sixteen crumbs at p as bytes, in the order of channels.
+TS_INLINE __m128i ExpandCrumbs(const uint8_t* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  const __m128i shifted = _mm_srlv_epi32(_mm_set1_epi32(bits), _mm_setr_epi32(0, 2, 4, 6));
+  return _mm_and_si128(shifted, _mm_set1_epi8(3));
+}
+// Groups of 16 channels whose codes are joined at once.
+constexpr uint32_t kCodeGroups = 1;
+// A token's codes less 128, as words in the order of channels. upper: its first bytes in the upper
+// plane; crumbs and nibbles: of the same channels in its row of the lower one.
+TS_INLINE void JoinCodes(const uint8_t* upper, const uint8_t* crumbs, const uint8_t* nibbles,
+                         VI (&words)[1]) {
+  const __m128i packed = _mm_loadl_epi64((const __m128i*)nibbles);
+  const __m128i low =
+      _mm_and_si128(_mm_unpacklo_epi64(packed, _mm_srli_epi16(packed, 4)), _mm_set1_epi8(15));
+  const __m128i middle = _mm_slli_epi16(ExpandCrumbs(crumbs), 4);
+  const __m128i code =
+      _mm_or_si128(_mm_or_si128(_mm_slli_epi16(ExpandCrumbs(upper), 6), middle), low);
+  words[0] = _mm256_cvtepi8_epi16(_mm_xor_si128(code, _mm_set1_epi8((char)0x80)));
+}
+
 // ---- memory ----
 
 // How far ahead of its loads a walk over weights asks for memory: over the page borders at which

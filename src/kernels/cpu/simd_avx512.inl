@@ -190,6 +190,106 @@ TS_INLINE VF DotBF16(VF c, VI a, VI b) { return _mm512_dpbf16_ps(c, (__m512bh)a,
 constexpr bool kHasBF16Dot = false;
 #endif
 
+// ---- int16 and byte lanes ----
+
+// The 2 kLanes bytes at p, sign- or zero-extended to int16; of the first n, a multiple of 16, the
+// others are 0.
+TS_INLINE __m256i LoadHalfFirst(const void* p, uint32_t n) {
+  return n >= 32 ? _mm256_loadu_si256((const __m256i*)p)
+                 : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)p));
+}
+TS_INLINE VI LoadWordsSigned(const void* p, uint32_t n) {
+  return _mm512_cvtepi8_epi16(LoadHalfFirst(p, n));
+}
+TS_INLINE VI LoadWordsUnsigned(const void* p, uint32_t n) {
+  return _mm512_cvtepu8_epi16(LoadHalfFirst(p, n));
+}
+// The 4 kLanes bytes at p, of the first n, a multiple of 16, the others are 0.
+TS_INLINE VI LoadIntFirst(const void* p, uint32_t n) {
+  return n >= 64 ? LoadInt(p) : _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, p);
+}
+TS_INLINE VI ShiftLeftWords(VI a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
+// a * b / 2^15 by int16 lanes, rounded.
+TS_INLINE VI MulHighWords(VI a, VI b) { return _mm512_mulhrs_epi16(a, b); }
+// int16 lanes to bytes, saturated: eight of a, then eight of b, in each 16 bytes.
+TS_INLINE VI PackWords(VI a, VI b) { return _mm512_packs_epi16(a, b); }
+// Pairs of a's and b's lanes: of the lower, and of the upper half of each 16 bytes.
+TS_INLINE VI PairLowWords(VI a, VI b) { return _mm512_unpacklo_epi16(a, b); }
+TS_INLINE VI PairHighWords(VI a, VI b) { return _mm512_unpackhi_epi16(a, b); }
+TS_INLINE VI PairLowBytes(VI a, VI b) { return _mm512_unpacklo_epi8(a, b); }
+TS_INLINE VI PairHighBytes(VI a, VI b) { return _mm512_unpackhi_epi8(a, b); }
+// counts, one more in each byte where x >= least, unsigned; of int16 lanes, in the lower byte.
+TS_INLINE VI CountBytesAtLeast(VI counts, VI x, VI least) {
+  const __mmask64 reached = _mm512_cmpge_epu8_mask(x, least);
+  return _mm512_mask_sub_epi8(counts, reached, counts, _mm512_set1_epi8(-1));
+}
+TS_INLINE VI CountWordsAtLeast(VI counts, VI x, VI least) {
+  const __mmask32 reached = _mm512_cmpge_epu16_mask(x, least);
+  return _mm512_mask_add_epi16(counts, reached, counts, _mm512_set1_epi16(1));
+}
+// Which of the 16 at p are x, and which are at least x: a bit each.
+TS_INLINE uint32_t EqualOfSixteen(const uint8_t* p, uint8_t x) {
+  return _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)x));
+}
+TS_INLINE uint32_t AtLeastOfSixteen(const uint8_t* p, uint8_t x) {
+  return _mm_cmpge_epu8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)x));
+}
+TS_INLINE uint32_t EqualOfSixteen(const uint16_t* p, uint16_t x) {
+  return _mm256_cmpeq_epi16_mask(_mm256_loadu_si256((const __m256i*)p),
+                                 _mm256_set1_epi16((short)x));
+}
+TS_INLINE uint32_t AtLeastOfSixteen(const uint16_t* p, uint16_t x) {
+  return _mm256_cmpge_epu16_mask(_mm256_loadu_si256((const __m256i*)p),
+                                 _mm256_set1_epi16((short)x));
+}
+// Sixteen lanes to bytes, those out of low .. high as the nearer of them. 0 <= low, high < 256.
+TS_INLINE void StoreSixteenClamped(uint8_t* p, const VI (&a)[1], uint8_t low, uint8_t high) {
+  const VI within = _mm512_min_epi32(_mm512_max_epi32(a[0], SetInt(low)), SetInt(high));
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(within));
+}
+
+// ---- masks of tokens ----
+
+// The lanes whose bit is set, from bit 0 on; the others are 0.
+TS_INLINE VF KeepLanes(uint32_t mask, VF a) { return _mm512_maskz_mov_ps((__mmask16)mask, a); }
+// Those of sixteen floats whose bit is set, one after another. Writes 16 floats at most.
+TS_INLINE void StoreChosen(uint32_t mask, const VF (&a)[1], float* p) {
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps((__mmask16)mask, a[0]));
+}
+
+// ---- codes in planes (page/planes.h) ----
+
+// The crumbs of 64 channels, 16 of them in each int32 of p, as bytes in the order of channels.
+TS_INLINE VI ExpandCrumbs(__m128i p) {
+  const VI spread = _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_zextsi128_si512(p));
+  const VI shifted = _mm512_srlv_epi32(spread, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 2, 4, 6)));
+  return And(shifted, SetByte(3));
+}
+// Groups of 16 channels whose codes are joined at once. Of the last ones, those past the head size
+// come out as bytes of the page behind them: they count for nothing where they meet zeros.
+constexpr uint32_t kCodeGroups = 4;
+// A token's codes less 128, as words in the order of channels. upper: its first bytes in the upper
+// plane; crumbs and nibbles: of the same channels in its row of the lower one.
+TS_INLINE void JoinCodes(const uint8_t* upper, const uint8_t* crumbs, const uint8_t* nibbles,
+                         VI (&words)[2]) {
+  int32_t tops[4];
+  TS_UNROLL for (uint32_t group = 0; group < 4; ++group) {
+    __builtin_memcpy(tops + group, upper + group * 64, 4);
+  }
+  const VI top = ExpandCrumbs(_mm_setr_epi32(tops[0], tops[1], tops[2], tops[3]));
+  const VI middle = ExpandCrumbs(_mm_loadu_si128((const __m128i*)crumbs));
+  const VI twice =
+      _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3),
+                               _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)nibbles)));
+  const VI low =
+      And(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)), SetByte(15));
+  const VI code = Or(Or(ShiftLeftWords(top, 6), ShiftLeftWords(middle, 4)), low);
+  const VI offset = _mm512_xor_si512(code, SetByte((int8_t)0x80));
+  words[0] = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(offset));
+  words[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(offset, 1));
+}
+
 // ---- memory ----
 
 // How far ahead of its loads a walk over weights asks for memory: over the page borders at which
