@@ -257,7 +257,7 @@ void AddChat(CLI::App* parent, Command* run) {
          {"drop", "refuse"});
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);
-  AddSelectorOption(app, &flags->engine.selector, &flags->engine.plugins);
+  AddSelectorOptions(app, &flags->engine);
   AddExample(app, "tinyserve chat --model model.gguf --system \"You answer in one sentence.\"");
   app->callback([=] { *run = [=] { return RunChat(*flags); }; });
 }

@@ -533,6 +533,11 @@ class Observation(unittest.TestCase):
                          "--method", "full", "--method", CASCADE, *text)
         full, sparse = map(json.loads, done.stdout.splitlines())
         self.assertEqual([full["layers"], full["hit_rate"]], [[], None])
+        self.assertEqual(full["shadow"]["checks"], 0)
+        shadow = sparse["shadow"]
+        self.assertGreater(shadow["checks"], 0)
+        for figure in (shadow["missed_mass"], shadow["output_error"]):
+            self.assertTrue(0 < figure["mean"] <= figure["p99"] * 1.001 <= figure["max"] * 1.002, shadow)
         check(sparse["layers"], 80, everything[2:])
         hits = [sum(layer[key] for layer in sparse["layers"]) for key in ("pages_reused", "pages_followed")]
         self.assertAlmostEqual(sparse["hit_rate"], hits[0] / hits[1], delta=1e-4)

@@ -227,6 +227,7 @@ void AddEval(CLI::App* parent, Command* run) {
   AddJsonOption(app, &flags->json);
   AddMethodOptions(app, &flags->methods);
   AddPluginOption(app, &flags->engine.plugins);
+  AddShadowOption(app, &flags->methods.shadow_check);
   stride->excludes(app->get_option("--method"));
   AddEngineOptions(app, &flags->engine);
   // The same figure, under the name that fits here.

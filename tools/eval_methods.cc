@@ -140,7 +140,8 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
                 .decode_tokens_per_s = Median(run.tokens_per_s),
                 .dense_tokens_per_s = Median(dense.tokens_per_s),
                 .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),
-                .selector_failures = run.failures};
+                .selector_failures = run.failures,
+                .shadow = runner.shadow(method)};
   const std::vector<LayerSelection> layers =
       LayersOf(run.strips, eval.model.model->config().kv_heads);
   line.hit_rate = HitRate(SumOf(layers));
@@ -158,7 +159,8 @@ Result<std::vector<EvalLine>> RunCase(
                                   .chunk_tokens = kChunkTokens,
                                   .methods = eval.methods,
                                   .kv_bytes_max = KvBytesMax(*eval.engine),
-                                  .timed_selection = eval.flags->layers};
+                                  .timed_selection = eval.flags->layers,
+                                  .shadow_check = eval.flags->shadow_check};
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<EvalRunner> runner,
                       EvalRunner::Create(options, c.shape));
   const size_t of_text = c.shape.tokens() + 1 - eval.text.prefix.size();

@@ -21,7 +21,8 @@ struct MethodEvalFlags {
   uint32_t long_tokens = 0;          // decoded tokens of a long run; 0: none
   uint32_t long_prompt = 4096;
   bool layers = false;
-  uint32_t tokens = 0;  // scored at each context; 0: kScoredDefault
+  double shadow_check = 1;  // share of the tokens; none of those that are timed
+  uint32_t tokens = 0;      // scored at each context; 0: kScoredDefault
 
   static constexpr uint32_t kContextDefault = 4096, kScoredDefault = 4096;
 };

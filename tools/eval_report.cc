@@ -7,18 +7,12 @@
 
 #include "tools/format.h"
 #include "tools/layer_report.h"
+#include "tools/shadow_report.h"
 
 namespace tinyserve {
 namespace {
 
 namespace json = boost::json;
-
-// Digits beyond what was measured are noise for whoever reads the line.
-double Significant(double value, int digits) {
-  if (value == 0 || !std::isfinite(value)) return value;
-  const double scale = std::pow(10.0, digits - 1 - std::floor(std::log10(std::abs(value))));
-  return std::round(value * scale) / scale;
-}
 
 // "0.0042", "1.2e-05", "0".
 std::string FormatKl(double kl) {
@@ -54,6 +48,7 @@ json::object EvalLineJson(const EvalLine& line, const EvalSetup& setup) {
       {"scored_per_window", line.window_scored},
       {"selector_failures", line.selector_failures},
       {"hit_rate", Significant(line.hit_rate, 5)},
+      {"shadow", ShadowJson(line.shadow)},
       {"engine", "tinyserve"},
       {"kind", line.is_long ? "long_decode" : "method"},
       {"model", setup.model},
@@ -101,6 +96,7 @@ std::string EvalTableRow(const EvalLine& line, size_t method_columns) {
     for (double kl : line.kl_by_position) row += " " + FormatKl(kl);
     row += '\n';
   }
+  if (line.shadow.checks > 0) row += "  " + ShadowText(line.shadow) + "\n";
   if (line.selector_failures > 0) {
     row += fmt::format("  {} choices failed: everything was read\n", line.selector_failures);
   }

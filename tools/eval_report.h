@@ -37,6 +37,7 @@ struct EvalLine {
   double decode_tokens_per_s = 0, dense_tokens_per_s = 0;
   double speedup = 0;  // over dense attention in the same turns, median of the windows
   uint64_t selector_failures = 0;
+  ShadowStats shadow;                  // no checks where nothing selected
   double hit_rate = 0;                 // NaN where nothing selected
   std::vector<LayerSelection> layers;  // where they were asked for
 };

@@ -201,6 +201,7 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
   Executor* executor = lane->executor;
   TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
   executor->ResetSelectionCounts();
+  executor->SetShadowShare(turn.timed ? 0 : options_.shadow_check);
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
   const uint64_t vocab = options_.model->model->config().vocab;
   for (uint32_t i = 0; i < turn.count; i += row_tokens) {
@@ -221,6 +222,15 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
   lane->run.strips.resize(strips.size());
   for (size_t i = 0; i < strips.size(); ++i) lane->run.strips[i].Add(strips[i]);
   return Status();
+}
+
+ShadowStats EvalRunner::shadow(size_t method) const {
+  const Lane& lane = lanes_[method + 1];
+  for (const ShadowStats& stats : lane.executor->shadow_stats()) {
+    if (lane.selector != 0 && stats.selector == options_.methods[method].spec.resolved)
+      return stats;
+  }
+  return {};
 }
 
 Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane) {

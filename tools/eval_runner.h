@@ -34,6 +34,7 @@ struct EvalRunnerOptions {
   std::vector<Method> methods;
   uint64_t kv_bytes_max;
   bool timed_selection;  // whether strips hold times
+  double shadow_check;   // share of the tokens that are not timed
 };
 
 // What one way to read the context did, over all windows.
@@ -64,6 +65,8 @@ class EvalRunner {
 
   const EvalRun& dense() const { return lanes_[0].run; }
   const EvalRun& run(size_t method) const { return lanes_[method + 1].run; }
+  // What the shadow checks of a method found; no checks where it does not select.
+  ShadowStats shadow(size_t method) const;
 
  private:
   // One way to read the context, with the cache that it made.

@@ -95,4 +95,10 @@ std::string PrintableLine(std::string_view text, size_t chars_max) {
   return line;
 }
 
+double Significant(double value, int digits) {
+  if (value == 0 || !std::isfinite(value)) return value;
+  const double scale = std::pow(10.0, digits - 1 - std::floor(std::log10(std::abs(value))));
+  return std::round(value * scale) / scale;
+}
+
 }  // namespace tinyserve

@@ -25,6 +25,9 @@ std::string Printable(std::string_view text);
 // The same on one line, at most `chars_max` characters, with ... where it was cut.
 std::string PrintableLine(std::string_view text, size_t chars_max);
 
+// Rounded to so many digits: what lies beyond them is noise for whoever reads a line.
+double Significant(double value, int digits);
+
 }  // namespace tinyserve
 
 #endif  // TINYSERVE_TOOLS_FORMAT_H_

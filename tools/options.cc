@@ -50,6 +50,7 @@ constexpr FlagOfField kFlags[] = {{"context_tokens", "--ctx", false},
                                   {"frequency_penalty", "--frequency-penalty", false},
                                   {"logit_bias", "--logit-bias", false},
                                   {"selector", "--selector", true},
+                                  {"shadow_check", "--shadow-check", false},
                                   {"stop", "--stop", true},
                                   {"target", "--target", true},
                                   {"temperature", "--temperature", true},
@@ -77,6 +78,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.page_tokens = page_tokens;
   options.block_tokens = BlockTokensFor(page_tokens);
   options.trace_path = trace;
+  options.shadow_check = shadow_check;
   options.sequences_max = 1;  // the tools ask one thing after another
   return options;
 }
@@ -158,10 +160,21 @@ void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins) {
       ->group("Engine");
 }
 
-void AddSelectorOption(CLI::App* app, std::string* selector, std::vector<std::string>* plugins) {
-  AddPluginOption(app, plugins);
+void AddShadowOption(CLI::App* app, double* share) {
+  Limit(app->add_option("--shadow-check", *share,
+                        "Hold this share of the tokens that select against dense attention, each "
+                        "at one layer and KV head: missed mass and error")
+            ->type_name("SHARE")
+            ->capture_default_str()
+            ->group("Engine"),
+        0, 1);
+}
+
+void AddSelectorOptions(CLI::App* app, EngineFlags* flags) {
+  AddPluginOption(app, &flags->plugins);
+  AddShadowOption(app, &flags->shadow_check);
   app->add_option(
-         "--selector", *selector,
+         "--selector", flags->selector,
          "Which KV pages generated tokens read, NAME[:key=value,...]; docs/selection.md has "
          "the list")
       ->type_name("SPEC")

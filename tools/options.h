@@ -27,6 +27,7 @@ struct EngineFlags {
   std::string target;
   uint32_t page_tokens = 16;
   std::string trace;  // file; empty: none
+  double shadow_check = 0;
 
   EngineOptions ToOptions() const;
 };
@@ -35,8 +36,10 @@ void AddModelOption(CLI::App* app, std::string* path, bool required);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
 // --plugin: shared objects that bring selectors.
 void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins);
-// --selector, what generated tokens read, and --plugin.
-void AddSelectorOption(CLI::App* app, std::string* selector, std::vector<std::string>* plugins);
+// --shadow-check: a share of tokens that are held against dense attention.
+void AddShadowOption(CLI::App* app, double* share);
+// --selector, what generated tokens read, --plugin and --shadow-check.
+void AddSelectorOptions(CLI::App* app, EngineFlags* flags);
 
 struct SamplingFlags {
   uint32_t max_tokens = 512;

@@ -15,6 +15,7 @@
 #include "tools/layer_report.h"
 #include "tools/options.h"
 #include "tools/run_cost.h"
+#include "tools/shadow_report.h"
 #include "tools/terminal.h"
 #include "tools/trace_report.h"
 
@@ -141,6 +142,7 @@ Status PrintLogprobs(const Engine& engine, const GeneratedAnswer& generation) {
 Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer& generation,
                    double load_seconds, JsonOutput* output) {
   const Engine& engine = *opened;
+  const std::vector<ShadowStats> shadow = engine.stats().shadow;  // of the one selector, or nothing
   RunCost cost = CostOf(generation.usage, engine.info(), {}, engine.stats(), load_seconds);
   if (flags.logprobs >= 0 && !output->wanted())
     TS_RETURN_IF_ERROR(PrintLogprobs(engine, generation));
@@ -156,12 +158,14 @@ Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer&
                          {"finish", FinishName(generation.finish)},
                          {"tokens", std::move(tokens)},
                          {"cost", CostJson(cost)}};
+    if (!shadow.empty()) line["shadow"] = ShadowJson(shadow.front());
     if (flags.layers) line["layers"] = LayersJson(engine.layer_selection());
     TS_RETURN_IF_ERROR(output->Write(line));
   } else if (flags.layers) {
     fmt::print(stderr, "\n{}", LayerTable(engine.layer_selection()));
   }
   if (!flags.quiet) fmt::print(stderr, "\n{}", FormatCost(cost));
+  if (!flags.quiet && !shadow.empty()) fmt::print(stderr, "{}\n", ShadowText(shadow.front()));
   TS_RETURN_IF_ERROR(EndTrace(opened, flags.engine, flags.quiet));
   return generation.interrupted ? kExitInterrupted : 0;
 }
@@ -222,7 +226,7 @@ void AddRun(CLI::App* parent, Command* run) {
   AddJsonOption(app, &flags->json);
   AddSamplingOptions(app, &flags->sampling);
   AddEngineOptions(app, &flags->engine);
-  AddSelectorOption(app, &flags->engine.selector, &flags->engine.plugins);
+  AddSelectorOptions(app, &flags->engine);
   AddExample(app,
              "tinyserve run --model model.gguf --prompt \"What is a cache?\" --max-tokens 100\n"
              "  tinyserve run --model model.gguf --system \"Summarise the text.\" < report.txt");

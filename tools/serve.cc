@@ -262,7 +262,7 @@ void AddServe(CLI::App* parent, Command* run) {
   AddHttpOptions(app, flags.get());
   AddAccessOptions(app, flags.get());
   AddEngineOptions(app, &flags->engine);
-  AddSelectorOption(app, &flags->engine.selector, &flags->engine.plugins);
+  AddSelectorOptions(app, &flags->engine);
   AddExample(app, "tinyserve serve --model model.gguf --port 8080");
   app->callback([=] { *run = [=] { return RunServe(flags.get(), app); }; });
 }

@@ -46,7 +46,10 @@ struct EngineOptions {
   // selector needs to know of a page is kept from the start, so a request may only ask for another
   // one that needs no more.
   std::string selector = "full";
-  bool time_selection = false;       // whether SelectionStats holds times
+  bool time_selection = false;  // whether SelectionStats holds times
+  // Share of the tokens made under selection that are held against dense attention, each at one
+  // random (layer, KV head): EngineStats::shadow. 0..1; no output changes.
+  double shadow_check = 0;
   std::vector<std::string> plugins;  // shared objects that bring selectors (tinyserve/plugin.h)
   uint32_t page_tokens = 16;         // 16, 32, 64
   uint32_t block_tokens = 32;        // a multiple of page_tokens, at most 256
@@ -194,6 +197,19 @@ struct LayerSelection {
   SelectionStats stats;
 };
 
+struct Spread {
+  double mean = 0, p99 = 0, max = 0;  // p99: at most 4 % too large
+};
+
+// What EngineOptions::shadow_check found of one selector. A check is one token at one (layer, KV
+// head), dense attention being computed over the same stored keys and values.
+struct ShadowStats {
+  std::string selector;  // with every option
+  uint64_t checks = 0;
+  Spread missed_mass;   // of the dense attention, that lies on pages which were not read; 0..1
+  Spread output_error;  // |output - dense output| / |dense output|
+};
+
 struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, requests = 0, preemptions = 0;
   uint32_t running = 0, waiting = 0;
@@ -201,6 +217,7 @@ struct EngineStats {
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
   uint64_t decode_tokens = 0;    // of those steps
   SelectionStats selection;
+  std::vector<ShadowStats> shadow;  // by selectors that were checked
 };
 
 // What EngineOptions::trace_path got.

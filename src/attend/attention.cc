@@ -72,6 +72,8 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
       PageChooser::Create(cache, kernels, static_cast<uint32_t>(options.group_of_layer.size()),
                           options.heads, options.scale, threads->threads()));
   TS_ASSIGN_OR_RETURN(a->summaries_, PageSummaries::Create(cache, kernels, threads->threads()));
+  TS_ASSIGN_OR_RETURN(a->shadow_, ShadowCheck::Create(cache, kernels, options.heads, options.scale,
+                                                      threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
   a->list_pages_ = cache->sequence_tokens_max() / cache->page_tokens() + 1;
   TS_ASSIGN_OR_RETURN(a->lists_,
@@ -98,6 +100,7 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
   counts_before_.Add(chooser_->step_counts());
   chooser_->BeginStep();
+  shadow_->BeginStep();
   first_sparse_layer_ = UINT32_MAX;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= selectors_.size());
@@ -115,6 +118,13 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   for (uint32_t g = 0; g < groups_.size(); ++g) {
     PlanGroup(g);
     CountWork(g);
+  }
+  for (uint32_t r = 0; r < runs_.size(); ++r) {
+    for (uint32_t row = 0; row < runs_[r].rows; ++row) {
+      if (!Selects(runs_[r], row)) continue;
+      shadow_->Offer(runs_[r].selector, r, row, selectors_[runs_[r].selector - 1]->dense_layers(),
+                     static_cast<uint32_t>(layer_in_group_.size()), cache_->shape(0).kv_heads);
+    }
   }
 }
 
@@ -350,6 +360,7 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
     if (!group.others.items.empty()) RunDense(group.others, io);
     if (!group.fused.empty()) RunFused(group, io);
     if (!group.sparse.empty()) RunSparse(group, io);
+    RunShadow(io);
   }
   if (trace_ != nullptr) {
     trace_->Add(TraceSpan{.kind = TraceKind::kAttention,
@@ -596,6 +607,41 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
                           .alone = run.rows == 1,
                           .q = args.q},
                          counts, {chosen, counts.candidates}, thread);
+  for (uint32_t i = 0; i < counts.candidates; ++i) chosen[i] = pages.pages[chosen[i]];
+  shadow_->Keep(item.run, item.row, io.layer, item.kv_head, {chosen, counts.candidates});
+}
+
+void Attention::RunShadow(const LayerIo& io) {
+  const std::span<const ShadowCheck::Pick> picks = shadow_->picks();
+  const auto here = [&](uint32_t i) { return picks[i].layer == io.layer; };
+  const auto n = static_cast<uint32_t>(picks.size());
+  const uint32_t group = options_.group_of_layer[io.layer];
+  const uint32_t columns = QueryGroup(group) * cache_->shape(group).head_dim;
+  const auto measure = [&](uint32_t i, uint32_t thread) {
+    if (!here(i)) return;
+    const ShadowCheck::Pick& pick = picks[i];
+    const SequenceRun& run = runs_[pick.run];
+    const uint64_t row = run.first_row + uint64_t{pick.row};
+    const uint64_t column = uint64_t{pick.kv_head} * columns;
+    shadow_->Measure(i,
+                     {.group = group,
+                      .layer_in_group = layer_in_group_[io.layer],
+                      .slot = run.slot,
+                      .position = run.first_position + pick.row,
+                      .q = io.q + row * io.q_stride + column,
+                      .out = io.out + row * io.out_stride + column},
+                     thread);
+  };
+  uint32_t found = 0;
+  for (uint32_t i = 0; i < n; ++i) found += here(i) ? 1 : 0;
+  if (found > 1) {
+    threads_->For(n, measure);
+  } else if (found == 1) {
+    for (uint32_t i = 0; i < n; ++i) measure(i, 0);
+  }
+  for (uint32_t i = 0; i < n; ++i) {
+    if (here(i)) shadow_->Count(i);
+  }
 }
 
 const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const {
@@ -607,16 +653,18 @@ const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const
 uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread,
                                 uint32_t* list) {
   const SequenceRun& run = runs_[item.run];
-  return chooser_->Choose({.selector = selectors_[run.selector - 1],
-                           .group = options_.group_of_layer[io.layer],
-                           .layer = io.layer,
-                           .layer_in_group = layer_in_group_[io.layer],
-                           .kv_head = item.kv_head,
-                           .slot = run.slot,
-                           .position = run.first_position + item.row,
-                           .alone = run.rows == 1,
-                           .q = QueryOf(item, io)},
-                          thread, list);
+  const uint32_t n = chooser_->Choose({.selector = selectors_[run.selector - 1],
+                                       .group = options_.group_of_layer[io.layer],
+                                       .layer = io.layer,
+                                       .layer_in_group = layer_in_group_[io.layer],
+                                       .kv_head = item.kv_head,
+                                       .slot = run.slot,
+                                       .position = run.first_position + item.row,
+                                       .alone = run.rows == 1,
+                                       .q = QueryOf(item, io)},
+                                      thread, list);
+  shadow_->Keep(item.run, item.row, io.layer, item.kv_head, {list, n});
+  return n;
 }
 
 uint32_t Attention::SparseSplits(uint32_t group, uint32_t pages) const {

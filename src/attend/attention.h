@@ -9,6 +9,7 @@
 
 #include "attend/page_chooser.h"
 #include "attend/page_summaries.h"
+#include "attend/shadow_check.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "base/trace.h"
@@ -76,6 +77,11 @@ class Attention {
   void ResetSelectionCounts();
   // Whether the counts hold times.
   void SetTimed(bool timed) { chooser_->SetTimed(timed); }
+  // Of the generated tokens that select, the share that is held against dense attention
+  // (shadow_check.h), 0..1; no output changes.
+  void SetShadowShare(double share) { shadow_->SetShare(share); }
+  // By selector, from index 1 on; those never checked may be missing at the end.
+  const std::vector<ShadowFigures>& shadow_figures() const { return shadow_->figures(); }
   // Spans of plans and layers; may be null.
   void SetTrace(Trace* trace) { trace_ = trace; }
 
@@ -162,6 +168,8 @@ class Attention {
   void AttendSplit(const SparseItem& item, const LayerIo& io, std::span<const uint32_t> list,
                    uint32_t split, uint32_t thread);
   void MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages);
+  // Holds the picked queries of a layer that has run against dense attention.
+  void RunShadow(const LayerIo& io);
   const float* QueryOf(const SparseItem& item, const LayerIo& io) const;
   Partial PartialAt(uint32_t group, uint32_t index) const;
   uint32_t QueryGroup(uint32_t group) const {
@@ -180,6 +188,7 @@ class Attention {
   std::vector<const Selector*> selectors_;
   std::unique_ptr<PageChooser> chooser_;
   std::unique_ptr<PageSummaries> summaries_;
+  std::unique_ptr<ShadowCheck> shadow_;
   uint32_t first_sparse_layer_ = 0;    // of the planned step
   uint32_t list_pages_ = 0;            // pages that one list holds
   Buffer lists_;                       // [kListsPerThread * threads][list_pages_] page indices

@@ -20,6 +20,7 @@
 #include "base/trace.h"
 #include "engine/answer_text.h"
 #include "engine/executor.h"
+#include "engine/kv_sizes.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_stats.h"
@@ -149,51 +150,11 @@ class EngineImpl : public Engine {
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
   std::vector<ScheduledRow> rows_;
   StepBatch batch_;
+  uint64_t shadow_checks_ = 0;  // that stats_ tells of
   std::thread thread_;
 };
 
 // ---- opening ------------------------------------------------------------------------------------
-
-// Sizes of context and pool. Where the caller leaves them open, the pool holds up to
-// kContextsWanted full contexts within half of what memory is left beside the weights: untouched
-// pages cost nothing, and the rest of the system keeps room.
-struct KvSizes {
-  uint32_t context_tokens;
-  uint64_t memory_bytes;
-};
-
-// `fixed_bytes`: of the cache beside its pool, whatever its size.
-Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
-                              uint64_t bytes_per_token, uint64_t fixed_bytes,
-                              uint64_t weight_bytes) {
-  constexpr uint64_t kContextsWanted = 8;
-  if (o.context_tokens > config.context) {
-    return Status(Code::kInvalidArgument,
-                  fmt::format("context_tokens is {}: the model was trained for {}",
-                              o.context_tokens, config.context));
-  }
-  const uint64_t wanted = o.context_tokens != 0 ? o.context_tokens : config.context;
-  const uint64_t block = o.block_tokens;
-  const uint64_t full = (wanted + block - 1) / block * block * bytes_per_token;
-  const uint64_t limit = MemoryLimitBytes();
-  const uint64_t left = limit > weight_bytes ? (limit - weight_bytes) / 2 : 0;
-  const uint64_t memory = o.kv_memory_bytes != 0
-                              ? o.kv_memory_bytes
-                              : std::min(full * kContextsWanted + fixed_bytes, left);
-  const uint64_t pool = memory - std::min(memory, fixed_bytes);
-  if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), memory};
-  const uint64_t fits = pool / bytes_per_token / block * block;
-  if (o.context_tokens != 0 || fits == 0) {
-    return Status(
-        Code::kOutOfMemory,
-        fmt::format("a context of {} tokens needs {} bytes of KV cache, {} are available{}: lower "
-                    "the context or raise "
-                    "the KV memory",
-                    wanted, full + fixed_bytes, memory,
-                    o.kv_memory_bytes != 0 ? " (kv_memory_bytes)" : ""));
-  }
-  return KvSizes{static_cast<uint32_t>(fits), memory};
-}
 
 Result<Compute> ParseCompute(const std::string& name) {
   if (name == "fast") return Compute::kFast;
@@ -209,6 +170,10 @@ Status CheckOptions(const EngineOptions& o) {
                   fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
   };
   TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
+  if (!(o.shadow_check >= 0 && o.shadow_check <= 1)) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));
+  }
   TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
   TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));
   return range("queue_max", o.queue_max, 1, 1 << 20);
@@ -283,6 +248,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                    .selectors = {o.selector},
                                                    .trace = trace_.get()}));
   executor_->SetSelectionTimed(o.time_selection);
+  executor_->SetShadowShare(o.shadow_check);
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
@@ -613,8 +579,13 @@ void EngineImpl::RunStep() {
 
 void EngineImpl::CountDecode() {
   const SelectionCounts counts = executor_->selection_counts();
+  const uint64_t checks = executor_->shadow_checks();
+  std::vector<ShadowStats> shadow;
+  if (checks != shadow_checks_) shadow = executor_->shadow_stats();
   std::lock_guard lock(mutex_);
   stats_.selection = StatsOf(counts);
+  if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
+  shadow_checks_ = checks;
   for (const ScheduledRow& row : rows_) {
     if (row.prompt) return;
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "engine/selection_stats.h"
 #include "engine/selector_storage.h"
 
 namespace tinyserve {
@@ -189,6 +190,23 @@ std::span<float> Executor::logits(size_t row) {
   const uint64_t vocab = model_->config().vocab;
   return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab,
           vocab * logits_count_[row]};
+}
+
+std::vector<ShadowStats> Executor::shadow_stats() const {
+  std::vector<ShadowStats> stats;
+  const std::vector<ShadowFigures>& figures = attention_->shadow_figures();
+  for (size_t i = 0; i < figures.size(); ++i) {
+    if (figures[i].missed_mass.count() > 0)
+      stats.push_back(StatsOf(selectors_[i - 1]->spec().resolved, figures[i]));
+  }
+  return stats;
+}
+
+uint64_t Executor::shadow_checks() const {
+  uint64_t checks = 0;
+  for (const ShadowFigures& figures : attention_->shadow_figures())
+    checks += figures.missed_mass.count();
+  return checks;
 }
 
 Result<uint32_t> Executor::FindSelector(const std::string& text) {

@@ -89,6 +89,11 @@ class Executor {
   void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
   // Whether the counts hold times.
   void SetSelectionTimed(bool timed) { attention_->SetTimed(timed); }
+  // What is held against dense attention (Attention::SetShadowShare), and what came of it: by
+  // selectors that were checked.
+  void SetShadowShare(double share) { attention_->SetShadowShare(share); }
+  std::vector<ShadowStats> shadow_stats() const;
+  uint64_t shadow_checks() const;
   // The index of a selector, opened if it is new. Errors: kInvalidArgument (what is wrong with it,
   // what CheckSelector says), kResourceExhausted (too many different ones).
   Result<uint32_t> FindSelector(const std::string& text);

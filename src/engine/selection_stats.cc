@@ -19,6 +19,16 @@ SelectionStats StatsOf(const SelectionCounts& c) {
           .attend_seconds = seconds(c.attend_ns)};
 }
 
+ShadowStats StatsOf(const std::string& selector, const ShadowFigures& figures) {
+  const auto spread = [](const LogHistogram& h) {
+    return Spread{.mean = h.mean(), .p99 = h.Quantile(0.99), .max = h.max()};
+  };
+  return {.selector = selector,
+          .checks = figures.missed_mass.count(),
+          .missed_mass = spread(figures.missed_mass),
+          .output_error = spread(figures.output_error)};
+}
+
 std::vector<LayerSelection> LayersOf(std::span<const SelectionCounts> strips, uint32_t kv_heads) {
   std::vector<LayerSelection> layers;
   layers.reserve(strips.size());

@@ -68,8 +68,8 @@ class PrometheusMetrics : public Metrics {
   Counter& AddCounter(const char* name, const char* help, const prometheus::Labels& more = {}) {
     return prometheus::BuildCounter().Name(name).Help(help).Register(registry_).Add(With(more));
   }
-  Gauge& AddGauge(const char* name, const char* help) {
-    return prometheus::BuildGauge().Name(name).Help(help).Register(registry_).Add(labels_);
+  Gauge& AddGauge(const char* name, const char* help, const prometheus::Labels& more = {}) {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(registry_).Add(With(more));
   }
   Histogram& AddHistogram(const char* name, const char* help, const Buckets& buckets) {
     return prometheus::BuildHistogram().Name(name).Help(help).Register(registry_).Add(labels_,
@@ -82,6 +82,7 @@ class PrometheusMetrics : public Metrics {
     return *success_.back().second;
   }
   void SetEngineSeries(const EngineStats& stats);
+  void SetShadowSeries(const ShadowStats& stats);
 
   prometheus::Registry registry_{prometheus::Registry::InsertBehavior::Merge};
   const prometheus::Labels labels_;
@@ -148,6 +149,23 @@ void PrometheusMetrics::ObserveFinish(const TokenEvent& event, double seconds) {
   answer_size_.Observe(usage.completion_tokens);
 }
 
+// Selectors come with requests: the engine opens a bounded number of them.
+void PrometheusMetrics::SetShadowSeries(const ShadowStats& stats) {
+  const auto set = [&](const char* name, const char* help, const Spread& spread) {
+    const std::pair<const char*, double> values[] = {
+        {"mean", spread.mean}, {"p99", spread.p99}, {"max", spread.max}};
+    for (const auto& [of, value] : values)
+      AddGauge(name, help, {{"selector", stats.selector}, {"of", of}}).Set(value);
+  };
+  AddGauge("tinyserve:shadow_checks", "Tokens that were held against dense attention",
+           {{"selector", stats.selector}})
+      .Set(static_cast<double>(stats.checks));
+  set("tinyserve:missed_mass", "Of dense attention, on pages that were not read, 0 to 1",
+      stats.missed_mass);
+  set("tinyserve:output_error", "Of attention under selection, relative to dense attention",
+      stats.output_error);
+}
+
 void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   std::lock_guard lock(mutex_);
   running_.Set(stats.running);
@@ -166,6 +184,7 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   pages_followed_.To(stats.selection.pages_followed);
   pages_reused_.To(stats.selection.pages_reused);
   failures_.To(stats.selection.failures);
+  for (const ShadowStats& shadow : stats.shadow) SetShadowSeries(shadow);
 }
 
 std::string PrometheusMetrics::Text(const EngineStats* stats) {

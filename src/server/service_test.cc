@@ -343,6 +343,9 @@ TEST_F(ServiceTest, MetricsHaveVllmsNames) {
         "vllm:inter_token_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:request_queue_time_seconds_sum{engine=\"0\",model_name=\"fake\"} 0.25\n",
+        "tinyserve:shadow_checks{engine=\"0\",model_name=\"fake\",selector=\"s\"} 4\n",
+        "tinyserve:missed_mass{engine=\"0\",model_name=\"fake\",of=\"mean\",selector=\"s\"} 0.25\n",
+        "tinyserve:output_error{engine=\"0\",model_name=\"fake\",of=\"max\",selector=\"s\"} 2\n",
         "{engine=\"0\",finished_reason=\"stop\",model_name=\"fake\"} 1\n",
         "{engine=\"0\",finished_reason=\"abort\",model_name=\"fake\"} 1\n"})
     EXPECT_NE(text.find(line), std::string::npos) << line << text;

@@ -71,7 +71,15 @@ class FakeEngine : public Engine {
   const ModelInfo& info() const override { return info_; }
   const TokenizerInfo& tokenizer_info() const override { return tokenizer_; }
   EngineStats stats() const override {
-    return {.prompt_tokens = 7, .running = 2, .waiting = 3, .blocks_total = 10, .blocks_used = 5};
+    return {.prompt_tokens = 7,
+            .running = 2,
+            .waiting = 3,
+            .blocks_total = 10,
+            .blocks_used = 5,
+            .shadow = {{.selector = "s",
+                        .checks = 4,
+                        .missed_mass = {.mean = 0.25, .p99 = 0.5, .max = 0.5},
+                        .output_error = {.mean = 0.125, .p99 = 1, .max = 2}}}};
   }
 
   Result<TraceCounts> EndTrace() override { return TraceCounts(); }

@@ -107,6 +107,40 @@ TEST(Engine, SameAnswersAloneAndInCompany) {
                              }).get());
 }
 
+TEST(Engine, ShadowChecksChangeNothingAndAreToldBySelector) {
+  std::vector<Answer> answers;
+  for (double share : {0.0, 1.0}) {
+    EngineOptions options;
+    options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+    options.threads = 2;
+    options.context_tokens = 256;
+    options.sequences_max = 2;
+    options.selector =
+        "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,min_full=4,values=0.3,min_values=8,"
+        "wide_layers=0";
+    options.shadow_check = share;
+    auto engine = *Engine::Open(options);
+    for (const char* selector : {"", "streaming:ratio=0.1,min_tokens=0,min_context=0"}) {
+      Request request = MakeRequest(7);
+      request.selector = selector;
+      answers.push_back(Ask(engine.get(), request));
+    }
+    const std::vector<ShadowStats> shadow = engine->stats().shadow;
+    ASSERT_EQ(shadow.size(), share == 0 ? 0u : 2u);
+    for (const ShadowStats& stats : shadow) {
+      EXPECT_EQ(stats.checks, 19u);  // the first token comes from the prompt
+      EXPECT_LE(stats.missed_mass.mean, stats.missed_mass.p99);
+      EXPECT_LE(stats.missed_mass.p99, stats.missed_mass.max);
+      EXPECT_LE(stats.missed_mass.max, 1);
+      EXPECT_GT(stats.output_error.mean, 0);
+    }
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(answers[i].tokens, answers[i + 2].tokens);
+    EXPECT_EQ(answers[i].logprobs, answers[i + 2].logprobs);
+  }
+}
+
 TEST(Engine, StorageFollowsTheSelectorUnlessItIsChosen) {
   EXPECT_EQ(OpenTiny()->info().kv, "f16");
   EXPECT_EQ(OpenTiny([](EngineOptions* o) { o->selector = "box"; })->info().kv, "f16");

@@ -548,6 +548,65 @@ TEST_P(Selection, RecordsDoNotDependOnTheChunks) {
 
 // The example's shared object ranks as the built-in box does; their sums are rounded differently,
 // so a page may differ where two scores all but tie.
+// Shadow checks find what a recount from the stored keys finds, at one of the KV heads, and leave
+// the output as it is.
+TEST_P(Selection, ShadowChecksEqualARecount) {
+  const std::string few = ":ratio=0.2,min_tokens=0,min_context=0";
+  const std::string cascade = "cascade" + few + ",full=0.02,min_full=4,values=0.05,min_values=8";
+  for (const char* codec : {"f16", "f32", "planes"}) {
+    std::vector<std::string> specs = {"moments" + few, "streaming" + few};
+    if (codec == std::string("planes")) specs.push_back(cascade);
+    Rig rig(GetParam(), specs, 64, 2, codec);
+    const auto figures = [&](uint32_t selector) {
+      const auto& all = rig.attention()->shadow_figures();
+      return selector < all.size() ? all[selector] : ShadowFigures();
+    };
+    for (uint32_t selector = 1; selector <= specs.size(); ++selector) {
+      uint32_t checks = 0;
+      for (uint32_t seed = 0; seed < 12; ++seed) {
+        const auto q = Query(400 + seed);
+        rig.attention()->SetShadowShare(0);
+        const auto dense = rig.Decode(0, q, 0), plain = rig.Decode(0, q, selector);
+        rig.attention()->SetShadowShare(1);
+        const ShadowFigures before = figures(selector);
+        EXPECT_EQ(rig.Decode(0, q, selector), plain);
+        const ShadowFigures after = figures(selector);
+        if (after.missed_mass.count() == before.missed_mass.count()) continue;  // in another layer
+        ++checks;
+        const auto added = [](const LogHistogram& to, const LogHistogram& from) {
+          return to.mean() * static_cast<double>(to.count()) -
+                 from.mean() * static_cast<double>(from.count());
+        };
+        const double missed = added(after.missed_mass, before.missed_mass);
+        const double error = added(after.output_error, before.output_error);
+        bool found = false;
+        for (uint32_t head = 0; head < kKvHeads; ++head) {
+          double difference = 0, norm = 0;
+          const uint32_t width = kGroup * kHeadDim;
+          for (uint32_t c = head * width; c < (head + 1) * width; ++c) {
+            difference += std::pow(double{plain[c]} - dense[c], 2);
+            norm += std::pow(double{dense[c]}, 2);
+          }
+          double expected = missed;  // the cascade's kernel keeps its pages to itself
+          if (specs[selector - 1] != cascade) {
+            const std::vector<double> shares = rig.PageShares(0, head, q);
+            double read = 0;
+            for (const uint32_t page : rig.Chosen(0, head, q, selector)) read += shares[page];
+            for (uint32_t page = 60; codec == std::string("planes") && page < kPages; ++page)
+              read += shares[page];
+            expected = 1 - read / kGroup;
+          }
+          found |= std::abs(missed - expected) < 1e-4 &&
+                   std::abs(error - std::sqrt(difference / norm)) < 1e-4;
+        }
+        EXPECT_TRUE(found) << codec << " " << specs[selector - 1] << " " << missed << " " << error;
+        EXPECT_GT(missed, 0);
+      }
+      EXPECT_GT(checks, 0u);
+    }
+  }
+}
+
 TEST_P(Selection, PluginEqualsBuiltIn) {
   ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");
   ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");  // again: nothing happens
