@@ -3,6 +3,7 @@
 
 MODEL is a tiny random model with a context of at least 512 tokens; with --instruct, a real instruct model."""
 
+import base64
 import json
 import math
 import os
@@ -541,6 +542,54 @@ class Observation(unittest.TestCase):
         check(sparse["layers"], 80, everything[2:])
         hits = [sum(layer[key] for layer in sparse["layers"]) for key in ("pages_reused", "pages_followed")]
         self.assertAlmostEqual(sparse["hit_rate"], hits[0] / hits[1], delta=1e-4)
+
+    def test_the_picture_of_pages_read_holds_what_was_counted(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "reads.html")
+            for selector, least in ((SPARSE, 0.2), (CASCADE, 0.45), ("full", 1)):
+                done = tinyserve("inspect", MODEL, "--attention", "--file", self.text_file(folder), "-n",
+                                 "12", "--selector", selector, "--output", path, "--json", "-")
+                self.assertEqual(done.returncode, 0, done.stderr)
+                figures = json.loads(done.stdout)
+                with open(path, encoding="utf-8") as file:
+                    page = file.read()
+                self.assertNotIn("://", page)  # nothing from elsewhere
+                data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+                self.assertEqual({**figures, "pages": data["pages"], "reads": data["reads"]}, data)
+                bits, row = base64.b64decode(data["reads"]), (data["pages"] + 7) // 8
+                layers, heads = len(data["layers"]), data["kv_heads"]
+                self.assertEqual(len(bits), len(data["steps"]) * layers * heads * row)
+                reused = followed = 0
+                for layer in range(layers):
+                    held = read = 0
+                    for head in range(heads):
+                        before = None
+                        for step, about in enumerate(data["steps"]):
+                            at = ((step * layers + layer) * heads + head) * row
+                            now = {p for p in range(row * 8) if bits[at + p // 8] >> p % 8 & 1}
+                            self.assertTrue(now <= set(range(about["pages"])))
+                            self.assertIn(about["pages"] - 1, now)  # the query's own page
+                            if before is not None:
+                                followed, reused = followed + len(now), reused + len(now & before)
+                            before, held, read = now, held + about["pages"], read + len(now)
+                    self.assertAlmostEqual(data["layers"][layer]["share_read"], read / held, delta=1e-4)
+                    self.assertTrue(least <= read / held <= least + 0.35, (selector, read / held))
+                if selector == SPARSE:
+                    self.assertAlmostEqual(data["hit_rate"], reused / followed, delta=1e-4)
+                if selector == "full":
+                    self.assertIsNone(data["hit_rate"])
+            done = tinyserve("inspect", MODEL, "--attention")
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("--attention needs a text: --prompt TEXT or --file FILE", done.stderr.decode())
+            done = tinyserve("inspect", MODEL, "--attention", "-p", "x", "--output", "no/such/dir/x.html")
+            self.assertIn("--output: cannot write no/such/dir/x.html", done.stderr.decode())
+
+    @staticmethod
+    def text_file(folder):
+        path = os.path.join(folder, "text.txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("A ship </script> and <b>a whale</b>. " * 12)
+        return path
 
     def test_traces_hold_every_step_of_every_command(self):
         text = __file__

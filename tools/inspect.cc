@@ -12,6 +12,7 @@
 #include "model/config.h"
 #include "tools/commands.h"
 #include "tools/format.h"
+#include "tools/inspect_attention.h"
 #include "tools/json_output.h"
 #include "tools/options.h"
 
@@ -261,9 +262,11 @@ namespace {
 struct InspectFlags {
   std::string model, json;
   bool tensors = false, print_template = false;
+  AttentionFlags attention;
 };
 
 Result<int> Inspect(const InspectFlags& flags) {
+  if (flags.attention.wanted) return InspectAttention(flags.model, flags.attention, flags.json);
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(flags.model));
   TS_ASSIGN_OR_RETURN(JsonOutput output, JsonOutput::Open(flags.json));
   const FileReport report = InspectFile(*file);
@@ -285,7 +288,7 @@ Result<int> Inspect(const InspectFlags& flags) {
 
 void AddInspect(CLI::App* parent, Command* run) {
   CLI::App* app = parent->add_subcommand(
-      "inspect", "Say what a model file holds: shapes, types, tokenizer, memory needed");
+      "inspect", "Say what a model file holds and needs, or draw what its attention reads");
   const auto flags = std::make_shared<InspectFlags>();
   app->add_option("model,-m,--model", flags->model, "GGUF file; of a split model, its first file")
       ->type_name("FILE")
@@ -293,7 +296,10 @@ void AddInspect(CLI::App* parent, Command* run) {
   app->add_flag("--tensors", flags->tensors, "List every tensor");
   app->add_flag("--template", flags->print_template, "Print the chat template");
   AddJsonOption(app, &flags->json);
-  AddExample(app, "tinyserve inspect model.gguf --tensors");
+  AddAttentionOptions(app, &flags->attention);
+  AddExample(app,
+             "tinyserve inspect model.gguf --tensors\n"
+             "  tinyserve inspect model.gguf --attention --file long.txt --output reads.html");
   app->callback([=] { *run = [=] { return Inspect(*flags); }; });
 }
 

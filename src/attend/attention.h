@@ -74,6 +74,11 @@ class Attention {
   SelectionCounts selection_counts() const;
   // The same by [layer][KV head].
   std::vector<SelectionCounts> strip_counts() const { return chooser_->strip_counts(); }
+  // PageChooser::LastRead.
+  std::span<const uint64_t> PagesRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
+                                      uint32_t position) const {
+    return chooser_->LastRead(slot, layer, kv_head, position);
+  }
   void ResetSelectionCounts();
   // Whether the counts hold times.
   void SetTimed(bool timed) { chooser_->SetTimed(timed); }

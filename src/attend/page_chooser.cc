@@ -236,6 +236,13 @@ uint64_t* PageChooser::LastOf(SequenceSlot slot, uint32_t layer, uint32_t kv_hea
          ((uint64_t{slot} * layers_ + layer) * kv_heads_max_ + kv_head) * last_words_;
 }
 
+std::span<const uint64_t> PageChooser::LastRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
+                                                uint32_t position) const {
+  const uint64_t* last = LastOf(slot, layer, kv_head);
+  if (last[0] != position + 1ull) return {};
+  return {last + 1, last_words_ - 1};
+}
+
 void PageChooser::Forget(SequenceSlot slot) {
   for (uint32_t layer = 0; layer < layers_; ++layer) {
     for (uint32_t head = 0; head < kv_heads_max_; ++head) *LastOf(slot, layer, head) = 0;

@@ -41,6 +41,12 @@ class PageChooser {
   void CountCascade(const Query& query, const CascadeCounts& counts,
                     std::span<const uint32_t> candidates, uint32_t thread);
 
+  // The pages that the last query of a sequence read, counted from its first, a bit each, where it
+  // was at `position` and alone; of coded pages, the raw ones beside them may be missing. Empty:
+  // there was none, so everything was read.
+  std::span<const uint64_t> LastRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
+                                     uint32_t position) const;
+
   // Adds the time of a query's attention since `start`, a Start().
   void AddAttendTime(uint32_t layer, uint32_t kv_head, uint32_t thread, uint64_t start);
 

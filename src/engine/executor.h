@@ -86,6 +86,12 @@ class Executor {
   SelectionCounts selection_counts() const { return attention_->selection_counts(); }
   // The same by [layer][KV head].
   std::vector<SelectionCounts> strip_counts() const { return attention_->strip_counts(); }
+  // What a sequence's last step read, if it was one generated token at `position`: a bit a page.
+  // Empty: everything. The raw pages beside coded ones are always read and may be missing.
+  std::span<const uint64_t> PagesRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
+                                      uint32_t position) const {
+    return attention_->PagesRead(slot, layer, kv_head, position);
+  }
   void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
   // Whether the counts hold times.
   void SetSelectionTimed(bool timed) { attention_->SetTimed(timed); }
