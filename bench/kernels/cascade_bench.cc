@@ -1,7 +1,7 @@
 // Times the cascade of a target over coded pages.
 //
 //   cascade_bench [--target NAME] [--threads 2] [--head-dim 64] [--group 3] [--pages 448]
-//                 [--items 240] [--candidates 0.4] [--full 0.02] [--values 0.15] [--seconds 1]
+//                 [--items 720] [--candidates 0.4] [--full 0.02] [--values 0.15] [--seconds 1]
 //
 // A call is the decode attention of one (sequence, layer, KV head). Calls go over `items` times as
 // much memory, more than caches hold, by all threads, as in an engine's step; the same call again
@@ -32,13 +32,13 @@ namespace {
 struct Options {
   std::string target;
   uint32_t threads = 2;
-  uint32_t head_dim = 64, group = 3, pages = 448, items = 240;
+  uint32_t head_dim = 64, group = 3, pages = 448, items = 720;
   double candidates = 0.4, full = 0.02, values = 0.15;
   double seconds = 1;
 };
 
 // Items of coded pages, all with the same tokens: keys wander, as those of a text do, and some of
-// them stand out to the queries.
+// them stand out to the queries. Queries differ, so that no call's branches foretell another's.
 class Items {
  public:
   Items(const Kernels& kernels, const Options& options)
@@ -75,6 +75,11 @@ class Items {
       const SealArgs seal{open_, open_slab, 0, shape_, Slab(0), Records(0), layout_, p};
       kernels.seal_page(&seal);
     }
+    const uint64_t floats = q_.size();
+    q_.resize(floats * options.items);
+    for (uint64_t i = floats; i < q_.size(); ++i) {
+      q_[i] = 0.7f * q_[i % floats] + 0.7f * normal(random);
+    }
     for (uint32_t i = 1; i < options.items; ++i) {
       std::memcpy(Slab(i).base, Slab(0).base, DataBytes());
       std::memcpy(Records(i).base, Records(0).base, RecordBytes());
@@ -100,7 +105,7 @@ class Items {
             .alpha = 1,
             .group = options_.group,
             .scale = 1 / std::sqrt(static_cast<float>(options_.head_dim)),
-            .q = q_.data()};
+            .q = q_.data() + uint64_t{item} * options_.group * options_.head_dim};
   }
 
   // Bytes that a call reads, in whole lines.

@@ -35,7 +35,7 @@ TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_
 
 // Records between those scored and those prefetched: what a hardware prefetcher loses at the end of
 // a run of pages.
-constexpr uint32_t kRecordsAhead = 16;
+constexpr uint32_t kRecordsAhead = 32;
 
 // Scores of all pages for kHeads heads from `head` on, and their q.mean.
 template <uint32_t kHeads, uint32_t kChannels>
@@ -127,17 +127,11 @@ struct RankChoice {
   }
 
   TS_INLINE uint32_t Mask(const T* ranks) {
-    uint32_t chosen = AtLeastOfSixteen(ranks, (T)cut.threshold);
-    uint32_t tied = EqualOfSixteen(ranks, (T)cut.threshold);
-    if (tied == 0) return chosen;
-    uint32_t taken = (uint32_t)__builtin_popcount(tied);
-    for (; taken > cut.ties; --taken) {
-      const uint32_t last = 1u << (31 - (uint32_t)__builtin_clz(tied));
-      tied ^= last;
-      chosen ^= last;
-    }
-    cut.ties -= taken;
-    return chosen;
+    const uint32_t chosen = AtLeastOfSixteen(ranks, (T)cut.threshold);
+    const uint32_t tied = EqualOfSixteen(ranks, (T)cut.threshold);
+    const uint32_t kept = _pdep_u32((1u << Smaller(cut.ties, 16)) - 1, tied);
+    cut.ties -= (uint32_t)__builtin_popcount(kept);
+    return chosen ^ tied ^ kept;
   }
 };
 
@@ -175,9 +169,11 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
   RankChoice<uint16_t> choice(s.page_rank, count, call.args.candidates);
   uint32_t n = 0;
   for (uint32_t p = 0; p < count; p += 16) {
-    for (uint32_t left = choice.Mask(s.page_rank + p); left != 0; left &= left - 1) {
-      s.candidates[n++] = p + (uint32_t)__builtin_ctz(left);
-    }
+    const uint32_t mask = choice.Mask(s.page_rank + p);
+    VI pages[kTokenVectors];
+    CountFrom(p, pages);
+    StoreChosen(mask, pages, s.candidates + n);
+    n += (uint32_t)__builtin_popcount(mask);
   }
   return n;
 }
@@ -406,7 +402,7 @@ uint64_t CascadeScratchBytes(const KvShape* shape, uint32_t group, uint32_t page
 CascadeCounts AttendCascade(const CascadeArgs* args) {
   CascadeScratch s;
   LayCascadeScratch(args->shape, args->group, args->count, args->scratch, &s);
-  CascadeCall call = {*args, s, PlanesLayoutOf(args->shape.head_dim), 0};
+  CascadeCall call = {.args = *args, .s = s, .at = PlanesLayoutOf(args->shape.head_dim)};
   if (call.at.channels > kPlanesHeadDimMax) __builtin_trap();
   const uint32_t group = args->group;
   CodeQueries(call);
@@ -424,16 +420,17 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   const uint32_t tokens = call.candidates * kPlanesTokens;
   RankChoice<uint8_t> full(s.rank, tokens, args->full_tokens);
   RankChoice<uint8_t> value(s.rank, tokens, args->value_tokens);
-  // Ranks are read once more, and give way to the masks.
-  TokenMasks* masks = (TokenMasks*)s.rank;
   for (uint32_t i = 0; i < call.candidates; ++i) {
     const uint8_t* ranks = s.rank + i * kPlanesTokens;
     const TokenMasks of_page = {(uint16_t)full.Mask(ranks), (uint16_t)value.Mask(ranks)};
-    masks[i] = of_page;
+    s.masks[i] = of_page;
   }
+  ListTokens(call);
   for (uint64_t i = 0; i < group * s.row_channels; i += kLanes) Store(s.o + i, Zero());
   ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
-    AddCandidates<kHeads, kChannels>(call, head, masks);
+    WeighExactly<kHeads, kChannels>(call, head);
+    ScaleWeights<kHeads, kChannels>(call, head);
+    AddRows<kHeads, kChannels>(call, head);
   });
   for (uint32_t h = 0; h < group; ++h) {
     args->out.m[h] = s.m[h] * kLn2;

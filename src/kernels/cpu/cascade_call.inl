@@ -18,8 +18,6 @@ namespace {
 constexpr uint32_t kCascadeHeads = 4;  // of one pass, at most
 // The largest code of a query: times a distance of 255, over 2^15, it is 127.
 constexpr float kQueryTop = 16320;
-// Rows of values that are summed as integers before they are scaled: 128 * 2^15 * 2^7 < 2^31.
-constexpr uint32_t kValueRows = 128;
 // On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
 static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
 // Candidates between the one that is read and the one that is prefetched.
@@ -28,6 +26,14 @@ constexpr uint32_t kCandidatesAhead = 12;
 // int16 lanes of a vector, and the vectors that hold a page's tokens.
 constexpr uint32_t kWordLanes = 2 * kLanes;
 constexpr uint32_t kTokenVectors = kPlanesTokens / kLanes;
+
+// Tokens of a page that are read in full, and those whose value is read.
+struct TokenMasks {
+  uint16_t full, value;
+};
+
+// What is listed at the ends of the scratch's lists by whole vectors, or read by whole steps.
+constexpr uint32_t kListSlack = 64;
 
 struct CascadeScratch {
   int16_t* q;            // [g][channels] codes
@@ -42,9 +48,15 @@ struct CascadeScratch {
   float* m;              // [g]
   float* d;              // [g] without the open tokens
   float* share;          // [g] what makes a weight a share of the softmax
+  TokenMasks* masks;     // [pages] of the candidates
+  uint32_t* exact_page;  // [pages] candidates of which tokens are read in full
+  uint32_t* exact;       // [16 * pages] such tokens: 16 * index in exact_page + token
+  const uint8_t** rows;  // [17 * pages] of values, a page's mean behind its tokens
+  float* row_weights;    // [kCascadeHeads][row_count]
   float* o;              // [g][row_channels], in the order of OutputAt
   uint64_t pages;        // rounded up to 64
   uint64_t row_channels;
+  uint64_t row_count;  // that rows may hold, padding included
 };
 
 TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint32_t pages_max,
@@ -57,6 +69,7 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
     bytes += (count * sizeof(**field) + kLineBytes - 1) / kLineBytes * kLineBytes;
   };
   out->pages = pages;
+  out->row_count = pages * (kPlanesTokens + 1) + kListSlack;
   out->row_channels = RoundUp(shape.head_dim, 4 * kLanes);
   // Whole vectors are read at the end of a head's queries.
   take(&out->q, group * channels + 2 * kWordLanes);
@@ -64,13 +77,18 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   take(&out->mean_dot, group * pages);
   take(&out->scores, group * pages);
   take(&out->page_rank, pages);
-  take(&out->candidates, pages);
+  take(&out->candidates, pages + kListSlack);
   take(&out->page, pages + kCandidatesAhead);
   take(&out->logits, group * pages * kPlanesTokens);
   take(&out->rank, pages * kPlanesTokens);
   take(&out->m, heads);
   take(&out->d, heads);
   take(&out->share, heads);
+  take(&out->masks, pages);
+  take(&out->exact_page, pages);
+  take(&out->exact, pages * kPlanesTokens + kListSlack);
+  take(&out->rows, out->row_count);
+  take(&out->row_weights, kCascadeHeads * out->row_count);
   take(&out->o, heads * out->row_channels);
   return bytes;
 }
@@ -81,6 +99,9 @@ struct CascadeCall {
   const CascadeScratch& s;
   PlanesLayout at;
   uint32_t candidates;  // pages, once chosen
+  // What is listed: pages with tokens that are read in full, such tokens, rows of values; and how
+  // many of those have been prefetched.
+  uint32_t exact_pages, exact_tokens, value_rows, rows_prefetched;
 
   TS_INLINE const uint8_t* Page(uint32_t p) const { return PageAt(args.slab, args.pages[p]); }
   TS_INLINE const uint8_t* Spread(uint32_t p) const {
@@ -89,20 +110,20 @@ struct CascadeCall {
   TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
 };
 
+// first, first + 1 .. first + 15 by lane.
+TS_INLINE void CountFrom(uint32_t first, VI (&lanes)[kTokenVectors]) {
+  static constexpr int32_t kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+    lanes[v] = AddInt(LoadInt(kCount + v * kLanes), SetInt((int32_t)first));
+  }
+}
+
 // Four lanes, then zeros.
 TS_INLINE VF Widen(V4 a) {
 #if defined(__AVX512F__)
   return _mm512_zextps128_ps512(a);
 #else
   return _mm256_zextps128_ps256(a);
-#endif
-}
-
-TS_INLINE V4 FirstFour(VF a) {
-#if defined(__AVX512F__)
-  return _mm512_castps512_ps128(a);
-#else
-  return _mm256_castps256_ps128(a);
 #endif
 }
 

@@ -4,6 +4,51 @@
 namespace tinyserve {
 namespace {
 
+// ---- what is read of which token ----
+
+// Tokens between the one whose logit is made exact and the one that is prefetched.
+constexpr uint32_t kExactAhead = 24;
+static_assert(kExactAhead + kPlanesTokens <= kListSlack);
+
+// Lists the candidates' tokens that are read in full, and the rows of values: those of the tokens
+// whose value is read, then the page's mean. Without branches that hang on what was chosen: nothing
+// foretells them.
+TS_PHASE void ListTokens(CascadeCall& call) {
+  const CascadeScratch& s = call.s;
+  uint32_t pages = 0, tokens = 0, rows = 0;
+  for (uint32_t i = 0; i < call.candidates; ++i) {
+    const TokenMasks masks = s.masks[i];
+    VI ids[kTokenVectors];
+    CountFrom(pages * kPlanesTokens, ids);
+    StoreChosen(masks.full, ids, s.exact + tokens);
+    s.exact_page[pages] = i;
+    pages += masks.full != 0;
+    tokens += (uint32_t)__builtin_popcount(masks.full);
+    StoreChosenRows(masks.value, s.page[i] + call.at.v_at, call.at.channels, s.rows + rows);
+    rows += (uint32_t)__builtin_popcount(masks.value);
+    s.rows[rows++] = s.page[i] + call.at.mean_v_at;
+  }
+  // Whole steps are read, and prefetched ahead.
+  for (uint32_t k = 0; k < kListSlack; ++k) {
+    s.exact[tokens + k] = tokens == 0 ? 0 : s.exact[tokens - 1];
+    s.rows[rows + k] = s.rows[rows - 1];
+  }
+  call.exact_pages = pages;
+  call.exact_tokens = tokens;
+  call.value_rows = rows;
+  call.rows_prefetched = 0;
+}
+
+// Values are on their way while there is something else to do.
+template <uint32_t kRows>
+TS_INLINE void PrefetchRows(CascadeCall& call, uint32_t channels) {
+  const uint8_t* const* rows = call.s.rows + call.rows_prefetched;
+  TS_UNROLL for (uint32_t r = 0; r < kRows; ++r) {
+    for (uint32_t b = 0; b < channels; b += kLineBytes) PrefetchLine(rows[r] + b);
+  }
+  call.rows_prefetched = Smaller(call.rows_prefetched + kRows, call.value_rows);
+}
+
 // ---- 4: exact logits ----
 
 // The page's distances times q over 2^8, for exact logits: [head][channels], then zeros up to whole
@@ -43,44 +88,63 @@ TS_INLINE V4 ExactSums(const PlanesLayout& at, const uint8_t* page, uint32_t t,
   return _mm_cvtepi32_ps(FoldFourInt(sums[0], sums[1], sums[2], sums[3]));
 }
 
-// Replaces the weights of the page's tokens in `mask` by those of their exact logits. i: the
-// candidate.
+// Replaces the weights of the listed tokens by those of their exact logits.
 template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask) {
+TS_PHASE void WeighExactly(CascadeCall& call, uint32_t head) {
+  constexpr uint32_t kAtOnce = 8;  // pages whose queries are scaled before their tokens are read
   const CascadeScratch& s = call.s;
   const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
-  const uint32_t p = s.candidates[i], channels = at.channels;
   const uint64_t row = s.pages * kPlanesTokens;
-  const uint8_t* spread = call.Spread(p);
-  SpreadScales scales;
-  __builtin_memcpy(&scales, spread, sizeof scales);
-  alignas(64) int16_t q16[kHeads][kPlanesHeadDimMax];
-  ScaleQueriesExactly<kHeads>(spread + sizeof scales + channels, channels,
-                              s.q + (uint64_t)head * channels, q16);
-  float base[4] = {}, q_scale[4] = {};
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    q_scale[h] = s.q_scale[head + h];
-    base[h] = s.mean_dot[(head + h) * s.pages + p] - s.m[head + h];
-  }
-  const V4 steps = _mm_mul_ps(_mm_setr_ps(q_scale[0], q_scale[1], q_scale[2], q_scale[3]),
-                              _mm_set1_ps(scales.distance * (256.0f / kPlanesTop)));
-  const V4 bases = _mm_setr_ps(base[0], base[1], base[2], base[3]);
-  float* weights = s.logits + head * row + i * kPlanesTokens;
+  float* weights = s.logits + head * row;
+  alignas(64) int16_t q16[kAtOnce][kHeads][kPlanesHeadDimMax];
+  alignas(64) float y[kAtOnce * kPlanesTokens + kLanes / 4][4];
+  V4 steps[kAtOnce], bases[kAtOnce];
   V4 gained = _mm_setzero_ps();
-  for (uint32_t left = mask; left != 0; left &= left - 1) {
-    const uint32_t t = (uint32_t)__builtin_ctz(left);
-    const V4 sums = ExactSums<kHeads>(at, s.page[i], t, q16);
-    // A weight may pass 1, where the approximate logits missed the largest: by less than 2^126.
-    const V4 y = _mm_min_ps(_mm_fmadd_ps(sums, steps, bases), _mm_set1_ps(100.0f));
-    const V4 exact = FirstFour(ExpTwo<6>(Widen(y)));
-    float of_heads[4], before[4] = {};
-    _mm_storeu_ps(of_heads, exact);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      before[h] = weights[h * row + t];
-      weights[h * row + t] = of_heads[h];
+  for (uint32_t first = 0, token = 0; first < call.exact_pages; first += kAtOnce) {
+    const uint32_t begin = token, pages = Smaller(kAtOnce, call.exact_pages - first);
+    uint32_t end = begin;
+    for (uint32_t j = 0; j < pages; ++j) {
+      const uint32_t i = s.exact_page[first + j], p = s.candidates[i];
+      const uint8_t* spread = call.Spread(p);
+      SpreadScales scales;
+      __builtin_memcpy(&scales, spread, sizeof scales);
+      ScaleQueriesExactly<kHeads>(spread + sizeof scales + at.channels, at.channels,
+                                  s.q + (uint64_t)head * at.channels, q16[j]);
+      float base[4] = {}, q_scale[4] = {};
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+        q_scale[h] = s.q_scale[head + h];
+        base[h] = s.mean_dot[(head + h) * s.pages + p] - s.m[head + h];
+      }
+      steps[j] =
+          _mm_mul_ps(_mm_loadu_ps(q_scale), _mm_set1_ps(scales.distance * (256.0f / kPlanesTop)));
+      bases[j] = _mm_loadu_ps(base);
+      end += (uint32_t)__builtin_popcount(s.masks[i].full);
     }
-    gained = _mm_add_ps(gained,
-                        _mm_sub_ps(exact, _mm_setr_ps(before[0], before[1], before[2], before[3])));
+    for (; token < end; ++token) {
+      const uint32_t id = s.exact[token], ahead = s.exact[token + kExactAhead];
+      const uint8_t* low = s.page[s.exact_page[ahead / kPlanesTokens]] + at.low_at +
+                           ahead % kPlanesTokens * at.low_bytes;
+      PrefetchLine(low);
+      PrefetchLine(low + at.low_bytes - 1);
+      PrefetchRows<4>(call, at.channels);
+      const uint32_t j = id / kPlanesTokens - first;
+      const uint8_t* page = s.page[s.exact_page[id / kPlanesTokens]];
+      const V4 sums = ExactSums<kHeads>(at, page, id % kPlanesTokens, q16[j]);
+      // A weight may pass 1, where the approximate logits missed the largest: by less than 2^126.
+      _mm_store_ps(y[token - begin],
+                   _mm_min_ps(_mm_fmadd_ps(sums, steps[j], bases[j]), _mm_set1_ps(100.0f)));
+    }
+    for (uint32_t k = 0; k < end - begin; k += kLanes / 4) Store(y[k], ExpTwo<6>(Load(y[k])));
+    for (uint32_t k = begin; k < end; ++k) {
+      const uint32_t id = s.exact[k];
+      float* to = weights + s.exact_page[id / kPlanesTokens] * kPlanesTokens + id % kPlanesTokens;
+      float before[4] = {};
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+        before[h] = to[h * row];
+        to[h * row] = y[k - begin][h];
+      }
+      gained = _mm_add_ps(gained, _mm_sub_ps(_mm_load_ps(y[k - begin]), _mm_loadu_ps(before)));
+    }
   }
   float gains[4];
   _mm_storeu_ps(gains, gained);
@@ -89,14 +153,48 @@ TS_PHASE void WeighExactly(const CascadeCall& call, uint32_t head, uint32_t i, u
 
 // ---- 5: values ----
 
-// Rows of signed bytes with a weight for each head, on their way to the sums.
-template <uint32_t kHeads>
-struct ValueRows {
-  const int8_t* rows[kValueRows];
-  // Whole pages of weights are written, of which the first count.
-  alignas(64) float weights[kHeads][kValueRows + kPlanesTokens];
-  uint32_t count;
-};
+// Rows whose weights share a scale. In bytes a single large one leaves its neighbours without
+// digits; of 15 bits, 128 * 2^15 * 2^7 < 2^31.
+constexpr uint32_t kScaleRows = kHasByteDot ? 32 : 128;
+
+// Weights of the listed rows: a token's times its value's scale; a page's mean has what the page's
+// other tokens weigh together.
+template <uint32_t kHeads, uint32_t kChannels>
+TS_PHASE void ScaleWeights(CascadeCall& call, uint32_t head) {
+  const CascadeScratch& s = call.s;
+  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
+  const uint64_t row = s.pages * kPlanesTokens;
+  uint32_t n = 0;
+  for (uint32_t i = 0; i < call.candidates; ++i) {
+    PrefetchRows<4>(call, at.channels);
+    const uint8_t* page = s.page[i];
+    const float* weights = s.logits + head * row + i * kPlanesTokens;
+    const uint32_t mask = s.masks[i].value;
+    VF scales[kTokenVectors], others[4];
+    TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+      scales[v] = LoadBF16((const uint16_t*)(page + at.scales_at) + v * kLanes);
+    }
+    TS_UNROLL for (uint32_t h = 0; h < 4; ++h) others[h] = Zero();
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+      VI scaled[kTokenVectors];
+      TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
+        const VF weight = Load(weights + h * row + v * kLanes);
+        scaled[v] = (VI)Mul(weight, scales[v]);
+        others[h] = Add(others[h], KeepLanes(~mask >> v * kLanes, weight));
+      }
+      StoreChosen(mask, scaled, s.row_weights + h * s.row_count + n);
+    }
+    n += (uint32_t)__builtin_popcount(mask);
+    float mean_scale, rest[4];
+    __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
+    _mm_storeu_ps(rest, _mm_mul_ps(FoldFour<SumOp>(others), _mm_set1_ps(mean_scale)));
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) s.row_weights[h * s.row_count + n] = rest[h];
+    ++n;
+  }
+  for (uint32_t h = 0; h < kHeads; ++h) {
+    for (uint32_t r = n; r < RoundUp(n, kPlanesTokens); ++r) s.row_weights[h * s.row_count + r] = 0;
+  }
+}
 
 // Outputs are summed as the products' operands come out of their interleaving: in blocks of
 // kOutputBlock columns, vector v holds columns 4 v .. 4 v + 3 of each kOutputRun.
@@ -115,15 +213,16 @@ TS_INLINE void StoreOutput(const float* o, uint32_t dim, float* out) {
 // Sums over the rows' columns from c on, `left` of which there are, of rows times weights: of four
 // rows at a time, weights in bytes, ...
 template <uint32_t kHeads>
-TS_INLINE void SumFours(const int8_t* const* rows, uint32_t count, uint32_t c, uint32_t left,
-                        const uint8_t (&codes)[kHeads][4 * kValueRows],
+TS_INLINE void SumFours(const uint8_t* const* rows, uint32_t count, uint32_t c, uint32_t left,
+                        const uint8_t (&codes)[kHeads][2 * kScaleRows],
                         VI (&sums)[kHeads][kOutputVectors]) {
   for (uint32_t r = 0; r < count; r += 4) {
-    const VI first = LoadIntFirst(rows[r] + c, left), second = LoadIntFirst(rows[r + 1] + c, left);
-    const VI third = LoadIntFirst(rows[r + 2] + c, left),
-             fourth = LoadIntFirst(rows[r + 3] + c, left);
-    const VI low = PairLowBytes(first, second), high = PairHighBytes(first, second);
-    const VI next_low = PairLowBytes(third, fourth), next_high = PairHighBytes(third, fourth);
+    VI of_rows[4];
+    TS_UNROLL for (uint32_t i = 0; i < 4; ++i) of_rows[i] = LoadIntFirst(rows[r + i] + c, left);
+    const VI low = PairLowBytes(of_rows[0], of_rows[1]),
+             high = PairHighBytes(of_rows[0], of_rows[1]);
+    const VI next_low = PairLowBytes(of_rows[2], of_rows[3]);
+    const VI next_high = PairHighBytes(of_rows[2], of_rows[3]);
     const VI values[4] = {PairLowWords(low, next_low), PairHighWords(low, next_low),
                           PairLowWords(high, next_high), PairHighWords(high, next_high)};
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
@@ -138,8 +237,8 @@ TS_INLINE void SumFours(const int8_t* const* rows, uint32_t count, uint32_t c, u
 
 // ... or of two at a time, weights in 15 bits.
 template <uint32_t kHeads>
-TS_INLINE void SumPairs(const int8_t* const* rows, uint32_t count, uint32_t c, uint32_t left,
-                        const uint8_t (&codes)[kHeads][4 * kValueRows],
+TS_INLINE void SumPairs(const uint8_t* const* rows, uint32_t count, uint32_t c, uint32_t left,
+                        const uint8_t (&codes)[kHeads][2 * kScaleRows],
                         VI (&sums)[kHeads][kOutputVectors]) {
   for (uint32_t r = 0; r < count; r += 2) {
     const VI first = LoadWordsSigned(rows[r] + c, left);
@@ -155,7 +254,7 @@ TS_INLINE void SumPairs(const int8_t* const* rows, uint32_t count, uint32_t c, u
   }
 }
 
-// Codes weights from row `first` on, `count` rows; returns what a code stands for.
+// Codes `count` weights; returns what a code stands for.
 TS_INLINE float CodeWeights(const float* weights, uint32_t count, uint8_t* codes) {
   constexpr float kTop = kHasByteDot ? 255 : 32767;
   const float top = TopOf(weights, count), to_codes = CodesPerUnit(top, kTop);
@@ -170,25 +269,20 @@ TS_INLINE float CodeWeights(const float* weights, uint32_t count, uint8_t* codes
   return top * (1.0f / kTop);
 }
 
-// o += weights * rows for kHeads heads; rows become none.
+// o += weights * rows for kHeads heads, of the `count` rows that are listed.
 template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void AddRows(ValueRows<kHeads>& rows, uint32_t runtime_channels, uint64_t row_channels,
-                      float* o) {
-  // Weights in bytes have a scale for every few rows: a single large one leaves its neighbours
-  // without digits.
-  constexpr uint32_t kScaleRows = kHasByteDot ? 32 : kValueRows;
-  const uint32_t channels = kChannels != 0 ? kChannels : runtime_channels;
-  const uint32_t padded = RoundUp(rows.count, kPlanesTokens);
-  for (uint32_t r = rows.count; r < padded; ++r) {
-    rows.rows[r] = rows.rows[0];
-    for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][r] = 0;
-  }
-  alignas(64) uint8_t codes[kHeads][4 * kValueRows];
-  for (uint32_t first = 0; first < rows.count; first += kScaleRows) {
-    const uint32_t count = Smaller(kScaleRows, rows.count - first);
+TS_PHASE void AddRows(CascadeCall& call, uint32_t head) {
+  const CascadeScratch& s = call.s;
+  const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
+  float* o = s.o + head * s.row_channels;
+  alignas(64) uint8_t codes[kHeads][2 * kScaleRows];
+  for (uint32_t first = 0; first < call.value_rows; first += kScaleRows) {
+    const uint32_t count = Smaller(kScaleRows, call.value_rows - first);
+    for (uint32_t r = 0; r < count; r += 16) PrefetchRows<16>(call, channels);
     float back[kHeads];
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      back[h] = CodeWeights(rows.weights[h] + first, RoundUp(count, kPlanesTokens), codes[h]);
+      back[h] = CodeWeights(s.row_weights + h * s.row_count + first, RoundUp(count, kPlanesTokens),
+                            codes[h]);
     }
     for (uint32_t c = 0; c < channels; c += kOutputBlock) {
       VI sums[kHeads][kOutputVectors];
@@ -196,103 +290,18 @@ TS_PHASE void AddRows(ValueRows<kHeads>& rows, uint32_t runtime_channels, uint64
         TS_UNROLL for (uint32_t v = 0; v < kOutputVectors; ++v) sums[h][v] = ZeroInt();
       }
       if constexpr (kHasByteDot) {
-        SumFours<kHeads>(rows.rows + first, count, c, channels - c, codes, sums);
+        SumFours<kHeads>(s.rows + first, count, c, channels - c, codes, sums);
       } else {
-        SumPairs<kHeads>(rows.rows + first, count, c, channels - c, codes, sums);
+        SumPairs<kHeads>(s.rows + first, count, c, channels - c, codes, sums);
       }
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
         TS_UNROLL for (uint32_t v = 0; v < kOutputVectors; ++v) {
-          float* to = o + h * row_channels + c + v * kLanes;
+          float* to = o + h * s.row_channels + c + v * kLanes;
           Store(to, Fma(ToFloat(sums[h][v]), Set(back[h]), Load(to)));
         }
       }
     }
   }
-  rows.count = 0;
-}
-
-// Lists the candidate's tokens in `mask` with their values, the others with the page's mean.
-template <uint32_t kHeads, uint32_t kChannels>
-TS_INLINE void ListRows(const CascadeCall& call, uint32_t head, uint32_t i, uint32_t mask,
-                        ValueRows<kHeads>& rows) {
-  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
-  const uint64_t row = call.s.pages * kPlanesTokens;
-  const uint8_t* page = call.s.page[i];
-  const float* weights = call.s.logits + head * row + i * kPlanesTokens;
-  VF scales[kTokenVectors];
-  TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
-    scales[v] = LoadBF16((const uint16_t*)(page + at.scales_at) + v * kLanes);
-  }
-  VF others[4];
-  TS_UNROLL for (uint32_t h = 0; h < 4; ++h) others[h] = Zero();
-  uint32_t n = rows.count;
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    VF scaled[kTokenVectors];
-    TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
-      const VF weight = Load(weights + h * row + v * kLanes);
-      scaled[v] = Mul(weight, scales[v]);
-      const VF other = KeepLanes(~mask >> v * kLanes, weight);
-      others[h] = v == 0 ? other : Add(others[h], other);
-    }
-    StoreChosen(mask, scaled, rows.weights[h] + n);
-  }
-  const uint8_t* values = page + at.v_at;
-  for (uint32_t left = mask; left != 0; left &= left - 1, ++n) {
-    const uint8_t* value = values + (uint32_t)__builtin_ctz(left) * at.channels;
-    rows.rows[n] = (const int8_t*)value;
-    TS_UNROLL for (uint32_t b = 0; b < at.channels; b += kLineBytes) PrefetchLine(value + b);
-  }
-  if (mask != 0xffff) {
-    float mean_scale;
-    __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
-    float rest[4];
-    _mm_storeu_ps(rest, _mm_mul_ps(FoldFour<SumOp>(others), _mm_set1_ps(mean_scale)));
-    rows.rows[n] = (const int8_t*)page + at.mean_v_at;
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) rows.weights[h][n] = rest[h];
-    ++n;
-  }
-  rows.count = n;
-}
-
-// Tokens chosen to be read in full, and those whose value is read, by candidate.
-struct TokenMasks {
-  uint16_t full, value;
-};
-
-// Candidates between the one whose values are listed and the one whose logits are made exact.
-constexpr uint32_t kExactAhead = 2;
-
-template <uint32_t kHeads, uint32_t kChannels>
-TS_PHASE void AddCandidates(const CascadeCall& call, uint32_t head, const TokenMasks* masks) {
-  ValueRows<kHeads> lists[2];
-  lists[0].count = lists[1].count = 0;
-  uint32_t filling = 0;
-  const uint32_t channels = call.at.channels, low_bytes = call.at.low_bytes;
-  const uint64_t row_channels = call.s.row_channels;
-  float* o = call.s.o + head * row_channels;
-  // Weights are written one by one and read by the vector: in between, the writes settle.
-  const auto weigh = [&](uint32_t i) {
-    if (masks[i].full != 0) WeighExactly<kHeads, kChannels>(call, head, i, masks[i].full);
-  };
-  for (uint32_t i = 0; i < Smaller(kExactAhead, call.candidates); ++i) weigh(i);
-  for (uint32_t i = 0; i < call.candidates; ++i) {
-    // Rows are added up while those of the other list are on their way to the caches.
-    if (lists[filling].count + kPlanesTokens + 1 > kValueRows) {
-      filling ^= 1;
-      AddRows<kHeads, kChannels>(lists[filling], channels, row_channels, o);
-    }
-    const uint32_t ahead = Smaller(i + kExactAhead + kCandidatesAhead, call.candidates - 1);
-    for (uint32_t left = masks[ahead].full; left != 0; left &= left - 1) {
-      const uint8_t* low =
-          call.s.page[ahead] + call.at.low_at + (uint32_t)__builtin_ctz(left) * low_bytes;
-      for (uint32_t b = 0; b < low_bytes; b += kLineBytes) PrefetchLine(low + b);
-      PrefetchLine(low + low_bytes - 1);
-    }
-    if (i + kExactAhead < call.candidates) weigh(i + kExactAhead);
-    ListRows<kHeads, kChannels>(call, head, i, masks[i].value, lists[filling]);
-  }
-  AddRows<kHeads, kChannels>(lists[filling ^ 1], channels, row_channels, o);
-  AddRows<kHeads, kChannels>(lists[filling], channels, row_channels, o);
 }
 
 }  // namespace

@@ -279,13 +279,20 @@ struct LaneOrders {
   }
 };
 alignas(64) constexpr LaneOrders kLaneOrders;
-// Those of sixteen floats whose bit is set, one after another. Writes 16 floats at most.
-TS_INLINE void StoreChosen(uint32_t mask, const VF (&a)[2], float* p) {
+// Those of sixteen lanes whose bit is set, one after another. Writes 16 lanes at most.
+TS_INLINE void StoreChosen(uint32_t mask, const VI (&a)[2], void* p) {
   TS_UNROLL for (uint32_t half = 0; half < 2; ++half) {
     const uint32_t eight = mask >> 8 * half & 255;
     const __m128i order = _mm_loadl_epi64((const __m128i*)(kLaneOrders.of + eight));
-    _mm256_storeu_ps(p, _mm256_permutevar8x32_ps(a[half], _mm256_cvtepu8_epi32(order)));
-    p += __builtin_popcount(eight);
+    StoreInt(p, _mm256_permutevar8x32_epi32(a[half], _mm256_cvtepu8_epi32(order)));
+    p = (char*)p + 4 * __builtin_popcount(eight);
+  }
+}
+// The addresses base + stride * bit of the bits that are set. Writes 16 at most.
+TS_INLINE void StoreChosenRows(uint32_t mask, const uint8_t* base, uint32_t stride,
+                               const uint8_t** p) {
+  for (uint32_t left = mask; left != 0; left &= left - 1) {
+    *p++ = base + (uint64_t)__builtin_ctz(left) * stride;
   }
 }
 

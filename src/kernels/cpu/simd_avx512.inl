@@ -252,9 +252,20 @@ TS_INLINE void StoreSixteenClamped(uint8_t* p, const VI (&a)[1], uint8_t low, ui
 
 // The lanes whose bit is set, from bit 0 on; the others are 0.
 TS_INLINE VF KeepLanes(uint32_t mask, VF a) { return _mm512_maskz_mov_ps((__mmask16)mask, a); }
-// Those of sixteen floats whose bit is set, one after another. Writes 16 floats at most.
-TS_INLINE void StoreChosen(uint32_t mask, const VF (&a)[1], float* p) {
-  _mm512_storeu_ps(p, _mm512_maskz_compress_ps((__mmask16)mask, a[0]));
+// Those of sixteen lanes whose bit is set, one after another. Writes 16 lanes at most.
+TS_INLINE void StoreChosen(uint32_t mask, const VI (&a)[1], void* p) {
+  StoreInt(p, _mm512_maskz_compress_epi32((__mmask16)mask, a[0]));
+}
+// The addresses base + stride * bit of the bits that are set. Writes 16 at most.
+TS_INLINE void StoreChosenRows(uint32_t mask, const uint8_t* base, uint32_t stride,
+                               const uint8_t** p) {
+  const VI first = _mm512_set1_epi64((long long)base);
+  const VI step = SetInt((int32_t)stride);
+  const VI low = _mm512_mul_epu32(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), step);
+  const VI high = _mm512_mul_epu32(_mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15), step);
+  StoreInt(p, _mm512_maskz_compress_epi64((__mmask8)mask, AddInt64(first, low)));
+  StoreInt(p + __builtin_popcount(mask & 255),
+           _mm512_maskz_compress_epi64((__mmask8)(mask >> 8), AddInt64(first, high)));
 }
 
 // ---- codes in planes (page/planes.h) ----
