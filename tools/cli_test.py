@@ -543,6 +543,30 @@ class Observation(unittest.TestCase):
         hits = [sum(layer[key] for layer in sparse["layers"]) for key in ("pages_reused", "pages_followed")]
         self.assertAlmostEqual(sparse["hit_rate"], hits[0] / hits[1], delta=1e-4)
 
+    def test_retrieval_tasks_are_asked_of_every_method(self):
+        text = os.path.join(os.path.dirname(os.path.abspath(MODEL)), "..", "moby_dick.txt")
+        args = ("eval", "--model", MODEL, "--text", text, "--score", "200", "--trials", "1", "--method", "full",
+                "--method", SPARSE)
+        done = tinyserve(*args, "--context", "420", "--task", "key_value", "--task", "passkey", "--json", "-")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([(x["task"], x["method"], x["depth"]) for x in lines],
+                         [(task, method, depth) for task in ("key_value", "passkey") for method in ("full", SPARSE)
+                          for depth in (0.1, 0.3, 0.5, 0.7, 0.9)])
+        for line in lines:
+            self.assertEqual(line["answers"], 1)
+            self.assertLess(line["logprob"], 0)
+            if line["method"] == "full":  # dense attention itself
+                self.assertEqual((line["accuracy"], line["logprob"]), (line["dense_accuracy"], line["dense_logprob"]))
+            else:
+                self.assertNotEqual(line["logprob"], line["dense_logprob"])
+        for more, message in ((["--context", "420", "--task", "needle"], "'needle' is not allowed: passkey, key_value"),
+                              (["--context", "240", "--task", "passkey"], "--context 240: allowed are 265 to"),
+                              (["--task", "passkey", "--layers"], "--task excludes --layers")):
+            done = tinyserve(*args, *more)
+            self.assertEqual(done.returncode, 2, done.stdout)
+            self.assertIn(message, done.stderr.decode())
+
     def test_the_picture_of_pages_read_holds_what_was_counted(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "reads.html")

@@ -9,12 +9,14 @@
 #include "base/file.h"
 #include "tools/commands.h"
 #include "tools/eval_methods.h"
+#include "tools/eval_tasks.h"
 #include "tools/format.h"
 #include "tools/generation.h"
 #include "tools/json_output.h"
 #include "tools/options.h"
 #include "tools/perplexity.h"
 #include "tools/progress.h"
+#include "tools/retrieval.h"
 #include "tools/trace_report.h"
 
 namespace tinyserve {
@@ -162,7 +164,8 @@ Result<int> Eval(EvalFlags flags) {
   if (!flags.methods.methods.empty()) {
     flags.methods.text = flags.text;
     flags.methods.tokens = flags.tokens_max;
-    return EvaluateMethods(flags.methods, flags.engine, &output);
+    return flags.methods.tasks.empty() ? EvaluateMethods(flags.methods, flags.engine, &output)
+                                       : EvaluateTasks(flags.methods, flags.engine, &output);
   }
   if (contexts.size() > 1) {
     return Status(Code::kInvalidArgument,
@@ -196,12 +199,24 @@ void AddMethodOptions(CLI::App* app, MethodEvalFlags* flags) {
   Limit(add("--long-prompt", &flags->long_prompt, "TOKENS", "Tokens before those of --long")
             ->capture_default_str(),
         1, 1 << 20);
+  CLI::Option* tasks =
+      add("--task", &flags->tasks, "NAME",
+          "Ask for what is hidden in a context, with the text as filler, in place of scoring the "
+          "text (may be repeated)")
+          ->allow_extra_args(false);
+  Choose(tasks, RetrievalTaskNames());
+  Limit(add("--trials", &flags->trials, "N", "Of each depth or conversation of a task")
+            ->capture_default_str()
+            ->needs(tasks),
+        1, 1000);
   app->add_flag("--layers", flags->layers,
                 "Also show what each method's selection did by layer and KV head")
       ->needs(methods)
       ->group("Methods");
   add("--plot", &flags->plot, "FILE.svg",
       "Draw KL over bytes read and over decode speed, with the Pareto front");
+  for (const char* other : {"--long", "--tokens", "--layers", "--plot", "--shadow-check"})
+    tasks->excludes(app->get_option(other));
 }
 
 }  // namespace
@@ -225,9 +240,9 @@ void AddEval(CLI::App* parent, Command* run) {
       ->type_name("N")
       ->capture_default_str();
   AddJsonOption(app, &flags->json);
+  AddShadowOption(app, &flags->methods.shadow_check);
   AddMethodOptions(app, &flags->methods);
   AddPluginOption(app, &flags->engine.plugins);
-  AddShadowOption(app, &flags->methods.shadow_check);
   stride->excludes(app->get_option("--method"));
   AddEngineOptions(app, &flags->engine);
   // The same figure, under the name that fits here.

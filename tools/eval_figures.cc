@@ -42,10 +42,13 @@ TokenComparison Compare(std::span<const float> dense, std::span<const float> met
     sum += std::exp(x - dense_log) * (x - y);
   }
   const auto n = static_cast<size_t>(next);
+  const size_t dense_top = Top(dense), method_top = Top(method);
   return {.kl = sum - (dense_log - method_log),
-          .same_top = Top(dense) == Top(method),
+          .same_top = dense_top == method_top,
           .dense_nll = dense_log - dense[n],
-          .nll = method_log - method[n]};
+          .nll = method_log - method[n],
+          .dense_hit = dense_top == n,
+          .hit = method_top == n};
 }
 
 double Median(std::vector<double> values) {

@@ -18,6 +18,7 @@ struct TokenComparison {
   double kl;              // KL(dense || method) over the whole vocabulary, nats
   bool same_top;          // both find the same token likeliest
   double dense_nll, nll;  // -log p of the token that follows in the text
+  bool dense_hit, hit;    // that token is the likeliest
 };
 
 // Logits of both after the same token. REQUIRES: equal sizes, `next` inside.

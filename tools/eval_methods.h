@@ -20,6 +20,8 @@ struct MethodEvalFlags {
   uint32_t window_scored = 256;      // tokens at the end of a window
   uint32_t long_tokens = 0;          // decoded tokens of a long run; 0: none
   uint32_t long_prompt = 4096;
+  std::vector<std::string> tasks;  // of retrieval, in place of the text's own tokens
+  uint32_t trials = 4;             // of each depth
   bool layers = false;
   double shadow_check = 1;  // share of the tokens; none of those that are timed
   uint32_t tokens = 0;      // scored at each context; 0: kScoredDefault

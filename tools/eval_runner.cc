@@ -233,7 +233,9 @@ ShadowStats EvalRunner::shadow(size_t method) const {
   return {};
 }
 
-Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane) {
+Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, size_t method,
+                         const OnToken& on_token) {
+  Lane* lane = &lanes_[method + 1];
   const uint64_t vocab = options_.model->model->config().vocab;
   options_.model->threads->For(turn.count, [&](uint32_t i, uint32_t) {
     comparisons_[i] = Compare({dense_logits_.data() + i * vocab, vocab},
@@ -247,12 +249,13 @@ Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, Lane
                                 lane->name, turn.first + i));
     }
     lane->run.figures.Add(turn.first + i - shape_.prompt_tokens, c);
+    if (on_token) on_token(method, turn.first + i, c);
   }
   return Status();
 }
 
 Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
-                             const std::function<void(double)>& progress) {
+                             const std::function<void(double)>& progress, const OnToken& on_token) {
   TS_CHECK(tokens.size() == shape_.tokens() + uint64_t{1});
   const double work = WindowWork(shape_, lanes_.size() - 1, storages_.size());
   TS_RETURN_IF_ERROR(Restart());
@@ -267,7 +270,7 @@ Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
     TS_RETURN_IF_ERROR(RunTurn(turn, tokens, &lanes_[0], dense_logits_.data()));
     for (size_t method = 1; method < lanes_.size(); ++method) {
       TS_RETURN_IF_ERROR(RunTurn(turn, tokens, &lanes_[method], logits_.data()));
-      TS_RETURN_IF_ERROR(Score(turn, tokens, &lanes_[method]));
+      TS_RETURN_IF_ERROR(Score(turn, tokens, method - 1, on_token));
     }
     at += turn.count;
     progress(1 - (1 - prompts / work) * (shape_.tokens() - at) / shape_.scored_tokens);

@@ -59,9 +59,12 @@ class EvalRunner {
   static Result<std::unique_ptr<EvalRunner>> Create(const EvalRunnerOptions& options,
                                                     const EvalShape& shape);
 
-  // `tokens`: the window's and the one that follows it. `progress`: 0..1 of the window. Errors:
-  // kInternal (logits that are not finite).
-  Status RunWindow(std::span<const int32_t> tokens, const std::function<void(double)>& progress);
+  // Takes what a method predicted after the window's token `position`.
+  using OnToken = std::function<void(size_t method, uint32_t position, const TokenComparison&)>;
+  // `tokens`: the window's and the one that follows it. `progress`: 0..1 of the window. `on_token`
+  // may be empty. Errors: kInternal (logits that are not finite).
+  Status RunWindow(std::span<const int32_t> tokens, const std::function<void(double)>& progress,
+                   const OnToken& on_token = {});
 
   const EvalRun& dense() const { return lanes_[0].run; }
   const EvalRun& run(size_t method) const { return lanes_[method + 1].run; }
@@ -105,7 +108,8 @@ class EvalRunner {
   // Logits after each token of the turn to out [count][vocab].
   Status RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
   void RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens, float* out);
-  Status Score(const Turn& turn, std::span<const int32_t> tokens, Lane* lane);
+  Status Score(const Turn& turn, std::span<const int32_t> tokens, size_t method,
+               const OnToken& on_token);
 
   EvalRunnerOptions options_;
   EvalShape shape_{};
