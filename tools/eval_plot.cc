@@ -116,33 +116,40 @@ std::string Axes(const Panel& panel, const std::string& title, const std::string
   return out;
 }
 
-// Labels beside their points, moved down where another one is in the way.
+struct Box {
+  double left, right, y;  // y: of the middle line
+
+  bool Meets(const Box& other) const {
+    return left < other.right && right > other.left && std::abs(y - other.y) < kLabelHeight;
+  }
+};
+
+// Labels beside their points: at the nearest height, to the right or to the left, where no other
+// label or point is; a line leads to one that is not level with its point.
 std::string Labels(const Panel& panel) {
-  struct Box {
-    double left, right, y;
-  };
-  std::vector<Box> placed;
+  constexpr int kHeights = 12;  // 0, 1 line up, 1 down, 2 up ...
+  std::vector<Box> taken;
+  for (const PlotPoint& p : panel.points)
+    taken.push_back({panel.X(p.x) - 5, panel.X(p.x) + 5, panel.Y(p.y)});
   std::string out;
-  std::vector<PlotPoint> points = panel.points;
-  std::sort(points.begin(), points.end(),
-            [&](const PlotPoint& a, const PlotPoint& b) { return panel.Y(a.y) < panel.Y(b.y); });
-  for (const PlotPoint& p : points) {
+  for (const PlotPoint& p : panel.points) {
+    const double x = panel.X(p.x), y = panel.Y(p.y);
     const double width = kLabelCharWidth * static_cast<double>(p.label.size());
-    const bool to_right = panel.X(p.x) + 8 + width < panel.left + kPanelWidth;
-    const double left = to_right ? panel.X(p.x) + 8 : panel.X(p.x) - 8 - width;
-    Box box{left, left + width, panel.Y(p.y) + 4};
-    bool moved = true;
-    while (std::exchange(moved, false)) {
-      for (const Box& other : placed) {
-        const bool apart = box.left > other.right || box.right < other.left ||
-                           std::abs(box.y - other.y) >= kLabelHeight;
-        if (apart) continue;
-        box.y = other.y + kLabelHeight;
-        moved = true;
-      }
+    Box box{x + 8, x + 8 + width, y};
+    bool placed = false, to_right = true;
+    for (int i = 0; i < 2 * kHeights && !placed; ++i) {
+      to_right = i % 2 == 0;
+      const int height = (i / 2 + 1) / 2 * (i / 2 % 2 == 1 ? -1 : 1);
+      box = to_right ? Box{x + 8, x + 8 + width, y} : Box{x - 8 - width, x - 8, y};
+      box.y += height * kLabelHeight;
+      placed = box.left >= panel.left && box.right <= panel.left + kPanelWidth &&
+               box.y > panel.top + kTop && box.y < panel.top + kPanelHeight - kBottom &&
+               std::none_of(taken.begin(), taken.end(), [&](const Box& b) { return box.Meets(b); });
     }
-    placed.push_back(box);
-    out += Text(to_right ? box.left : box.right, box.y, to_right ? "start" : "end", p.label);
+    taken.push_back(box);
+    const double edge = to_right ? box.left : box.right;
+    if (box.y != y) out += Line(x, y, to_right ? edge - 1 : edge + 1, box.y, "lead");
+    out += Text(edge, box.y + 4, to_right ? "start" : "end", p.label);
   }
   return out;
 }
@@ -168,6 +175,7 @@ std::string Draw(const Panel& panel, const std::string& title, const std::string
 
 constexpr char kStyle[] =
     "<style>text{font:11px sans-serif;fill:#222}.grid{stroke:#ddd}.axis{stroke:#444}"
+    ".lead{stroke:#999;stroke-width:.7}"
     ".front{fill:none;stroke:#1a73b8;stroke-width:1.5}.point{fill:#999}.best{fill:#1a73b8}"
     "</style>\n";
 
