@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The oldest cargo that reads rust/textffi's lock file and builds its dependencies.
-readonly CARGO_VERSION_MIN=1.85.0
+readonly CARGO_VERSION_MIN=1.87.0
 
 have_recent_cargo() {
   local cargo version

@@ -151,6 +151,25 @@ class Serve(unittest.TestCase):
         self.assertEqual(connection.getresponse().read(), b'{"status": "ok"}')
         connection.close()
 
+    def test_answers_keep_to_their_grammar(self):
+        for seed in range(8):
+            request = {"prompt": "Hello", "max_tokens": 40, "seed": seed, "temperature": 2}
+            reply = self.server.post("/v1/completions", **request, guided_choice=["yes, indeed", "no"])[1]
+            choice = reply["choices"][0]
+            self.assertIn(choice["text"], ("yes, indeed", "no"))
+            self.assertEqual(choice["finish_reason"], "stop")
+            schema = {"type": "object", "properties": {"ok": {"type": "boolean"}, "n": {"enum": [1, 22]}},
+                      "required": ["ok", "n"], "additionalProperties": False}
+            kept = self.server.post("/v1/completions", **request, n=2, response_format={
+                "type": "json_schema", "json_schema": {"name": "s", "schema": schema}})[1]
+            for choice in kept["choices"]:
+                value = json.loads(choice["text"])
+                self.assertEqual((set(value), type(value["ok"])), ({"ok", "n"}, bool))
+                self.assertIn(value["n"], (1, 22))
+        for fields in ({"guided_regex": "(?=a)b"}, {"guided_grammar": "start: ("}, {"guided_json": {"not": {}}}):
+            status, reply, _ = self.server.post("/v1/completions", prompt="Hello", **fields)
+            self.assertEqual((status, reply["error"]["param"]), (400, next(iter(fields))), reply)
+
     def test_echo_scores_a_prompt_as_its_tokens_alone_do(self):
         tokens = self.server.post("/tokenize", prompt="The cat sat on the mat")[1]["tokens"]
         reply = self.server.post("/v1/completions", prompt=tokens, echo=True, logprobs=1, max_tokens=0)[1]

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -77,6 +78,32 @@ struct SamplingOptions {
 
 enum class Priority : uint8_t { kHigh, kNormal, kLow };
 
+// What the tokens of one answer must follow, one step at a time. Called by the engine's thread.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  // Sets bit t % 32 of bits[t / 32] for each token t that may come next; end tokens, where the
+  // answer may end here. `bits`: [(vocab + 31) / 32], all zero. An error ends the request with
+  // kError.
+  virtual Status Mask(std::span<uint32_t> bits) = 0;
+  // The token that was sampled; not called for one that ends the answer.
+  virtual Status Accept(int32_t token) = 0;
+};
+
+enum class GrammarKind : uint8_t {
+  kJsonSchema,
+  kRegex,  // of the whole answer, in the syntax of Rust's crate regex
+  kLark,   // a context-free grammar in Lark's form, beginning at `start`
+};
+
+// A grammar that Engine::CompileGrammar made; the engine must outlive it. Any thread.
+class Grammar {
+ public:
+  virtual ~Grammar() = default;
+  // For one request.
+  virtual Result<std::shared_ptr<TokenConstraint>> Start() const = 0;
+};
+
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
   uint32_t max_tokens = 256;    // 0: only process the prompt
@@ -94,6 +121,8 @@ struct Request {
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none
   std::string selector;      // as EngineOptions::selector; "": the engine's own
+  // Of this request alone; null: none. Not together with ignore_eos, min_tokens.
+  std::shared_ptr<TokenConstraint> constraint;
 };
 
 using RequestId = uint64_t;
@@ -254,6 +283,11 @@ class Engine {
   // true).
   virtual Result<std::string> RenderChat(const std::vector<Message>& messages,
                                          bool add_generation_prompt) const = 0;
+
+  // A grammar for Request::constraint. `text` need not be trusted: its size, its depth and the work
+  // of compiling it have limits. Errors: kInvalidArgument (what is wrong, or not supported).
+  virtual Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
+                                                                std::string_view text) const = 0;
 
   virtual const ModelInfo& info() const = 0;
   virtual const TokenizerInfo& tokenizer_info() const = 0;

@@ -20,6 +20,7 @@
 #include "base/trace.h"
 #include "engine/answer_text.h"
 #include "engine/executor.h"
+#include "engine/grammar_constraint.h"
 #include "engine/kv_sizes.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -97,6 +98,10 @@ class EngineImpl : public Engine {
   }
   Result<std::string> RenderChat(const std::vector<Message>& messages,
                                  bool add_generation_prompt) const override;
+  Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
+                                                        std::string_view text) const override {
+    return grammars_->Compile(kind, text);
+  }
   const ModelInfo& info() const override { return info_; }
   const TokenizerInfo& tokenizer_info() const override { return tokenizer_info_; }
   EngineStats stats() const override;
@@ -131,6 +136,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
+  std::unique_ptr<Grammars> grammars_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Scheduler> scheduler_;
@@ -150,7 +156,8 @@ class EngineImpl : public Engine {
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
   std::vector<ScheduledRow> rows_;
   StepBatch batch_;
-  uint64_t shadow_checks_ = 0;  // that stats_ tells of
+  uint64_t shadow_checks_ = 0;     // that stats_ tells of
+  std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows
   std::thread thread_;
 };
 
@@ -195,6 +202,7 @@ uint64_t ParametersOf(const GgufFile& file) {
 Status EngineImpl::OpenText(const GgufFile& file) {
   TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(file));
   TS_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(vocab));
+  grammars_ = std::make_unique<Grammars>(tokenizer_.get());
   const std::string source = ReadChatTemplate(file);
   info_.has_chat_template = !source.empty();
   tokenizer_info_ = {.bos_token = Spelled(vocab, vocab.bos),
@@ -343,6 +351,11 @@ Status EngineImpl::Check(const Request& r) const {
   if (r.min_tokens > r.max_tokens) {
     return bad(fmt::format("min_tokens is {}: it must not exceed max_tokens, {}", r.min_tokens,
                            r.max_tokens));
+  }
+  if (r.constraint != nullptr && (r.ignore_eos || r.min_tokens > 0)) {
+    return bad(
+        "ignore_eos and min_tokens are not allowed with a constraint, which says itself "
+        "where an answer may end");
   }
   if (r.stop.size() > kStopStringsMax) {
     return bad(fmt::format("stop holds {} strings: at most {} are allowed", r.stop.size(),
@@ -662,6 +675,9 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   const bool early = job->generated.size() < job->request.min_tokens;
   const std::span<const int32_t> banned =
       early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
+  if (job->request.constraint) {
+    TS_RETURN_IF_ERROR(Constrain(job->request.constraint.get(), &allowed_, logits));
+  }
   const int32_t token = job->sampler->Sample(logits, row.first_position + row.length, banned);
   // The sampler prefers every finite logit to one that is none.
   if (!std::isfinite(logits[static_cast<size_t>(token)]) || !std::isfinite(log_sum)) {
@@ -682,6 +698,7 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   const FinishReason reason = AfterToken(job, token);
   const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
   if (!end_token) {
+    if (job->request.constraint) TS_RETURN_IF_ERROR(job->request.constraint->Accept(token));
     const Result<std::string> bytes = tokenizer_->TokenBytes(token, /*spell_special=*/false);
     if (bytes.ok()) event.text = job->answer->Push(*bytes);
   }

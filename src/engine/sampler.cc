@@ -69,6 +69,17 @@ int32_t Argmax(std::span<const float> logits) {
   return at == logits.end() ? 0 : static_cast<int32_t>(at - logits.begin());
 }
 
+void RuleOut(std::span<const uint32_t> allowed, std::span<float> logits) {
+  for (size_t first = 0; first < logits.size(); first += 32) {
+    const uint32_t word = allowed[first / 32];
+    if (word == ~uint32_t{0}) continue;
+    const size_t count = std::min<size_t>(32, logits.size() - first);
+    for (size_t i = 0; i < count; ++i) {
+      if ((word >> i & 1) == 0) logits[first + i] = -INFINITY;
+    }
+  }
+}
+
 Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const int32_t> prompt)
     : options_(options),
       penalties_(options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||

@@ -18,6 +18,10 @@ Status CheckSampling(const SamplingOptions& options, uint32_t vocab);
 // Index of the largest logit, the lowest index among equals; NaN never wins. REQUIRES: not empty.
 int32_t Argmax(std::span<const float> logits);
 
+// Logits of tokens without their bit become minus infinity: bit t % 32 of allowed[t / 32].
+// REQUIRES: a bit for each logit.
+void RuleOut(std::span<const uint32_t> allowed, std::span<float> logits);
+
 // One request's sampling state. The order is: logit bias, penalties, temperature, top-k, top-p,
 // min-p.
 class Sampler {

@@ -25,6 +25,18 @@ double Seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
 
+// Null: `*error` says why.
+std::shared_ptr<const Grammar> CompileGrammar(const Engine& engine, const GrammarSpec& spec,
+                                              std::optional<ApiError>* error) {
+  Result<std::shared_ptr<const Grammar>> grammar = engine.CompileGrammar(spec.kind, spec.text);
+  if (grammar.ok()) return *std::move(grammar);
+  *error = ErrorOf(grammar.status());
+  if ((*error)->status == 400) {
+    *error = BadField(spec.field, fmt::format("'{}': {}", spec.field, grammar.status().message()));
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Generation::Generation(Engine* engine, Metrics* metrics, size_t events_max)
@@ -45,6 +57,11 @@ std::unique_ptr<Generation> Generation::Start(Engine* engine, Metrics* metrics,
   const size_t streamed_max = kStreamEventsMax * options.n * prompts.size();
   const size_t events_max = options.stream ? std::min(events, streamed_max) : events;
   auto started = std::unique_ptr<Generation>(new Generation(engine, metrics, events_max));
+  std::shared_ptr<const Grammar> grammar;
+  if (options.grammar) {
+    grammar = CompileGrammar(*engine, *options.grammar, error);
+    if (grammar == nullptr) return nullptr;
+  }
   Request request = options.engine;
   const uint64_t seed = options.seed.value_or(RandomSeed());
   for (size_t p = 0; p < prompts.size(); ++p) {
@@ -53,6 +70,14 @@ std::unique_ptr<Generation> Generation::Start(Engine* engine, Metrics* metrics,
     for (uint32_t i = 0; i < options.n; ++i) {
       // Answers to one prompt differ; the same seed gives them all again.
       request.sampling.seed = seed + i;
+      if (grammar != nullptr) {
+        Result<std::shared_ptr<TokenConstraint>> constraint = grammar->Start();
+        if (!constraint.ok()) {
+          *error = ErrorOf(constraint.status());
+          return nullptr;
+        }
+        request.constraint = *std::move(constraint);
+      }
       const auto choice = static_cast<uint32_t>(p * options.n + i);
       Result<RequestId> id = engine->Submit(
           request, [queue = started->queue_, choice, engine](const TokenEvent& event) {

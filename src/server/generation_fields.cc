@@ -7,6 +7,8 @@
 #include <charconv>
 #include <limits>
 
+#include "server/structured_fields.h"
+
 namespace tinyserve {
 namespace {
 
@@ -146,14 +148,13 @@ void ReadOwn(Fields* fields, std::optional<ApiError>* error, Request* request) {
   inner.RefuseOthers();
 }
 
-void ReadTextFormat(Fields* fields, std::optional<ApiError>* error) {
-  const json::object* object = fields->Object("response_format");
-  if (object == nullptr) return;
-  Fields inner(*object, "response_format.", error);
-  std::string type;
-  inner.String("type", kNameBytesMax, &type);
-  if (type != "text") inner.Fail("type", "'response_format.type': this server supports text alone");
-  inner.RefuseOthers();
+// A grammar says itself where an answer may end.
+void CheckEndsItself(Fields* fields, const Request& request) {
+  const char* name = request.ignore_eos ? "ignore_eos" : "min_tokens";
+  if (!request.ignore_eos && request.min_tokens == 0) return;
+  fields->Fail(name, fmt::format("'{}' is not allowed where a schema or a grammar says what the "
+                                 "answer must follow",
+                                 name));
 }
 
 void ReadModalities(Fields* fields) {
@@ -173,7 +174,8 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
   ReadPriority(fields, &options->engine);
   ReadStream(fields, &error, options);
   ReadOwn(fields, &error, &options->engine);
-  ReadTextFormat(fields, &error);
+  options->grammar = ReadStructured(fields, &error);
+  if (options->grammar) CheckEndsItself(fields, options->engine);
   ReadModalities(fields);
   fields->Count("n", 1, limits.choices_max, &options->n);
   fields->Bool("add_special_tokens", &options->add_special);
@@ -191,9 +193,8 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
   if (error) fields->Fail(*std::move(error));
   fields->Accept({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"});
   fields->RefuseUnsupported({"prompt_logprobs", "use_beam_search", "length_penalty",
-                             "skip_special_tokens", "logits_processors", "guided_json",
-                             "guided_regex", "guided_choice", "guided_grammar",
-                             "structured_outputs"});
+                             "skip_special_tokens", "logits_processors", "guided_decoding_backend",
+                             "guided_whitespace_pattern"});
 }
 
 }  // namespace tinyserve

@@ -29,6 +29,13 @@ struct RequestLimits {
 
 inline constexpr uint32_t kTopLogprobsMax = 20;
 
+// What an answer must follow.
+struct GrammarSpec {
+  GrammarKind kind = GrammarKind::kJsonSchema;
+  std::string text;
+  std::string field;  // that asked for it, for errors
+};
+
 // What both routes share. `engine` has no prompt, max_tokens and seed yet.
 struct GenerationOptions {
   Request engine;
@@ -39,6 +46,7 @@ struct GenerationOptions {
   bool include_usage = false;     // a last chunk with it
   bool continuous_usage = false;  // every chunk has it
   bool add_special = false;       // tokens that the vocabulary puts around texts
+  std::optional<GrammarSpec> grammar;
 };
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <span>
+
 namespace tinyserve {
 namespace {
 
@@ -92,6 +94,43 @@ TEST(OpenAiRequest, PromptsOfEveryForm) {
             (std::vector<int32_t>{7, 8}));
 }
 
+void ExpectRefused(std::span<const Refusal> refusals) {
+  for (const Refusal& refusal : refusals) {
+    std::optional<ApiError> error;
+    EXPECT_FALSE(ParseCompletionRequest(refusal.body, Limits(), &error)) << refusal.body;
+    ASSERT_TRUE(error.has_value()) << refusal.body;
+    EXPECT_EQ(error->param, refusal.param) << refusal.body;
+    EXPECT_EQ(error->status, refusal.status) << refusal.body;
+    EXPECT_NE(error->message.find(refusal.words), std::string::npos)
+        << refusal.body << ": " << error->message;
+  }
+}
+
+TEST(OpenAiRequest, WhatAnswersMustFollowIsSaidOnceAndWhole) {
+  const Refusal refusals[] = {
+      {R"({"prompt": "a", "response_format": {"type": "xml"}})", "response_format.type",
+       "json_object"},
+      {R"({"prompt": "a", "response_format": {"type": "json_schema"}})",
+       "response_format.json_schema", "missing"},
+      {R"({"prompt": "a",
+           "response_format": {"type": "json_schema", "json_schema": {"name": "n"}}})",
+       "response_format.json_schema.schema", "missing"},
+      {R"({"prompt": "a",
+           "response_format": {"type": "json_schema", "json_schema": {"schema": 1}}})",
+       "response_format.json_schema.schema", "object"},
+      {R"({"prompt": "a", "response_format": {"type": "json_object", "grammar": "a"}})",
+       "response_format.grammar", "unknown"},
+      {R"({"prompt": "a", "guided_regex": "a", "guided_choice": ["b"]})", "guided_choice",
+       "give one"},
+      {R"({"prompt": "a", "guided_choice": []})", "guided_choice", "1 to 1024"},
+      {R"({"prompt": "a", "guided_choice": [""]})", "guided_choice", "empty"},
+      {R"({"prompt": "a", "structured_outputs": {"structural_tag": "x"}})",
+       "structured_outputs.structural_tag", "not supported"},
+      {R"({"prompt": "a", "guided_regex": "a", "ignore_eos": true})", "ignore_eos", "not allowed"},
+  };
+  ExpectRefused(refusals);
+}
+
 TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
   const Refusal refusals[] = {
       {"", "", "no JSON"},
@@ -143,19 +182,9 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
       {R"({"prompt": "a", "tinyserve": 1})", "tinyserve", "object"},
       {R"({"prompt": "a", "service_tier": "gold"})", "service_tier", "flex"},
       {R"({"prompt": "a", "service_tier": "flex", "priority": 1})", "service_tier", "one of"},
-      {R"({"prompt": "a", "response_format": {"type": "json_object"}})", "response_format.type",
-       "text alone"},
       {R"({"prompt": "a", "model": "gpt-4"})", "model", "not served", 404},
   };
-  for (const Refusal& refusal : refusals) {
-    std::optional<ApiError> error;
-    EXPECT_FALSE(ParseCompletionRequest(refusal.body, Limits(), &error)) << refusal.body;
-    ASSERT_TRUE(error.has_value()) << refusal.body;
-    EXPECT_EQ(error->param, refusal.param) << refusal.body;
-    EXPECT_EQ(error->status, refusal.status) << refusal.body;
-    EXPECT_NE(error->message.find(refusal.words), std::string::npos)
-        << refusal.body << ": " << error->message;
-  }
+  ExpectRefused(refusals);
 }
 
 TEST(OpenAiRequest, APromptLongerThanTheContextHasItsOwnCode) {

@@ -224,6 +224,41 @@ TEST_F(ServiceTest, EngineErrorsBecomeReplies) {
   EXPECT_EQ(stopped.work->Whole().status, 503);
 }
 
+TEST_F(ServiceTest, EveryAnswerHasAStateOfTheGrammarOfItsOwn) {
+  const struct {
+    const char* fields;
+    GrammarKind kind;
+    const char* text;
+  } cases[] = {
+      {R"("response_format": {"type": "json_object"})", GrammarKind::kJsonSchema,
+       R"({"type": "object"})"},
+      {R"("response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true,
+          "schema": {"type": "integer"}}})",
+       GrammarKind::kJsonSchema, R"({"type": "integer"})"},
+      {R"("guided_json": "{}")", GrammarKind::kJsonSchema, "{}"},
+      {R"("guided_regex": "a+")", GrammarKind::kRegex, "a+"},
+      {R"("guided_choice": ["a", "\"b"])", GrammarKind::kLark, R"(start: "a" | "\"b")"},
+      {R"("structured_outputs": {"grammar": "start: A"})", GrammarKind::kLark, "start: A"},
+      {R"("structured_outputs": {"json_object": true})", GrammarKind::kJsonSchema,
+       R"({"type": "object"})"}};
+  for (const auto& c : cases) {
+    engine_.submitted.clear();
+    engine_.grammars.clear();
+    const HttpReply reply =
+        Post("/v1/completions", std::string(R"({"prompt": "a", "n": 2, )") + c.fields + "}");
+    ASSERT_NE(reply.work, nullptr) << c.fields << reply.body;
+    ASSERT_EQ(engine_.grammars.size(), 1u);
+    EXPECT_EQ(engine_.grammars[0].first, c.kind);
+    EXPECT_EQ(engine_.grammars[0].second, c.text);
+    EXPECT_NE(engine_.submitted.at(1).request.constraint, nullptr);
+    EXPECT_NE(engine_.submitted.at(1).request.constraint,
+              engine_.submitted.at(2).request.constraint);
+  }
+  const HttpReply refused = Post("/v1/completions", R"({"prompt": "a", "guided_regex": "refuse"})");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(json::parse(refused.body).at("error").at("param"), "guided_regex");
+}
+
 TEST_F(ServiceTest, AFullQueueGivesA429AndCancelsTheRest) {
   engine_.submissions_max = 1;
   const HttpReply reply = Post("/v1/completions", R"({"prompt": "a", "n": 2})");

@@ -12,6 +12,20 @@
 
 namespace tinyserve {
 
+class AnyGrammar : public Grammar {
+ public:
+  class Any : public TokenConstraint {
+    Status Mask(std::span<uint32_t> bits) override {
+      for (uint32_t& word : bits) word = ~uint32_t{0};
+      return Status();
+    }
+    Status Accept(int32_t) override { return Status(); }
+  };
+  Result<std::shared_ptr<TokenConstraint>> Start() const override {
+    return std::shared_ptr<TokenConstraint>(std::make_shared<Any>());
+  }
+};
+
 class FakeEngine : public Engine {
  public:
   struct Submitted {
@@ -67,6 +81,15 @@ class FakeEngine : public Engine {
     std::string text;
     for (const Message& m : messages) text += m.role + ":" + m.content + ";";
     return add_generation_prompt ? text + "assistant:" : text;
+  }
+  // A grammar that allows everything; `grammars` has what was asked for.
+  Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
+                                                        std::string_view text) const override {
+    if (text.find("refuse") != std::string_view::npos) {
+      return Status(Code::kInvalidArgument, "it asks to be refused");
+    }
+    grammars.emplace_back(kind, text);
+    return std::shared_ptr<const Grammar>(std::make_shared<AnyGrammar>());
   }
   const ModelInfo& info() const override { return info_; }
   const TokenizerInfo& tokenizer_info() const override { return tokenizer_; }
@@ -124,6 +147,7 @@ class FakeEngine : public Engine {
   std::map<RequestId, Submitted> submitted;
   size_t submissions_max = 1000;
   Status refusal;
+  mutable std::vector<std::pair<GrammarKind, std::string>> grammars;
 
  private:
   ModelInfo info_;

@@ -46,6 +46,13 @@ void RustDeleter::operator()(textffi_tokenizer* tokenizer) const {
   textffi_tokenizer_free(tokenizer);
 }
 void RustDeleter::operator()(textffi_template* tmpl) const { textffi_template_free(tmpl); }
+void RustDeleter::operator()(textffi_grammar_vocab* vocab) const {
+  textffi_grammar_vocab_free(vocab);
+}
+void RustDeleter::operator()(textffi_grammar* grammar) const { textffi_grammar_free(grammar); }
+void RustDeleter::operator()(textffi_grammar_state* state) const {
+  textffi_grammar_state_free(state);
+}
 
 Result<RustTokenizer> NewRustTokenizer(const RustVocab& vocab) {
   TS_CHECK(vocab.kinds.size() == vocab.tokens.size());
@@ -105,6 +112,47 @@ Result<std::string> RustRender(const textffi_template& tmpl, std::string_view me
                                                add_generation_prompt, &time, &out, &error);
   if (code != TEXTFFI_OK) return Failure(code, error);
   return Take(out);
+}
+
+Result<RustGrammarVocab> NewRustGrammarVocab(std::span<const std::string> tokens,
+                                             std::span<const uint8_t> control) {
+  TS_CHECK(control.size() == tokens.size());
+  const std::vector<textffi_slice> slices = Slices(tokens);
+  textffi_grammar_vocab* made = nullptr;
+  textffi_buffer error = {};
+  const int32_t code =
+      textffi_grammar_vocab_new(slices.data(), control.data(), slices.size(), &made, &error);
+  if (code != TEXTFFI_OK) return Failure(code, error);
+  return RustGrammarVocab(made);
+}
+
+Result<RustGrammar> NewRustGrammar(const textffi_grammar_vocab& vocab, uint8_t kind,
+                                   std::string_view text) {
+  textffi_grammar* made = nullptr;
+  textffi_buffer error = {};
+  const int32_t code = textffi_grammar_new(&vocab, kind, Slice(text), &made, &error);
+  if (code != TEXTFFI_OK) return Failure(code, error);
+  return RustGrammar(made);
+}
+
+Result<RustGrammarState> StartRustGrammar(const textffi_grammar& grammar) {
+  textffi_grammar_state* made = nullptr;
+  textffi_buffer error = {};
+  const int32_t code = textffi_grammar_start(&grammar, &made, &error);
+  if (code != TEXTFFI_OK) return Failure(code, error);
+  return RustGrammarState(made);
+}
+
+Status RustGrammarMask(textffi_grammar_state* state, std::span<uint32_t> bits) {
+  textffi_buffer error = {};
+  const int32_t code = textffi_grammar_state_mask(state, bits.data(), bits.size(), &error);
+  return code == TEXTFFI_OK ? Status() : Failure(code, error);
+}
+
+Status RustGrammarAccept(textffi_grammar_state* state, int32_t token) {
+  textffi_buffer error = {};
+  const int32_t code = textffi_grammar_state_accept(state, static_cast<uint32_t>(token), &error);
+  return code == TEXTFFI_OK ? Status() : Failure(code, error);
 }
 
 }  // namespace tinyserve

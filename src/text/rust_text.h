@@ -15,16 +15,26 @@
 
 struct textffi_tokenizer;
 struct textffi_template;
+struct textffi_grammar_vocab;
+struct textffi_grammar;
+struct textffi_grammar_state;
 
 namespace tinyserve {
 
 struct RustDeleter {
   void operator()(textffi_tokenizer* tokenizer) const;
   void operator()(textffi_template* tmpl) const;
+  void operator()(textffi_grammar_vocab* vocab) const;
+  void operator()(textffi_grammar* grammar) const;
+  void operator()(textffi_grammar_state* state) const;
 };
 // Immutable: many threads may use one at once.
 using RustTokenizer = std::unique_ptr<textffi_tokenizer, RustDeleter>;
 using RustTemplate = std::unique_ptr<textffi_template, RustDeleter>;
+using RustGrammarVocab = std::unique_ptr<textffi_grammar_vocab, RustDeleter>;
+using RustGrammar = std::unique_ptr<textffi_grammar, RustDeleter>;
+// One thread at a time.
+using RustGrammarState = std::unique_ptr<textffi_grammar_state, RustDeleter>;
 
 // Borrowed for the call that makes a tokenizer of it. REQUIRES: kinds has one entry a token, scores
 // too where `sentence_piece`, and these are finite; no two tokens are alike, but for empty ones.
@@ -50,6 +60,18 @@ Result<RustTemplate> NewRustTemplate(std::string_view source, std::string_view b
 Result<std::string> RustRender(const textffi_template& tmpl, std::string_view messages_json,
                                std::string_view extra_json, bool add_generation_prompt,
                                const std::tm& now);
+
+// tokens: their bytes. control: one a token, not 0 where it stands for no text.
+Result<RustGrammarVocab> NewRustGrammarVocab(std::span<const std::string> tokens,
+                                             std::span<const uint8_t> control);
+// kind: TEXTFFI_JSON_SCHEMA and so on. Errors: kInvalidArgument, kResourceExhausted.
+Result<RustGrammar> NewRustGrammar(const textffi_grammar_vocab& vocab, uint8_t kind,
+                                   std::string_view text);
+Result<RustGrammarState> StartRustGrammar(const textffi_grammar& grammar);
+// Bit t % 32 of bits[t / 32]: token t may come next; t = tokens: the answer may end.
+// REQUIRES: bits for all of these.
+Status RustGrammarMask(textffi_grammar_state* state, std::span<uint32_t> bits);
+Status RustGrammarAccept(textffi_grammar_state* state, int32_t token);
 
 }  // namespace tinyserve
 

@@ -2,9 +2,11 @@
 """The server through the openai package: check_openai.py PROGRAM MODEL, a model that follows instructions."""
 
 import sys
+import typing
 import unittest
 
 import openai
+import pydantic
 from served import Served
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -68,6 +70,24 @@ class OpenAi(unittest.TestCase):
         self.assertIn(" Paris", logprobs.tokens)
         self.assertEqual(len(logprobs.tokens), len(logprobs.token_logprobs))
         self.assertIsNone(logprobs.token_logprobs[0])
+
+    def test_answers_are_parsed_by_their_schema(self):
+        class Sum(pydantic.BaseModel):
+            first: int
+            second: int
+            carried: bool
+            kind: typing.Literal["small", "large"]
+
+        question = [{"role": "user", "content": "Which numbers are added in 2 + 3?"}]
+        reply = self.client.chat.completions.parse(model=self.model, messages=question, response_format=Sum,
+                                                   max_tokens=120, seed=1)
+        self.assertIsInstance(reply.choices[0].message.parsed, Sum)
+        with self.client.chat.completions.stream(model=self.model, messages=question, response_format=Sum,
+                                                 max_tokens=120, seed=1) as stream:
+            self.assertEqual(stream.get_final_completion().choices[0].message.parsed, reply.choices[0].message.parsed)
+        reply = self.client.chat.completions.create(model=self.model, messages=question, max_tokens=20,
+                                                    extra_body={"structured_outputs": {"choice": ["two", "three"]}})
+        self.assertIn(reply.choices[0].message.content, ("two", "three"))
 
     def test_batches_and_n(self):
         reply = self.client.completions.create(model=self.model, prompt=["One, two,", "A, B,"], n=2, max_tokens=4)

@@ -1,4 +1,4 @@
-/* The C ABI of the Rust crate textffi: tokenizers and chat templates.
+/* The C ABI of the Rust crate textffi: tokenizers, chat templates, grammars.
  *
  * - Panics are caught at this boundary and returned as TEXTFFI_PANIC; nothing unwinds into the
  * caller.
@@ -7,7 +7,8 @@
  * freed too.
  * - On failure *error holds a message in UTF-8 (not terminated) and no other output is set. `error`
  * is never NULL.
- * - Handles are immutable: one may be used from many threads at once, but not while it is freed.
+ * - Handles are immutable, but for textffi_grammar_state: one may be used from many threads at
+ * once, but not while it is freed. A state is used by one thread at a time.
  * - There is no global state. */
 #ifndef TEXTFFI_H_
 #define TEXTFFI_H_
@@ -102,6 +103,37 @@ int32_t textffi_template_render(const textffi_template* tmpl, textffi_slice mess
                                 textffi_slice extra, uint8_t add_generation_prompt,
                                 const textffi_time* now, textffi_buffer* out,
                                 textffi_buffer* error);
+
+/* ---- grammars that answers must follow ---- */
+
+typedef struct textffi_grammar_vocab textffi_grammar_vocab;
+typedef struct textffi_grammar textffi_grammar;
+typedef struct textffi_grammar_state textffi_grammar_state;
+
+enum { TEXTFFI_JSON_SCHEMA = 0, TEXTFFI_REGEX = 1, TEXTFFI_LARK = 2 };
+
+/* tokens: the bytes that each stands for. control: one a token, not 0 where it stands for no text.
+ */
+int32_t textffi_grammar_vocab_new(const textffi_slice* tokens, const uint8_t* control,
+                                  size_t tokens_count, textffi_grammar_vocab** out,
+                                  textffi_buffer* error);
+void textffi_grammar_vocab_free(textffi_grammar_vocab* vocab);
+/* TEXTFFI_INVALID_ARGUMENT: the text is no such grammar, asks for what is not supported, or is too
+ * costly. */
+int32_t textffi_grammar_new(const textffi_grammar_vocab* vocab, uint8_t kind, textffi_slice text,
+                            textffi_grammar** out, textffi_buffer* error);
+void textffi_grammar_free(textffi_grammar* grammar);
+/* The state before an answer's first token. */
+int32_t textffi_grammar_start(const textffi_grammar* grammar, textffi_grammar_state** out,
+                              textffi_buffer* error);
+void textffi_grammar_state_free(textffi_grammar_state* state);
+/* Bit t % 32 of bits[t / 32]: token t may come next; t = tokens_count: the answer may end here.
+ * words: (tokens_count + 32) / 32. */
+int32_t textffi_grammar_state_mask(textffi_grammar_state* state, uint32_t* bits, size_t words,
+                                   textffi_buffer* error);
+/* token: one that the mask before allowed. */
+int32_t textffi_grammar_state_accept(textffi_grammar_state* state, uint32_t token,
+                                     textffi_buffer* error);
 
 #ifdef __cplusplus
 }

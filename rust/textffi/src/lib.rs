@@ -4,6 +4,7 @@ mod byte_pair;
 mod chat_template;
 mod clock;
 mod error;
+mod grammar;
 mod guard;
 mod json;
 mod merge;
@@ -18,6 +19,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use chat_template::{ChatTemplate, TemplateSpec};
 use clock::LocalTime;
 use error::{Code, Error, Result};
+use grammar::{Grammar, GrammarState, GrammarVocab, Kind};
 use tokenizer::Tokenizer;
 use vocab::{Strings, VocabData};
 
@@ -250,4 +252,101 @@ pub unsafe extern "C" fn textffi_template_render(
         let text = (*template).render(messages.bytes(), extra.bytes(), add_generation_prompt != 0, *now)?;
         Ok(give_bytes(text))
     })
+}
+
+/// # Safety
+/// As `textffi.h` says.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_vocab_new(
+    tokens: *const Slice,
+    control: *const u8,
+    tokens_count: usize,
+    out: *mut *mut GrammarVocab,
+    error: *mut Buffer,
+) -> i32 {
+    guard(out, error, || {
+        let tokens = Lent(borrow(tokens, tokens_count));
+        Ok(Box::into_raw(Box::new(GrammarVocab::new(&tokens, borrow(control, tokens_count))?)))
+    })
+}
+
+/// # Safety
+/// `vocab` came from `textffi_grammar_vocab_new` and was not freed before, or is null.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_vocab_free(vocab: *mut GrammarVocab) {
+    if !vocab.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(vocab))));
+    }
+}
+
+/// # Safety
+/// As `textffi.h` says.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_new(
+    vocab: *const GrammarVocab,
+    kind: u8,
+    text: Slice,
+    out: *mut *mut Grammar,
+    error: *mut Buffer,
+) -> i32 {
+    guard(out, error, || {
+        let kind = match kind {
+            0 => Kind::JsonSchema,
+            1 => Kind::Regex,
+            _ => Kind::Lark,
+        };
+        let text =
+            std::str::from_utf8(text.bytes()).map_err(|_| Error::new(Code::InvalidArgument, "not valid UTF-8"))?;
+        Ok(Box::into_raw(Box::new((*vocab).compile(kind, text)?)))
+    })
+}
+
+/// # Safety
+/// `grammar` came from `textffi_grammar_new` and was not freed before, or is null.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_free(grammar: *mut Grammar) {
+    if !grammar.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(grammar))));
+    }
+}
+
+/// # Safety
+/// As `textffi.h` says.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_start(
+    grammar: *const Grammar,
+    out: *mut *mut GrammarState,
+    error: *mut Buffer,
+) -> i32 {
+    guard(out, error, || Ok(Box::into_raw(Box::new((*grammar).start()))))
+}
+
+/// # Safety
+/// `state` came from `textffi_grammar_start` and was not freed before, or is null.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_state_free(state: *mut GrammarState) {
+    if !state.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(Box::from_raw(state))));
+    }
+}
+
+/// # Safety
+/// As `textffi.h` says.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_state_mask(
+    state: *mut GrammarState,
+    bits: *mut u32,
+    words: usize,
+    error: *mut Buffer,
+) -> i32 {
+    let mut nothing = ();
+    guard(&mut nothing, error, || (*state).mask(std::slice::from_raw_parts_mut(bits, words)))
+}
+
+/// # Safety
+/// As `textffi.h` says.
+#[no_mangle]
+pub unsafe extern "C" fn textffi_grammar_state_accept(state: *mut GrammarState, token: u32, error: *mut Buffer) -> i32 {
+    let mut nothing = ();
+    guard(&mut nothing, error, || (*state).accept(token))
 }
