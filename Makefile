@@ -16,7 +16,7 @@ help:
 	@echo 'make chat     the same, but chat on the terminal'
 	@echo 'make build    build/release/tinyserve alone'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
-	@echo 'make test-clients  the server with what users have: the openai package, a browser'
+	@echo 'make test-clients  the server with what users have: openai, LangChain, a browser'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'
 	@echo 'make lint     include table, sizes, banned calls, formatting'
