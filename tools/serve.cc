@@ -37,7 +37,7 @@ struct ServeFlags {
   uint32_t queue_max = 256;
   uint32_t step_tokens_max = EngineOptions().step_tokens_max;
   std::string api_key_file, config, log_level = "info";
-  bool insecure = false;
+  bool insecure = false, no_prefix_cache = false, exact_reuse = false;
 };
 
 // Keys of the file and of the environment, where they are separated by commas. Errors: kNotFound,
@@ -121,6 +121,8 @@ EngineOptions EngineOptionsOf(const ServeFlags& flags) {
   options.sequences_max = flags.sequences_max;
   options.queue_max = flags.queue_max;
   options.step_tokens_max = flags.step_tokens_max;
+  options.prefix_cache = !flags.no_prefix_cache;
+  options.exact_reuse = flags.exact_reuse;
   return options;
 }
 
@@ -224,6 +226,12 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
   limit("--heartbeat-seconds", &http.heartbeat_seconds, "Between comments in a silent stream", 1,
         3600);
   RequestLimits& limits = flags->service.limits;
+  app->add_flag("--no-prefix-cache", flags->no_prefix_cache,
+                "Compute every prompt whole: nothing of earlier ones is used again")
+      ->group("Server");
+  app->add_flag("--exact-reuse", flags->exact_reuse,
+                "Of earlier requests use only what prefill computed, never what was generated")
+      ->group("Server");
   limit("--json-depth", &limits.json_depth_max, "Nesting of a body", 4, 128);
   limit("--prompts", &limits.prompts_max, "Prompts of a request", 1, 4096);
   limit("--choices", &limits.choices_max, "Answers of a request: prompts times n", 1, 4096);

@@ -60,6 +60,12 @@ struct EngineOptions {
   // Writes what every step and request did, and when, to this file in Chrome's JSON trace format;
   // empty: none.
   std::string trace_path;
+  // Keys and values of earlier prompts and answers are used again where a prompt begins like them.
+  bool prefix_cache = true;
+  // Of them only what prefill made, so that an answer is bit for bit that of an engine which never
+  // saw the earlier request. Else also what was generated under the same selector: the text that a
+  // conversation goes on from is then kept in the numbers with which it was generated.
+  bool exact_reuse = false;
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 
@@ -117,7 +123,7 @@ struct Request {
   bool prompt_logprobs =
       false;            // log-probability of every prompt token after the first, in the final event
   std::string session;  // conversation that this request belongs to
-  std::string salt;     // prefix sharing happens only among equal salts
+  std::string salt;     // cached prefixes are shared only among equal salts; at most 256 bytes
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none
   std::string selector;      // as EngineOptions::selector; "": the engine's own
@@ -143,6 +149,7 @@ enum class FinishReason : uint8_t {
 
 struct Usage {
   uint32_t prompt_tokens = 0;
+  uint32_t cached_tokens = 0;  // of the prompt: not computed, but found in the cache
   uint32_t completion_tokens = 0;
   double queue_seconds = 0;        // submission to first step
   double prefill_seconds = 0;      // first step to the first token's logits
@@ -242,7 +249,10 @@ struct ShadowStats {
 struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, requests = 0, preemptions = 0;
   uint32_t running = 0, waiting = 0;
-  uint32_t blocks_total = 0, blocks_used = 0, blocks_used_max = 0;
+  // cached: held for prompts to come alone, and given up when blocks are needed.
+  uint32_t blocks_total = 0, blocks_used = 0, blocks_used_max = 0, blocks_cached = 0;
+  // Prompt tokens that were looked up in the prefix cache, and those of them that were found.
+  uint64_t prefix_queries = 0, prefix_hits = 0;
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
   uint64_t decode_tokens = 0;    // of those steps
   SelectionStats selection;

@@ -18,11 +18,13 @@
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/trace.h"
-#include "engine/answer_text.h"
+#include "engine/chunk_sizer.h"
+#include "engine/engine_options.h"
 #include "engine/executor.h"
 #include "engine/grammar_constraint.h"
+#include "engine/job.h"
 #include "engine/kv_sizes.h"
-#include "engine/sampler.h"
+#include "engine/request_check.h"
 #include "engine/scheduler.h"
 #include "engine/selection_stats.h"
 #include "engine/selector_storage.h"
@@ -36,18 +38,7 @@
 namespace tinyserve {
 namespace {
 
-constexpr uint32_t kTopLogprobsMax = 20;
-constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;
-
 double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
-
-// 0 stays 0: it has not happened.
-uint64_t NsOf(double seconds) { return static_cast<uint64_t>(seconds * 1e9); }
-
-const char* NameOf(FinishReason reason) {
-  constexpr const char* kNames[] = {"none", "stop", "length", "cancelled", "deadline", "error"};
-  return kNames[static_cast<size_t>(reason)];
-}
 
 // Without a branch, so that it is vectorised: it sees every token's hidden state.
 bool AllFinite(std::span<const float> values) {
@@ -60,23 +51,6 @@ bool AllFinite(std::span<const float> values) {
 uint32_t TopWanted(const Request& request) {
   return static_cast<uint32_t>(std::max(request.top_logprobs, 0));
 }
-
-// A request from submission to its last event. Owned by the engine thread once it left the inbox.
-struct Job {
-  RequestId id;
-  Request request;
-  EventSink sink;
-  double submitted = 0, started = 0, first_token = 0,
-         last_token = 0;  // seconds, steady clock; 0: not yet
-  SequenceSlot slot = 0;
-  uint32_t selector = 0;  // of the executor
-  bool running = false;
-  std::unique_ptr<Sampler> sampler;
-  std::unique_ptr<AnswerText> answer;
-  std::vector<int32_t> generated;
-  std::vector<float> prompt_logprobs;
-  std::vector<std::vector<TokenLogprob>> prompt_top;
-};
 
 class EngineImpl : public Engine {
  public:
@@ -118,7 +92,15 @@ class EngineImpl : public Engine {
   void PublishStats(size_t arriving);  // REQUIRES: mutex_ is held
   void EndCancelledAndLate();
   void StartAdmitted();
-  void PlanStep();  // rows_ and batch_, and a record of the engine's load
+  void PlanStep();  // step_ and batch_, and a record of the engine's load
+  Status Prepare(Job* job);
+  PrefixMaker MakerOf(const Job& job) const;
+  bool Follows(Job* job);
+  void Adopt(Job* job);
+  void Preempt(Job* job);
+  void AddRow(const ScheduledRow& row);
+  void ObserveTime(double seconds);
+  void Share(const Job& job);
   void RunStep();
   void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
@@ -127,7 +109,6 @@ class EngineImpl : public Engine {
   Status NotFinite(const char* what, const ScheduledRow& row) const;
   FinishReason AfterToken(Job* job, int32_t token);
   void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
-  void TraceLife(const Job& job, FinishReason reason);
 
   EngineOptions options_;
   ModelInfo info_;
@@ -154,7 +135,9 @@ class EngineImpl : public Engine {
 
   // The engine thread's own.
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
-  std::vector<ScheduledRow> rows_;
+  std::vector<RequestId> admitted_;  // and not started, in order
+  ScheduledStep step_;
+  std::unique_ptr<ChunkSizer> chunks_;
   StepBatch batch_;
   uint64_t shadow_checks_ = 0;     // that stats_ tells of
   std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows
@@ -162,29 +145,6 @@ class EngineImpl : public Engine {
 };
 
 // ---- opening ------------------------------------------------------------------------------------
-
-Result<Compute> ParseCompute(const std::string& name) {
-  if (name == "fast") return Compute::kFast;
-  if (name == "f32") return Compute::kF32;
-  return Status(Code::kInvalidArgument,
-                fmt::format("compute is '{}': allowed are fast and f32", name));
-}
-
-Status CheckOptions(const EngineOptions& o) {
-  const auto range = [](const char* name, uint64_t value, uint64_t low, uint64_t high) {
-    if (value >= low && value <= high) return Status();
-    return Status(Code::kInvalidArgument,
-                  fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
-  };
-  TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
-  if (!(o.shadow_check >= 0 && o.shadow_check <= 1)) {
-    return Status(Code::kInvalidArgument,
-                  fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));
-  }
-  TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
-  TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));
-  return range("queue_max", o.queue_max, 1, 1 << 20);
-}
 
 // The text of token `id`, or nothing for -1 (a vocabulary without that token).
 std::string Spelled(const VocabSpec& vocab, int64_t id) {
@@ -260,6 +220,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
+  chunks_ = std::make_unique<ChunkSizer>(o.step_tokens_max);
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = o.step_tokens_max,
                                                            .sequences_max = o.sequences_max,
                                                            .blocks = stats_.blocks_total,
@@ -283,7 +244,7 @@ void EngineImpl::DescribeModel(const GgufFile& file, const Kernels* kernels) {
 }
 
 Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
-  TS_RETURN_IF_ERROR(CheckOptions(options));
+  TS_RETURN_IF_ERROR(CheckEngineOptions(options));
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
   for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
@@ -329,49 +290,7 @@ EngineImpl::~EngineImpl() {
 // ---- callers' side ------------------------------------------------------------------------------
 
 Status EngineImpl::Check(const Request& r) const {
-  const auto bad = [](std::string message) {
-    return Status(Code::kInvalidArgument, std::move(message));
-  };
-  if (r.prompt.empty()) return bad("prompt is empty: at least one token is needed");
-  for (int32_t token : r.prompt) {
-    if (token < 0 || static_cast<uint32_t>(token) >= info_.vocab) {
-      return bad(fmt::format("prompt holds token {}: allowed are 0 to {}", token, info_.vocab - 1));
-    }
-  }
-  const uint64_t total = uint64_t{r.prompt.size()} + r.max_tokens;
-  if (total > info_.context_tokens) {
-    return bad(fmt::format("prompt ({} tokens) and max_tokens ({}) make {}: the context holds {}",
-                           r.prompt.size(), r.max_tokens, total, info_.context_tokens));
-  }
-  TS_RETURN_IF_ERROR(CheckSampling(r.sampling, info_.vocab));
-  if (r.top_logprobs < -1 || r.top_logprobs > static_cast<int32_t>(kTopLogprobsMax)) {
-    return bad(
-        fmt::format("top_logprobs is {}: allowed are -1 to {}", r.top_logprobs, kTopLogprobsMax));
-  }
-  if (r.min_tokens > r.max_tokens) {
-    return bad(fmt::format("min_tokens is {}: it must not exceed max_tokens, {}", r.min_tokens,
-                           r.max_tokens));
-  }
-  if (r.constraint != nullptr && (r.ignore_eos || r.min_tokens > 0)) {
-    return bad(
-        "ignore_eos and min_tokens are not allowed with a constraint, which says itself "
-        "where an answer may end");
-  }
-  if (r.stop.size() > kStopStringsMax) {
-    return bad(fmt::format("stop holds {} strings: at most {} are allowed", r.stop.size(),
-                           kStopStringsMax));
-  }
-  for (const std::string& stop : r.stop) {
-    if (stop.empty() || stop.size() > kStopBytesMax) {
-      return bad(fmt::format("stop holds a string of {} bytes: allowed are 1 to {}", stop.size(),
-                             kStopBytesMax));
-    }
-  }
-  for (int32_t token : r.stop_tokens) {
-    if (token < 0 || static_cast<uint32_t>(token) >= info_.vocab) {
-      return bad(fmt::format("stop_tokens holds {}: allowed are 0 to {}", token, info_.vocab - 1));
-    }
-  }
+  TS_RETURN_IF_ERROR(CheckRequest(r, info_.vocab, info_.context_tokens));
   if (!r.selector.empty()) {
     TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
     TS_RETURN_IF_ERROR(executor_->CheckSelector(selector));
@@ -395,6 +314,8 @@ Result<RequestId> EngineImpl::Submit(const Request& request, EventSink sink) {
   TS_RETURN_IF_ERROR(Check(request));
   auto job = std::make_unique<Job>();
   job->request = request;
+  job->tokens = std::move(job->request.prompt);
+  job->prompt_tokens = static_cast<uint32_t>(job->tokens.size());
   job->sink = std::move(sink);
   job->submitted = NowSeconds();
   RequestId id;
@@ -480,9 +401,10 @@ bool EngineImpl::TakeInbox() {
   for (std::unique_ptr<Job>& job : taken) {
     const RequestId id = job->id;
     scheduler_->Submit({.id = id,
-                        .prompt_tokens = static_cast<uint32_t>(job->request.prompt.size()),
+                        .prompt_tokens = job->prompt_tokens,
                         .max_tokens = job->request.max_tokens,
-                        .priority = job->request.priority});
+                        .priority = job->request.priority,
+                        .client = std::hash<std::string>()(job->request.salt)});
     jobs_.emplace(id, std::move(job));
   }
   return true;
@@ -494,6 +416,7 @@ void EngineImpl::PublishStats(size_t arriving) {
   stats_.waiting = scheduler_->waiting() + static_cast<uint32_t>(arriving);
   stats_.blocks_used = pool.used();
   stats_.blocks_used_max = pool.used_max();
+  stats_.blocks_cached = pool.idle();
   stats_.steps = executor_->steps();
 }
 
@@ -517,77 +440,175 @@ void EngineImpl::EndCancelledAndLate() {
 
 void EngineImpl::StartAdmitted() {
   for (RequestId id : scheduler_->Admit()) {
-    Job& job = *jobs_.at(id);
-    KvCache* cache = executor_->cache();
-    Result<SequenceSlot> slot = cache->AddSequence();
-    TS_CHECK(slot.ok());  // the scheduler admits at most sequences_max
-    job.slot = *slot;
-    job.running = true;
-    const std::string& selector = job.request.selector;
-    const Result<uint32_t> found =
-        executor_->FindSelector(selector.empty() ? options_.selector : selector);
-    if (!found.ok()) {
-      Finish(&job, FinishReason::kError, "", found.status());
-      continue;
+    Job* job = jobs_.at(id).get();
+    Status prepared = Prepare(job);
+    if (prepared.ok()) {
+      admitted_.push_back(id);
+    } else {
+      Finish(job, FinishReason::kError, "", std::move(prepared));
     }
-    job.selector = *found;
-    job.started = NowSeconds();
-    job.sampler = std::make_unique<Sampler>(job.request.sampling, info_.vocab, job.request.prompt);
-    job.answer = std::make_unique<AnswerText>(job.request.stop);
   }
+  std::erase_if(admitted_, [this](RequestId id) {
+    Job* job = jobs_.at(id).get();
+    if (Follows(job)) return false;
+    Adopt(job);
+    if (job->started == 0) job->started = NowSeconds();
+    job->planned = true;
+    scheduler_->Start(id, job->done);
+    return true;
+  });
 }
+
+Status EngineImpl::Prepare(Job* job) {
+  Result<SequenceSlot> slot = executor_->cache()->AddSequence();
+  TS_CHECK(slot.ok());  // the scheduler admits at most sequences_max
+  job->slot = *slot;
+  job->running = true;
+  if (job->sampler != nullptr) return Status();  // it was preempted
+  const std::string& selector = job->request.selector;
+  TS_ASSIGN_OR_RETURN(job->selector,
+                      executor_->FindSelector(selector.empty() ? options_.selector : selector));
+  job->sampler = std::make_unique<Sampler>(job->request.sampling, info_.vocab, job->prompt());
+  job->answer = std::make_unique<AnswerText>(job->request.stop);
+  return Status();
+}
+
+// ---- prompts that begin like others -------------------------------------------------------------
+
+PrefixMaker EngineImpl::MakerOf(const Job& job) const {
+  return options_.exact_reuse ? kMadeByPrefill : kMadeByPrefill + 1 + job.selector;
+}
+
+// Whether a job waits for one that has started and computes a prompt which begins like its own:
+// those of n > 1, or a batch that shares its instructions. What has started waits for nobody.
+bool EngineImpl::Follows(Job* job) {
+  if (!options_.prefix_cache || job->request.prompt_logprobs) return false;
+  const KvCache& cache = *executor_->cache();
+  const auto computes = [](const Job& other, uint32_t tokens) {
+    return other.planned && other.done < other.prompt_tokens && other.done < tokens;
+  };
+  if (job->follows != 0) {
+    const auto at = jobs_.find(job->follows);
+    if (at != jobs_.end() && computes(*at->second, job->followed_tokens)) return true;
+    job->follows = 0;
+  }
+  const std::span<const int32_t> prompt = job->prompt().first(job->prompt_tokens - 1);
+  uint32_t best = cache.Adoptable(job->request.salt, prompt, MakerOf(*job));
+  for (const auto& [id, other] : jobs_) {
+    if (other->request.salt != job->request.salt || !computes(*other, UINT32_MAX)) continue;
+    const std::span<const int32_t> theirs = other->prompt();
+    const auto end = prompt.begin() + static_cast<long>(std::min(prompt.size(), theirs.size()));
+    const auto differ = std::mismatch(prompt.begin(), end, theirs.begin()).first;
+    const auto common = static_cast<uint32_t>(differ - prompt.begin());
+    const uint32_t shared = common / cache.share_tokens() * cache.share_tokens();
+    if (shared <= best || !computes(*other, shared)) continue;
+    best = shared;
+    job->follows = id;
+    job->followed_tokens = shared;
+  }
+  return job->follows != 0;
+}
+
+void EngineImpl::Adopt(Job* job) {
+  if (!options_.prefix_cache) return;
+  // At least one token is computed: the first of the answer comes from its logits. And prompts
+  // whose log-probabilities are wanted are computed whole.
+  const bool resumed = job->started != 0, scored = job->request.prompt_logprobs;
+  const std::span<const int32_t> wanted = scored && job->generated() == 0
+                                              ? std::span<const int32_t>()
+                                              : job->prompt().first(job->prompt_tokens - 1);
+  // Who computed its prompt itself, does so again.
+  const PrefixMaker maker = resumed && job->cached_tokens == 0 ? kMadeByPrefill : MakerOf(*job);
+  job->done = executor_->cache()->Adopt(job->slot, job->request.salt, wanted, maker);
+  if (resumed) return;
+  job->cached_tokens = job->done;
+  std::lock_guard lock(mutex_);
+  stats_.prefix_queries += wanted.size();
+  stats_.prefix_hits += job->cached_tokens;
+}
+
+// The scheduler has taken a job's blocks. It begins anew once it is admitted again: its prompt,
+// then what it has generated, as generated.
+void EngineImpl::Preempt(Job* job) {
+  executor_->cache()->RemoveSequence(job->slot);
+  job->running = job->planned = false;
+  job->done = 0;
+  job->follows = 0;
+  std::erase(admitted_, job->id);
+  if (job->generated() == 0) {
+    job->prompt_logprobs.clear();
+    job->prompt_top.clear();
+  }
+  std::lock_guard lock(mutex_);
+  ++stats_.preemptions;
+}
+
+void EngineImpl::Share(const Job& job) {
+  if (!options_.prefix_cache) return;
+  executor_->cache()->Share(job.slot, job.tokens, job.prompt_tokens, MakerOf(job));
+}
+
+// ---- a step -------------------------------------------------------------------------------------
 
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
-  scheduler_->Plan(&rows_);
-  if (rows_.empty()) return;
+  scheduler_->Plan(chunks_->tokens(), &step_);
+  for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
+  if (step_.rows.empty()) return;
   batch_.Clear();
-  for (const ScheduledRow& row : rows_) {
-    Job& job = *jobs_.at(row.id);
-    const bool sampled = !row.prompt || (row.last_prompt && job.request.max_tokens > 0);
-    const bool scored = row.prompt && job.request.prompt_logprobs;
-    batch_.rows.push_back({.slot = job.slot,
-                           .first_position = row.first_position,
-                           .length = row.length,
-                           .first_input = static_cast<uint32_t>(batch_.inputs.size()),
-                           .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
-                           .want = scored    ? Want::kLogProbs
-                                   : sampled ? Want::kLogits
-                                             : Want::kNothing,
-                           .top_logprobs = TopWanted(job.request),
-                           .selector = job.selector});
-    if (row.prompt) {
-      const auto first = job.request.prompt.begin() + row.first_position;
-      batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
-    } else {
-      batch_.inputs.push_back(job.generated.back());
-    }
-    // Admission has promised these blocks.
-    const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
-    TS_CHECK(room.ok());
-  }
+  for (const ScheduledRow& row : step_.rows) AddRow(row);
   if (trace_ == nullptr) return;
   trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
                         .label = nullptr,
                         .begin_ns = begin_ns,
                         .end_ns = NowNs(),
-                        .args = {rows_.size()}});
+                        .args = {step_.rows.size()}});
   trace_->Add(TraceLoad{.at_ns = begin_ns,
                         .running = scheduler_->running(),
                         .waiting = scheduler_->waiting(),
                         .blocks_used = executor_->cache()->pool(0).used()});
 }
 
+void EngineImpl::AddRow(const ScheduledRow& row) {
+  const Job& job = *jobs_.at(row.id);
+  const bool sampled = row.sampled && job.request.max_tokens > 0;
+  // Those of a job that has generated are known already.
+  const bool scored = row.prompt && job.request.prompt_logprobs && job.generated() == 0;
+  batch_.rows.push_back({.slot = job.slot,
+                         .first_position = row.first_position,
+                         .length = row.length,
+                         .first_input = static_cast<uint32_t>(batch_.inputs.size()),
+                         .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
+                         .want = scored    ? Want::kLogProbs
+                                 : sampled ? Want::kLogits
+                                           : Want::kNothing,
+                         .top_logprobs = TopWanted(job.request),
+                         .selector = job.selector});
+  const auto first = job.tokens.begin() + row.first_position;
+  batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
+  // The scheduler has promised these blocks.
+  const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
+  TS_CHECK(room.ok());
+}
+
 void EngineImpl::RunStep() {
   PlanStep();
-  if (rows_.empty()) return;
+  if (step_.rows.empty()) return;
+  const double begin = NowSeconds();
   executor_->Run(batch_);
-  const TraceScope scope(trace_.get(), TraceKind::kAnswer, rows_.size());
+  const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
   CountDecode();
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    executor_->cache()->Commit(batch_.rows[i].slot, rows_[i].first_position + rows_[i].length);
+  for (const ScheduledRow& row : step_.rows) {
+    executor_->cache()->Commit(jobs_.at(row.id)->slot, row.first_position + row.length);
   }
-  for (size_t i = 0; i < rows_.size(); ++i) FinishRow(rows_[i], i);
+  for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
+  ObserveTime(NowSeconds() - begin);
+}
+
+void EngineImpl::ObserveTime(double seconds) {
+  uint32_t generated = 0, prompt = 0;
+  for (const ScheduledRow& row : step_.rows) (row.prompt ? prompt : generated) += row.length;
+  chunks_->Observe(generated, prompt, seconds);
 }
 
 void EngineImpl::CountDecode() {
@@ -599,25 +620,31 @@ void EngineImpl::CountDecode() {
   stats_.selection = StatsOf(counts);
   if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
   shadow_checks_ = checks;
-  for (const ScheduledRow& row : rows_) {
-    if (row.prompt) return;
+  for (const ScheduledRow& row : step_.rows) {
+    if (row.prompt || row.length > 1) return;
   }
   stats_.decode_kv_bytes += executor_->cost().kv_bytes;
-  stats_.decode_tokens += rows_.size();
+  stats_.decode_tokens += step_.rows.size();
 }
 
 void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   Job* job = jobs_.at(row.id).get();
   {
     std::lock_guard lock(mutex_);
-    (row.prompt ? stats_.prompt_tokens : stats_.generated_tokens) += row.length;
+    if (row.prompt) {
+      stats_.prompt_tokens += row.length;
+    } else if (row.sampled) {
+      ++stats_.generated_tokens;  // what is replayed was counted
+    }
   }
   // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
   if (!AllFinite(executor_->hidden(index))) {
     return Finish(job, FinishReason::kError, job->answer->Finish(),
                   NotFinite("hidden states", row));
   }
-  if (row.prompt) {
+  job->done = row.first_position + row.length;
+  Share(*job);
+  if (row.prompt && job->generated() == 0) {
     if (job->request.prompt_logprobs) {
       Status taken = TakePromptLogprobs(job, row, index);
       if (!taken.ok()) return Finish(job, FinishReason::kError, "", std::move(taken));
@@ -625,12 +652,12 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
     TokenEvent event;
     event.kind = TokenEvent::Kind::kPrefill;
     event.request = job->id;
-    event.done = row.first_position + row.length;
-    event.total = static_cast<uint32_t>(job->request.prompt.size());
+    event.done = job->done;
+    event.total = job->prompt_tokens;
     job->sink(event);
-    if (!row.last_prompt) return;
-    if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
   }
+  if (!row.sampled) return;
+  if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
   Status emitted = EmitToken(job, row, index);
   if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
 }
@@ -652,10 +679,10 @@ Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t 
   for (const float logprob : inside) {
     if (!std::isfinite(logprob)) return NotFinite("log-probabilities", row);
   }
-  if (row.last_prompt) return Status();
+  if (job->done == job->prompt_tokens) return Status();
   // The next chunk's first token follows from this chunk's last.
   const std::span<const float> logits = executor_->logits(index);
-  const int32_t next = job->request.prompt[row.first_position + row.length];
+  const int32_t next = job->tokens[row.first_position + row.length];
   const float log_sum = LogSumExp(logits);
   job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - log_sum);
   job->prompt_top.push_back(TopLogprobs(logits, log_sum, TopWanted(job->request)));
@@ -672,7 +699,7 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
     log_sum = LogSumExp(logits);
     raw.assign(logits.begin(), logits.end());
   }
-  const bool early = job->generated.size() < job->request.min_tokens;
+  const bool early = job->generated() < job->request.min_tokens;
   const std::span<const int32_t> banned =
       early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
   if (job->request.constraint) {
@@ -685,7 +712,7 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   }
   job->sampler->Observe(token);
   executor_->SetSampled(index, token);
-  job->generated.push_back(token);
+  job->tokens.push_back(token);
   job->last_token = NowSeconds();
   if (job->first_token == 0) job->first_token = job->last_token;
   event.kind = TokenEvent::Kind::kToken;
@@ -715,20 +742,8 @@ FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {
   const bool end = !r.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
   const bool stop =
       std::find(r.stop_tokens.begin(), r.stop_tokens.end(), token) != r.stop_tokens.end();
-  if ((end || stop) && job->generated.size() > r.min_tokens) return FinishReason::kStop;
-  return job->generated.size() >= r.max_tokens ? FinishReason::kLength : FinishReason::kNone;
-}
-
-void EngineImpl::TraceLife(const Job& job, FinishReason reason) {
-  if (trace_ == nullptr) return;
-  trace_->Add(TraceRequest{.id = job.id,
-                           .submitted_ns = NsOf(job.submitted),
-                           .started_ns = NsOf(job.started),
-                           .first_token_ns = NsOf(job.first_token),
-                           .finished_ns = NowNs(),
-                           .prompt_tokens = job.request.prompt.size(),
-                           .generated_tokens = job.generated.size(),
-                           .finish = NameOf(reason)});
+  if ((end || stop) && job->generated() > r.min_tokens) return FinishReason::kStop;
+  return job->generated() >= r.max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
 void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status status) {
@@ -738,6 +753,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
     strip_counts_ = executor_->strip_counts();
   }
   scheduler_->Remove(id);
+  std::erase(admitted_, id);
   if (job->running) executor_->cache()->RemoveSequence(job->slot);
   TokenEvent event;
   event.kind = TokenEvent::Kind::kFinished;
@@ -748,8 +764,9 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   event.prompt_logprobs = std::move(job->prompt_logprobs);
   event.prompt_top = std::move(job->prompt_top);
   Usage& usage = event.usage;
-  usage.prompt_tokens = static_cast<uint32_t>(job->request.prompt.size());
-  usage.completion_tokens = static_cast<uint32_t>(job->generated.size());
+  usage.prompt_tokens = job->prompt_tokens;
+  usage.cached_tokens = job->cached_tokens;
+  usage.completion_tokens = job->generated();
   const double now = NowSeconds();
   usage.queue_seconds = (job->started != 0 ? job->started : now) - job->submitted;
   if (job->started != 0)
@@ -758,7 +775,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
     usage.decode_seconds = job->last_token - job->first_token;
     usage.first_token_seconds = job->first_token - job->submitted;
   }
-  TraceLife(*job, reason);
+  if (trace_ != nullptr) trace_->Add(LifeOf(*job, reason, NowNs()));
   job->sink(event);
   jobs_.erase(id);
   {

@@ -5,79 +5,190 @@
 #include "base/check.h"
 
 namespace tinyserve {
+namespace {
+
+constexpr size_t kClasses = 3;
+// What an admission costs a class: the inverse of its weight.
+constexpr uint64_t kStrides[kClasses] = {1, 4, 16};
+
+size_t ClassOf(const ScheduledRequest& request) { return static_cast<size_t>(request.priority); }
+
+}  // namespace
 
 uint32_t Scheduler::BlocksFor(const ScheduledRequest& request) const {
-  const uint64_t tokens = uint64_t{request.prompt_tokens} + std::max(1u, request.max_tokens) - 1;
-  return static_cast<uint32_t>((tokens + limits_.block_tokens - 1) / limits_.block_tokens);
+  return BlocksOf(uint64_t{request.prompt_tokens} + std::max(1u, request.max_tokens) - 1);
 }
+
+// ---- who waits ----------------------------------------------------------------------------------
 
 void Scheduler::Submit(const ScheduledRequest& request) {
   TS_CHECK(request.prompt_tokens > 0 && BlocksFor(request) <= limits_.blocks);
-  waiting_[static_cast<size_t>(request.priority)].push_back(request);
+  const auto [client, is_new] = clients_.try_emplace(request.client);
+  if (is_new && clients_.size() > 1) {
+    // Not below those that are here: nobody saves up by staying away.
+    uint64_t least = UINT64_MAX;
+    for (const auto& [id, other] : clients_) {
+      if (id != request.client) least = std::min(least, other.served);
+    }
+    client->second.served = least;
+  }
+  ++client->second.live;
+  Enqueue({.request = request, .known = request.prompt_tokens}, /*first=*/false);
+}
+
+void Scheduler::Enqueue(const Waiting& waiting, bool first) {
+  const size_t c = ClassOf(waiting.request);
+  if (waiting_[c].empty()) passes_[c] = std::max(passes_[c], pass_);
+  std::deque<Waiting>& line = waiting_[c][waiting.request.client];
+  if (first) {
+    line.push_front(waiting);
+  } else {
+    line.push_back(waiting);
+  }
+  ++waiting_count_;
+}
+
+void Scheduler::Forget(uint64_t client) {
+  const auto at = clients_.find(client);
+  if (--at->second.live == 0) clients_.erase(at);
+}
+
+size_t Scheduler::NextClass() const {
+  size_t next = kClasses;
+  for (size_t c = 0; c < kClasses; ++c) {
+    if (waiting_[c].empty()) continue;
+    if (next == kClasses || passes_[c] < passes_[next]) next = c;
+  }
+  TS_CHECK(next < kClasses);
+  return next;
+}
+
+Scheduler::Lines::iterator Scheduler::NextLine(Lines* lines) const {
+  return std::min_element(lines->begin(), lines->end(), [this](const auto& a, const auto& b) {
+    const uint64_t served_a = clients_.at(a.first).served, served_b = clients_.at(b.first).served;
+    return served_a != served_b ? served_a < served_b
+                                : a.second.front().request.id < b.second.front().request.id;
+  });
+}
+
+std::vector<Scheduler::Running>::iterator Scheduler::FindRunning(RequestId id) {
+  return std::find_if(running_.begin(), running_.end(),
+                      [id](const Running& r) { return r.request.id == id; });
 }
 
 bool Scheduler::Remove(RequestId id) {
-  for (std::deque<ScheduledRequest>& queue : waiting_) {
-    const auto at = std::find_if(queue.begin(), queue.end(),
-                                 [id](const ScheduledRequest& r) { return r.id == id; });
-    if (at == queue.end()) continue;
-    queue.erase(at);
+  const auto running = FindRunning(id);
+  if (running != running_.end()) {
+    blocks_promised_ -= running->blocks;
+    Forget(running->request.client);
+    running_.erase(running);
     return true;
   }
-  const auto at = std::find_if(running_.begin(), running_.end(),
-                               [id](const Running& r) { return r.request.id == id; });
-  if (at == running_.end()) return false;
-  blocks_promised_ -= at->blocks;
-  running_.erase(at);
-  return true;
+  for (Lines& lines : waiting_) {
+    for (auto line = lines.begin(); line != lines.end(); ++line) {
+      const auto at = std::find_if(line->second.begin(), line->second.end(),
+                                   [id](const Waiting& w) { return w.request.id == id; });
+      if (at == line->second.end()) continue;
+      line->second.erase(at);
+      Forget(line->first);
+      if (line->second.empty()) lines.erase(line);
+      --waiting_count_;
+      return true;
+    }
+  }
+  return false;
 }
 
 std::vector<RequestId> Scheduler::Admit() {
   std::vector<RequestId> admitted;
-  for (std::deque<ScheduledRequest>& queue : waiting_) {
-    while (!queue.empty()) {
-      const uint32_t blocks = BlocksFor(queue.front());
-      if (running_.size() >= limits_.sequences_max || blocks > limits_.blocks - blocks_promised_)
-        return admitted;
-      blocks_promised_ += blocks;
-      running_.push_back({.request = queue.front(), .blocks = blocks, .done = 0});
-      admitted.push_back(queue.front().id);
-      queue.pop_front();
-    }
+  while (waiting_count_ > 0 && running_.size() < limits_.sequences_max) {
+    const size_t c = NextClass();
+    const auto line = NextLine(&waiting_[c]);
+    const Waiting next = line->second.front();
+    const uint32_t blocks = BlocksOf(next.known);
+    // A block more for each, so that they do not push each other out at once.
+    const uint64_t spare = running_.size();
+    if (blocks_promised_ + blocks + spare > limits_.blocks && !running_.empty()) break;
+    line->second.pop_front();
+    if (line->second.empty()) waiting_[c].erase(line);
+    --waiting_count_;
+    pass_ = passes_[c];
+    passes_[c] += kStrides[c];
+    blocks_promised_ += blocks;
+    const auto behind = std::find_if(running_.begin(), running_.end(),
+                                     [c](const Running& r) { return ClassOf(r.request) > c; });
+    running_.insert(behind, {.request = next.request, .known = next.known, .blocks = blocks});
+    admitted.push_back(next.request.id);
   }
   return admitted;
 }
 
-void Scheduler::Plan(std::vector<ScheduledRow>* rows) {
-  rows->clear();
-  uint32_t budget = limits_.step_tokens_max;
-  for (Running& r : running_) {
-    if (r.done < r.request.prompt_tokens) continue;
-    rows->push_back({.id = r.request.id,
-                     .first_position = r.done,
-                     .length = 1,
-                     .prompt = false,
-                     .last_prompt = false});
-    ++r.done;
-    --budget;
-  }
-  for (Running& r : running_) {
-    if (r.done >= r.request.prompt_tokens || budget == 0) continue;
-    const uint32_t length = std::min(budget, r.request.prompt_tokens - r.done);
-    rows->push_back({.id = r.request.id,
-                     .first_position = r.done,
-                     .length = length,
-                     .prompt = true,
-                     .last_prompt = r.done + length == r.request.prompt_tokens});
-    r.done += length;
-    budget -= length;
+// ---- what runs ----------------------------------------------------------------------------------
+
+void Scheduler::Start(RequestId id, uint32_t done) {
+  const auto at = FindRunning(id);
+  TS_CHECK(at != running_.end() && !at->started && done < at->request.prompt_tokens);
+  at->started = true;
+  at->done = done;
+}
+
+void Scheduler::Preempt(size_t index, ScheduledStep* step) {
+  const Running victim = running_[index];
+  running_.erase(running_.begin() + static_cast<long>(index));
+  blocks_promised_ -= victim.blocks;
+  Enqueue({.request = victim.request, .known = victim.known}, /*first=*/true);
+  step->preempted.push_back(victim.request.id);
+}
+
+bool Scheduler::Promise(RequestId id, uint32_t tokens, ScheduledStep* step) {
+  for (;;) {
+    const auto at = FindRunning(id);
+    if (at == running_.end()) return false;
+    const uint32_t blocks = BlocksOf(tokens), more = blocks - std::min(blocks, at->blocks);
+    if (blocks_promised_ + more <= limits_.blocks) {
+      at->blocks += more;
+      blocks_promised_ += more;
+      return true;
+    }
+    Preempt(running_.size() - 1, step);
   }
 }
 
-uint32_t Scheduler::waiting() const {
-  size_t n = 0;
-  for (const auto& queue : waiting_) n += queue.size();
-  return static_cast<uint32_t>(n);
+void Scheduler::PlanRow(Running* r, uint32_t budget, ScheduledStep* step) {
+  const bool prompt = r->done < r->request.prompt_tokens;
+  const uint32_t end = prompt ? r->request.prompt_tokens : r->known;
+  const uint32_t length = std::min(budget, end - r->done);
+  step->rows.push_back({.id = r->request.id,
+                        .first_position = r->done,
+                        .length = length,
+                        .prompt = prompt,
+                        .sampled = r->done + length == r->known});
+  r->done += length;
+  if (r->done == r->known) ++r->known;
+  clients_.at(r->request.client).served += length;
+}
+
+void Scheduler::Plan(uint32_t prompt_tokens_max, ScheduledStep* step) {
+  TS_CHECK(prompt_tokens_max > 0);
+  step->rows.clear();
+  step->preempted.clear();
+  const auto generates = [](const Running& r) {
+    return r.started && r.done >= r.request.prompt_tokens && r.done + 1 == r.known;
+  };
+  // Who gives way comes after all who have their rows by then.
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (!generates(running_[i])) continue;
+    if (Promise(running_[i].request.id, running_[i].known, step)) PlanRow(&running_[i], 1, step);
+  }
+  const auto decodes = static_cast<uint32_t>(step->rows.size());
+  uint32_t budget = limits_.step_tokens_max - decodes;
+  if (decodes > 0) budget = std::min(budget, prompt_tokens_max);
+  for (Running& r : running_) {
+    if (!r.started || budget == 0 || generates(r)) continue;
+    const size_t row = step->rows.size();
+    PlanRow(&r, budget, step);
+    budget -= step->rows[row].length;
+  }
 }
 
 }  // namespace tinyserve

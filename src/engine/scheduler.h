@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <vector>
 
 #include "tinyserve/engine.h"
@@ -24,6 +25,7 @@ struct ScheduledRequest {
   uint32_t prompt_tokens;
   uint32_t max_tokens;  // generated at most
   Priority priority;
+  uint64_t client = 0;  // whose it is
 };
 
 // One sequence's part of a step.
@@ -31,10 +33,27 @@ struct ScheduledRow {
   RequestId id;
   uint32_t first_position;
   uint32_t length;
-  bool prompt;       // a chunk of the prompt; else one generated token
-  bool last_prompt;  // the chunk ends the prompt: a token is sampled after it
+  bool prompt;   // a chunk of the prompt; else generated tokens, more than one where they are
+                 // replayed
+  bool sampled;  // a token is sampled after it
 };
 
+struct ScheduledStep {
+  std::vector<ScheduledRow> rows;
+  // Lost their blocks and wait again, first in their line: what they generated is replayed once
+  // they are admitted.
+  std::vector<RequestId> preempted;
+};
+
+// Every running request is promised blocks for what it has, its whole prompt and the next token;
+// all promises together never exceed the pool. When one that generates needs more, the last
+// admitted of the lowest class gives way. Since each fits the pool alone, the first of the highest
+// class always goes on: nothing deadlocks.
+//
+// Who waits is chosen by class, then by client, then by arrival. A class is served in proportion to
+// its weight (16, 4, 1) while others wait, so none starves; in a class, the client that was served
+// the fewest tokens is next, so none crowds others out by asking often. Who is chosen is not
+// overtaken by a smaller request.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
@@ -42,32 +61,66 @@ class Scheduler {
   // KV blocks that a request can come to need. The last generated token is never fed back.
   uint32_t BlocksFor(const ScheduledRequest& request) const;
 
+  // REQUIRES: BlocksFor is at most the pool's.
   void Submit(const ScheduledRequest& request);
   // A request ended (finished, cancelled, failed), wherever it was. False: unknown.
   bool Remove(RequestId id);
 
-  // Moves waiting requests to the running ones, in order of class and then arrival, while each can
-  // be given every block it may come to need: so a running request never waits for memory, and the
-  // first in line never starves. Returns who was admitted.
+  // Moves waiting requests to the running ones while they can be promised blocks. Returns who was
+  // admitted.
   std::vector<RequestId> Admit();
-  // The next step: one token of each sequence that generates, then chunks of prompts in order of
-  // admission. Empty: nothing runs. Planned tokens count as done.
-  void Plan(std::vector<ScheduledRow>* rows);
+  // An admitted request may be planned from now on: the first `done` tokens of its prompt, not all,
+  // need not be computed.
+  void Start(RequestId id, uint32_t done);
+  // The next step: the next token of each sequence that generates, then what others have to
+  // compute, in order of class and admission, of those that have started; beside tokens of
+  // generation at most `prompt_tokens_max`. Planned tokens count as done.
+  void Plan(uint32_t prompt_tokens_max, ScheduledStep* step);
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
-  uint32_t waiting() const;
+  uint32_t waiting() const { return waiting_count_; }
   uint32_t blocks_promised() const { return blocks_promised_; }
 
  private:
+  // A request, and how many of its tokens are known: the prompt, and what was sampled.
   struct Running {
     ScheduledRequest request;
-    uint32_t blocks;
-    uint32_t done;  // tokens planned so far, prompt and generated
+    uint32_t known;
+    uint32_t done = 0;  // tokens planned so far
+    bool started = false;
+    uint32_t blocks = 0;  // promised
   };
+  struct Waiting {
+    ScheduledRequest request;
+    uint32_t known;
+  };
+  struct Client {
+    uint64_t served = 0;  // tokens, since it or the one that it was measured by began
+    uint32_t live = 0;    // its requests that wait or run
+  };
+  using Lines = std::map<uint64_t, std::deque<Waiting>>;  // by client; none is empty
+
+  uint32_t BlocksOf(uint64_t tokens) const {
+    return static_cast<uint32_t>((tokens + limits_.block_tokens - 1) / limits_.block_tokens);
+  }
+  void Enqueue(const Waiting& waiting, bool first);
+  void Forget(uint64_t client);
+  // The class and the line of who is next. REQUIRES: somebody waits.
+  size_t NextClass() const;
+  Lines::iterator NextLine(Lines* lines) const;
+  // Promises blocks for `tokens` tokens; false: it had to be preempted itself.
+  bool Promise(RequestId id, uint32_t tokens, ScheduledStep* step);
+  void Preempt(size_t index, ScheduledStep* step);
+  void PlanRow(Running* r, uint32_t budget, ScheduledStep* step);
+  std::vector<Running>::iterator FindRunning(RequestId id);
 
   SchedulerLimits limits_;
-  std::deque<ScheduledRequest> waiting_[3];  // by priority
-  std::vector<Running> running_;             // in order of admission
+  Lines waiting_[3];  // by class
+  uint32_t waiting_count_ = 0;
+  uint64_t passes_[3] = {};  // by class: admissions over weight
+  uint64_t pass_ = 0;        // of the last admission
+  std::map<uint64_t, Client> clients_;
+  std::vector<Running> running_;  // by class, then in order of admission
   uint32_t blocks_promised_ = 0;
 };
 

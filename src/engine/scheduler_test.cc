@@ -2,42 +2,81 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
+#include <string>
 
 namespace tinyserve {
 namespace {
 
 ScheduledRequest Ask(RequestId id, uint32_t prompt, uint32_t max_tokens,
-                     Priority priority = Priority::kNormal) {
-  return {.id = id, .prompt_tokens = prompt, .max_tokens = max_tokens, .priority = priority};
+                     Priority priority = Priority::kNormal, uint64_t client = 0) {
+  return {.id = id,
+          .prompt_tokens = prompt,
+          .max_tokens = max_tokens,
+          .priority = priority,
+          .client = client};
+}
+
+std::vector<RequestId> AdmitAndStart(Scheduler* scheduler) {
+  std::vector<RequestId> admitted = scheduler->Admit();
+  for (RequestId id : admitted) scheduler->Start(id, 0);
+  return admitted;
+}
+
+std::vector<ScheduledRow> Plan(Scheduler* scheduler, uint32_t prompt_tokens_max = UINT32_MAX) {
+  ScheduledStep step;
+  scheduler->Plan(prompt_tokens_max, &step);
+  EXPECT_TRUE(step.preempted.empty());
+  return step.rows;
+}
+
+TEST(Scheduler, WhatIsCachedIsNotPlannedAndWhatWaitsIsLeftOut) {
+  Scheduler scheduler(
+      {.step_tokens_max = 100, .sequences_max = 4, .blocks = 100, .block_tokens = 32});
+  scheduler.Submit(Ask(1, 30, 10));
+  scheduler.Submit(Ask(2, 70, 10));
+  scheduler.Admit();
+  scheduler.Start(2, 64);
+  const std::vector<ScheduledRow> rows = Plan(&scheduler);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].id, 2u);
+  EXPECT_EQ(rows[0].first_position, 64u);
+  EXPECT_EQ(rows[0].length, 6u);
+  EXPECT_TRUE(rows[0].prompt && rows[0].sampled);
+  scheduler.Start(1, 0);
+  EXPECT_EQ(Plan(&scheduler).size(), 2u);
 }
 
 TEST(Scheduler, DecodesComeFirstThenPromptsInOrder) {
   Scheduler scheduler(
       {.step_tokens_max = 100, .sequences_max = 4, .blocks = 100, .block_tokens = 32});
-  scheduler.Submit(Ask(1, 30, 10));
-  scheduler.Admit();
-  std::vector<ScheduledRow> rows;
-  scheduler.Plan(&rows);
+  scheduler.Submit(Ask(1, 1, 10));  // the shortest prompt there is
+  AdmitAndStart(&scheduler);
+  std::vector<ScheduledRow> rows = Plan(&scheduler);
   ASSERT_EQ(rows.size(), 1u);
-  EXPECT_TRUE(rows[0].prompt && rows[0].last_prompt);
+  EXPECT_TRUE(rows[0].prompt && rows[0].sampled);
   scheduler.Submit(Ask(2, 150, 10));
   scheduler.Submit(Ask(3, 20, 10));
-  scheduler.Admit();
-  scheduler.Plan(&rows);
+  AdmitAndStart(&scheduler);
+  rows = Plan(&scheduler);
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_EQ(rows[0].id, 1u);
   EXPECT_FALSE(rows[0].prompt);
-  EXPECT_EQ(rows[0].first_position, 30u);
+  EXPECT_EQ(rows[0].first_position, 1u);
   EXPECT_EQ(rows[1].id, 2u);
   EXPECT_EQ(rows[1].length, 99u);
-  EXPECT_FALSE(rows[1].last_prompt);
-  scheduler.Plan(&rows);
+  EXPECT_FALSE(rows[1].sampled);
+  // Beside generation, prompts have a budget of their own.
+  rows = Plan(&scheduler, 11);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[1].length, 11u);
+  rows = Plan(&scheduler);
   ASSERT_EQ(rows.size(), 3u);
-  EXPECT_EQ(rows[1].length, 51u);
-  EXPECT_TRUE(rows[1].last_prompt);
+  EXPECT_EQ(rows[1].length, 40u);
+  EXPECT_TRUE(rows[1].sampled);
   EXPECT_EQ(rows[2].id, 3u);
   EXPECT_EQ(rows[2].length, 20u);
 }
@@ -56,71 +95,220 @@ TEST(Scheduler, HigherClassesAreAdmittedFirstAndTheFirstInLineIsNotOvertaken) {
   EXPECT_EQ(scheduler.Admit(), (std::vector<RequestId>{2, 3}));
 }
 
-// Random arrivals, ends and cancels: promises never exceed the pool, budgets hold, positions of
-// each sequence follow each other, and every request that is not cancelled runs to its end.
-TEST(Scheduler, SimulatedLoadKeepsItsPromises) {
-  for (uint32_t seed = 1; seed <= 50; ++seed) {
-    std::mt19937 generator(seed);
-    const auto random = [&] { return static_cast<uint32_t>(generator()); };
-    const SchedulerLimits limits{.step_tokens_max = 16 + random() % 100,
-                                 .sequences_max = 1 + random() % 12,
-                                 .blocks = 20 + random() % 50,
-                                 .block_tokens = 16};
-    Scheduler scheduler(limits);
-    struct Live {
-      ScheduledRequest request;
-      uint32_t done = 0;
-    };
-    std::map<RequestId, Live> live;
-    RequestId next = 1;
-    uint32_t finished = 0, cancelled = 0;
-    std::vector<ScheduledRow> rows;
-    for (int step = 0; step < 100000 && (step < 600 || !live.empty()); ++step) {
-      if (step < 600 && random() % 3 == 0) {
-        const uint32_t tokens_max = limits.blocks * limits.block_tokens;
-        const ScheduledRequest r =
-            Ask(next++, 1 + random() % (tokens_max / 2), random() % (tokens_max / 2),
-                static_cast<Priority>(random() % 3));
-        scheduler.Submit(r);
-        live[r.id] = {r};
-      }
-      if (!live.empty() && random() % 20 == 0) {
-        const auto victim = std::next(live.begin(), static_cast<long>(random() % live.size()));
-        ASSERT_TRUE(scheduler.Remove(victim->first));
-        live.erase(victim);
-        ++cancelled;
-      }
-      scheduler.Admit();
-      ASSERT_LE(scheduler.blocks_promised(), limits.blocks) << "seed " << seed;
-      ASSERT_LE(scheduler.running(), limits.sequences_max) << "seed " << seed;
-      scheduler.Plan(&rows);
-      ASSERT_EQ(rows.empty(), scheduler.running() == 0) << "seed " << seed;
-      uint32_t tokens = 0;
-      std::set<RequestId> seen;
-      for (const ScheduledRow& row : rows) {
-        Live& l = live.at(row.id);
-        ASSERT_TRUE(seen.insert(row.id).second) << "seed " << seed;
-        ASSERT_EQ(row.first_position, l.done) << "seed " << seed;
-        ASSERT_GE(row.length, 1u);
-        l.done += row.length;
-        tokens += row.length;
-        ASSERT_EQ(row.prompt, row.first_position < l.request.prompt_tokens);
-        ASSERT_EQ(row.last_prompt, row.prompt && l.done == l.request.prompt_tokens);
-        ASSERT_LE((l.done + limits.block_tokens - 1) / limits.block_tokens,
-                  scheduler.BlocksFor(l.request));
-        // A token is sampled after the last chunk and after each generated one.
-        if (l.done + 1 >= l.request.prompt_tokens + std::max(1u, l.request.max_tokens)) {
-          ASSERT_TRUE(scheduler.Remove(row.id));
-          live.erase(row.id);
-          ++finished;
-        }
-      }
-      ASSERT_LE(tokens, limits.step_tokens_max) << "seed " << seed;
-    }
-    EXPECT_TRUE(live.empty()) << "seed " << seed << ": " << live.size() << " requests starve";
-    EXPECT_EQ(finished + cancelled, next - 1) << "seed " << seed;
-    EXPECT_EQ(scheduler.blocks_promised(), 0u);
+// One at a time: of 42 admissions, 32, 8 and 2 while all wait.
+TEST(Scheduler, ClassesAreServedByTheirWeights) {
+  Scheduler scheduler(
+      {.step_tokens_max = 64, .sequences_max = 1, .blocks = 10, .block_tokens = 32});
+  for (RequestId id = 0; id < 300; ++id)
+    scheduler.Submit(Ask(id, 4, 1, static_cast<Priority>(id % 3)));
+  uint32_t served[3] = {};
+  for (int i = 0; i < 42; ++i) {
+    const std::vector<RequestId> admitted = scheduler.Admit();
+    ASSERT_EQ(admitted.size(), 1u);
+    ++served[admitted[0] % 3];
+    scheduler.Remove(admitted[0]);
   }
+  EXPECT_EQ(served[0], 32u);
+  EXPECT_EQ(served[1], 8u);
+  EXPECT_EQ(served[2], 2u);
+}
+
+// One client asks a hundred times at once, another now and then: they are served alike.
+TEST(Scheduler, ClientsAreServedAlike) {
+  Scheduler scheduler(
+      {.step_tokens_max = 64, .sequences_max = 1, .blocks = 10, .block_tokens = 32});
+  for (RequestId id = 1; id <= 100; ++id) scheduler.Submit(Ask(id, 10, 1, Priority::kNormal, 7));
+  for (RequestId id = 101; id <= 110; ++id) scheduler.Submit(Ask(id, 10, 1, Priority::kNormal, 8));
+  std::vector<RequestId> order;
+  for (int i = 0; i < 20; ++i) {
+    const RequestId id = AdmitAndStart(&scheduler).at(0);
+    Plan(&scheduler);
+    scheduler.Remove(id);
+    order.push_back(id);
+  }
+  EXPECT_EQ(std::count_if(order.begin(), order.end(), [](RequestId id) { return id > 100; }), 10);
+  EXPECT_TRUE(std::is_sorted(order.begin(), order.end(), [](RequestId a, RequestId b) {
+    return (a > 100) == (b > 100) && a < b;
+  }));
+}
+
+// Two that need 6 blocks each share 9: the later one gives way, waits, and replays what it had.
+TEST(Scheduler, WhoCameLastGivesWayAndIsReplayed) {
+  Scheduler scheduler({.step_tokens_max = 64, .sequences_max = 4, .blocks = 9, .block_tokens = 8});
+  scheduler.Submit(Ask(1, 16, 33));
+  scheduler.Submit(Ask(2, 16, 33));
+  EXPECT_EQ(AdmitAndStart(&scheduler).size(), 2u);
+  ScheduledStep step;
+  uint32_t steps = 0;
+  do {
+    scheduler.Plan(64, &step);
+    ASSERT_LE(scheduler.blocks_promised(), 9u);
+    ASSERT_LT(++steps, 100u);
+  } while (step.preempted.empty());
+  EXPECT_EQ(step.preempted, std::vector<RequestId>{2});
+  ASSERT_EQ(step.rows.size(), 1u);
+  EXPECT_EQ(step.rows[0].id, 1u);
+  EXPECT_EQ(step.rows[0].first_position, 32u);
+  EXPECT_EQ(scheduler.waiting(), 1u);
+  EXPECT_TRUE(scheduler.Admit().empty());
+  scheduler.Remove(1);
+  ASSERT_EQ(AdmitAndStart(&scheduler), std::vector<RequestId>{2});
+  std::vector<ScheduledRow> rows = Plan(&scheduler);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_TRUE(rows[0].prompt);
+  EXPECT_EQ(rows[0].length, 16u);
+  EXPECT_FALSE(rows[0].sampled);
+  rows = Plan(&scheduler);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_FALSE(rows[0].prompt);
+  EXPECT_EQ(rows[0].first_position, 16u);
+  EXPECT_EQ(rows[0].length, 17u);  // all that was sampled before
+  EXPECT_TRUE(rows[0].sampled);
+  rows = Plan(&scheduler);
+  EXPECT_EQ(rows.at(0).length, 1u);
+}
+
+// ---- a simulated load ---------------------------------------------------------------------------
+
+// Random arrivals, ends and cancels in a random pool. What is checked at each step: promises and
+// budgets hold, blocks really needed are promised, positions of each sequence follow each other,
+// known tokens are never sampled twice; and in the end every request that was not cancelled has all
+// of its tokens.
+class Simulation {
+ public:
+  explicit Simulation(uint32_t seed)
+      : random_(seed),
+        limits_{.step_tokens_max = 16 + Random(100),
+                .sequences_max = 1 + Random(12),
+                .blocks = 12 + Random(50),
+                .block_tokens = 16},
+        scheduler_(limits_) {}
+
+  void Run(int arrivals_until) {
+    for (int step = 0; step < arrivals_until || !live_.empty(); ++step) {
+      ASSERT_LT(step, 100000) << live_.size() << " requests starve";
+      if (step < arrivals_until && Random(3) == 0) Arrive(step);
+      if (!live_.empty() && Random(40) == 0) Cancel();
+      for (RequestId id : scheduler_.Admit()) held_.insert(id);
+      Start();
+      Step(step);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+    EXPECT_EQ(finished_ + cancelled_, next_ - 1);
+    EXPECT_EQ(scheduler_.blocks_promised(), 0u);
+    EXPECT_EQ(scheduler_.running() + scheduler_.waiting(), 0u);
+  }
+  uint32_t preemptions() const { return preemptions_; }
+
+ private:
+  struct Live {
+    ScheduledRequest request;
+    uint32_t done = 0, sampled = 0;
+    bool started = false;
+  };
+
+  uint32_t Random(uint32_t below) { return static_cast<uint32_t>(random_() % below); }
+
+  void Arrive(int step) {
+    const uint32_t tokens_max = limits_.blocks * limits_.block_tokens;
+    // Every tenth step a burst.
+    for (uint32_t i = step % 10 == 0 ? 1 + Random(6) : 1; i > 0; --i) {
+      const ScheduledRequest r = Ask(next_++, 1 + Random(tokens_max / 2), Random(tokens_max / 2),
+                                     static_cast<Priority>(Random(3)), Random(4));
+      scheduler_.Submit(r);
+      live_[r.id] = {r};
+    }
+  }
+  void Cancel() {
+    const auto victim = std::next(live_.begin(), Random(static_cast<uint32_t>(live_.size())));
+    ASSERT_TRUE(scheduler_.Remove(victim->first));
+    held_.erase(victim->first);
+    live_.erase(victim);
+    ++cancelled_;
+  }
+  // Some begin later, as those that wait for a shared prompt do; some find a part in the cache.
+  void Start() {
+    for (auto at = held_.begin(); at != held_.end();) {
+      if (held_.size() > 1 && Random(3) == 0) {
+        ++at;
+        continue;
+      }
+      Live& l = live_.at(*at);
+      l.done = Random(2) == 0 ? Random(l.request.prompt_tokens) : 0;
+      l.started = true;
+      scheduler_.Start(*at, l.done);
+      at = held_.erase(at);
+    }
+  }
+  void Step(int step) {
+    scheduler_.Plan(1 + Random(limits_.step_tokens_max), &step_);
+    for (RequestId id : step_.preempted) {
+      Live& l = live_.at(id);
+      l.done = 0;
+      l.started = false;
+      held_.erase(id);
+      ++preemptions_;
+    }
+    ASSERT_LE(scheduler_.blocks_promised(), limits_.blocks);
+    ASSERT_LE(scheduler_.running(), limits_.sequences_max);
+    ASSERT_EQ(scheduler_.running() + scheduler_.waiting(), live_.size());
+    uint32_t tokens = 0;
+    std::set<RequestId> seen;
+    for (const ScheduledRow& row : step_.rows) {
+      ASSERT_TRUE(seen.insert(row.id).second);
+      tokens += row.length;
+      TakeRow(row);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+    ASSERT_LE(tokens, limits_.step_tokens_max);
+    // Something always goes on.
+    const bool any =
+        std::any_of(live_.begin(), live_.end(), [](const auto& l) { return l.second.started; });
+    ASSERT_TRUE(!any || !step_.rows.empty()) << "step " << step;
+    uint64_t blocks = 0;
+    for (const auto& [id, l] : live_)
+      blocks += (l.done + limits_.block_tokens - 1) / limits_.block_tokens;
+    ASSERT_LE(blocks, limits_.blocks);
+  }
+  void TakeRow(const ScheduledRow& row) {
+    Live& l = live_.at(row.id);
+    const uint32_t known = l.request.prompt_tokens + l.sampled;
+    ASSERT_TRUE(l.started);
+    ASSERT_EQ(row.first_position, l.done);
+    ASSERT_GE(row.length, 1u);
+    l.done += row.length;
+    ASSERT_LE(l.done, known);
+    ASSERT_EQ(row.prompt, row.first_position < l.request.prompt_tokens);
+    ASSERT_TRUE(!row.prompt || l.done <= l.request.prompt_tokens);
+    ASSERT_EQ(row.sampled, l.done == known);
+    l.sampled += row.sampled;
+    if (row.sampled && l.sampled >= std::max(1u, l.request.max_tokens)) {
+      ASSERT_TRUE(scheduler_.Remove(row.id));
+      live_.erase(row.id);
+      ++finished_;
+    }
+  }
+
+  std::mt19937 random_;
+  const SchedulerLimits limits_;
+  Scheduler scheduler_;
+  ScheduledStep step_;
+  std::map<RequestId, Live> live_;
+  std::set<RequestId> held_;  // admitted and not started
+  RequestId next_ = 1;
+  uint32_t finished_ = 0, cancelled_ = 0, preemptions_ = 0;
+};
+
+TEST(Scheduler, SimulatedLoadKeepsItsPromises) {
+  uint32_t preemptions = 0;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Simulation simulation(seed);
+    simulation.Run(600);
+    if (HasFatalFailure()) return;
+    preemptions += simulation.preemptions();
+  }
+  EXPECT_GT(preemptions, 100u);
 }
 
 }  // namespace

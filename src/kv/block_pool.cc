@@ -6,7 +6,8 @@
 
 namespace tinyserve {
 
-BlockPool::BlockPool(uint32_t blocks) : refs_(blocks, 0), sealed_(blocks, false), free_(blocks) {}
+BlockPool::BlockPool(uint32_t blocks)
+    : refs_(blocks, 0), sealed_(blocks, false), kept_(blocks, false), free_(blocks) {}
 
 uint32_t BlockPool::Allocate(uint32_t previous) {
   if (free_ == 0) return UINT32_MAX;
@@ -21,12 +22,28 @@ uint32_t BlockPool::Allocate(uint32_t previous) {
 
 void BlockPool::Ref(uint32_t block) {
   TS_CHECK(block < total() && refs_[block] > 0 && sealed_[block]);
+  if (kept_[block] && refs_[block] == 1) --idle_;
   ++refs_[block];
+  used_max_ = std::max(used_max_, used());
 }
 
 void BlockPool::Unref(uint32_t block) {
-  TS_CHECK(block < total() && refs_[block] > 0);
+  TS_CHECK(block < total() && refs_[block] > (kept_[block] ? 1 : 0));
   if (--refs_[block] == 0) ++free_;
+  if (kept_[block] && refs_[block] == 1) ++idle_;
+}
+
+void BlockPool::Keep(uint32_t block) {
+  TS_CHECK(block < total() && refs_[block] > 0 && sealed_[block] && !kept_[block]);
+  ++refs_[block];
+  kept_[block] = true;
+}
+
+void BlockPool::Unkeep(uint32_t block) {
+  TS_CHECK(block < total() && kept_[block]);
+  if (refs_[block] == 1) --idle_;
+  kept_[block] = false;
+  Unref(block);
 }
 
 void BlockPool::Seal(uint32_t block) {

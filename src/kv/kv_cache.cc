@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/checked.h"
@@ -36,6 +37,10 @@ uint64_t OpenBytesPerPage(const std::vector<LayerGroup>& groups, const Codec& co
 
 uint64_t StateStride(const SelectorNeeds& kept) {
   return kept.state_bytes == 0 ? 0 : sizeof(SelectorState) + kept.state_bytes;
+}
+
+void CopyItem(const KvSlab& slab, uint32_t from_page, uint32_t to_page) {
+  std::memcpy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
 }
 
 // Enough where sequences have room for n tokens each beyond those committed: less than a window of
@@ -126,6 +131,8 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   for (const LayerGroup& group : groups) {
     TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks), kernels));
   }
+  cache->prefixes_ =
+      std::make_unique<PrefixTree>(std::lcm(options.block_tokens, options.codec->group_tokens));
   cache->sequences_.resize(options.sequences_max);
   const uint32_t blocks_max = cache->BlocksFor(options.sequence_tokens_max);
   for (Sequence& sequence : cache->sequences_) {
@@ -208,6 +215,8 @@ void KvCache::RemoveSequence(SequenceSlot slot) {
   TS_CHECK(sequence.live);
   KeepOpenPages(&sequence, 0, 0);
   DropBlocks(&sequence, 0);
+  if (sequence.root != nullptr) prefixes_->Leave(sequence.root);
+  sequence.root = sequence.node = nullptr;
   sequence.committed = 0;
   sequence.live = false;
 }
@@ -227,11 +236,11 @@ Status KvCache::CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t op
     const Table& table = sequence.tables[g];
     const BlockPool& pool = groups_[g].pool;
     const auto have = static_cast<uint32_t>(table.blocks.size());
-    if (want > have && want - have > pool.free()) {
+    if (want > have && want - have > pool.available()) {
       return Status(
           Code::kResourceExhausted,
           fmt::format("{} tokens need {} more KV blocks of {} tokens, {} of {} are free", tokens,
-                      want - have, options_.block_tokens, pool.free(), pool.total()));
+                      want - have, options_.block_tokens, pool.available(), pool.total()));
     }
     const BlockPool& open = groups_[g].open.pool();
     const auto open_have = static_cast<uint32_t>(table.open_pages.size());
@@ -248,19 +257,22 @@ Status KvCache::CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t op
 
 void KvCache::Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages) {
   const uint32_t blocks = BlocksFor(tokens);
-  const uint32_t pages_per_block = options_.block_tokens / options_.page_tokens;
   for (size_t g = 0; g < groups_.size(); ++g) {
     Table& table = sequence->tables[g];
+    BlockPool& pool = groups_[g].pool;
     while (table.blocks.size() < blocks) {
-      const uint32_t block =
-          groups_[g].pool.Allocate(table.blocks.empty() ? UINT32_MAX : table.blocks.back());
-      table.blocks.push_back(block);
-      for (uint32_t p = 0; p < pages_per_block; ++p)
-        table.pages.push_back(block * pages_per_block + p);
+      if (pool.free() == 0) EvictNode();
+      AppendBlock(&table, pool.Allocate(table.blocks.empty() ? UINT32_MAX : table.blocks.back()));
     }
     while (table.open_pages.size() < open_pages)
       table.open_pages.push_back(groups_[g].open.TakePage());
   }
+}
+
+void KvCache::AppendBlock(Table* table, uint32_t block) const {
+  const uint32_t pages = options_.block_tokens / options_.page_tokens;
+  table->blocks.push_back(block);
+  for (uint32_t p = 0; p < pages; ++p) table->pages.push_back(block * pages + p);
 }
 
 Status KvCache::Reserve(SequenceSlot slot, uint32_t tokens) {
@@ -301,6 +313,7 @@ void KvCache::Rewind(SequenceSlot slot, uint32_t tokens) {
   Sequence& sequence = sequences_[slot];
   TS_CHECK(sequence.live && tokens <= sequence.committed);
   TS_CHECK(tokens == options_.codec->WindowBegin(tokens));
+  TS_CHECK(sequence.root == nullptr);  // what others may have adopted is final
   KeepOpenPages(&sequence, 0, 0);
   const uint32_t sealed = options_.codec->WindowBegin(sequence.committed) / options_.block_tokens;
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -439,6 +452,20 @@ KvShape KvCache::open_shape(uint32_t group) const {
   return coded(group) ? groups_[group].open.shape() : groups_[group].kv;
 }
 
+void KvCache::CopyPages(uint32_t group, std::span<const uint32_t> from,
+                        std::span<const uint32_t> to) {
+  const LayerGroup& shape = groups_[group].shape;
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    for (uint32_t head = 0; head < shape.kv_heads; ++head) {
+      for (const KvSlab& of :
+           {slab(group, layer, head), records(group, layer, head), summaries(group, layer, head)}) {
+        if (of.base == nullptr) continue;
+        for (size_t page = 0; page < from.size(); ++page) CopyItem(of, from[page], to[page]);
+      }
+    }
+  }
+}
+
 Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   Sequence &source = sequences_[from], &target = sequences_[to];
   TS_CHECK(from != to && source.live && target.live);
@@ -452,25 +479,20 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   KeepOpenPages(&target, PagesFor(raw - open_first(to)), open_pages);
   Take(&target, tokens, open_pages);
   target.committed = raw;
-  const auto copy = [](const KvSlab& slab, uint32_t to_page, uint32_t from_page) {
-    std::memcpy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
-  };
   for (uint32_t g = 0; g < groups(); ++g) {
     const GroupStorage& s = groups_[g];
     if (const uint64_t bytes = StatesBytesOfSlot(s); bytes > 0)
       std::memcpy(s.states.data() + to * bytes, s.states.data() + from * bytes, bytes);
     const Table &a = source.tables[g], &b = target.tables[g];
+    if (end > first) {
+      CopyPages(g, std::span(a.pages).subspan(first, end - first),
+                std::span(b.pages).subspan(first, end - first));
+    }
     for (uint32_t layer = 0; layer < s.shape.layers; ++layer) {
       for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
-        const KvSlab data = slab(g, layer, head), meta = records(g, layer, head);
-        const KvSlab own = summaries(g, layer, head);
-        for (uint32_t page = first; page < end; ++page) {
-          copy(data, b.pages[page], a.pages[page]);
-          if (meta.base != nullptr) copy(meta, b.pages[page], a.pages[page]);
-          if (own.base != nullptr) copy(own, b.pages[page], a.pages[page]);
-        }
+        const KvSlab raw_pages = open_slab(g, layer, head);
         for (uint32_t page = 0; page < open_pages; ++page)
-          copy(open_slab(g, layer, head), b.open_pages[page], a.open_pages[page]);
+          CopyItem(raw_pages, a.open_pages[page], b.open_pages[page]);
       }
     }
   }
@@ -484,6 +506,7 @@ uint64_t KvCache::pool_bytes() const {
 }
 
 std::string KvCache::CheckIntegrity() const {
+  if (std::string wrong = prefixes_->CheckIntegrity(); !wrong.empty()) return wrong;
   for (uint32_t g = 0; g < groups(); ++g) {
     for (const std::string& wrong : {CheckBlocks(g), CheckOpenPages(g)}) {
       if (!wrong.empty()) return wrong;
@@ -513,15 +536,30 @@ std::string KvCache::CheckBlocks(uint32_t group) const {
       }
     }
   }
-  uint32_t used = 0;
+  std::vector<uint32_t> kept(pool.total(), 0);
+  for (const PrefixTree::Node& node : prefixes_->nodes()) {
+    for (uint32_t i = 0; i < NodeBlocks(); ++i) {
+      const uint32_t block = node.blocks[group * NodeBlocks() + i];
+      ++held[block];
+      if (++kept[block] != 1 || !pool.kept(block) || !pool.sealed(block))
+        return fmt::format("block {} of the prefix tree is not its own, or open", block);
+    }
+  }
+  return CheckCounts(group, held);
+}
+
+std::string KvCache::CheckCounts(uint32_t group, const std::vector<uint32_t>& held) const {
+  const BlockPool& pool = groups_[group].pool;
+  uint32_t idle = 0, free = 0;
   for (uint32_t b = 0; b < pool.total(); ++b) {
     if (held[b] != pool.refs(b))
       return fmt::format("block {}: {} references counted, {} held", b, pool.refs(b), held[b]);
-    used += pool.refs(b) > 0;
+    free += pool.refs(b) == 0;
+    idle += pool.refs(b) == 1 && pool.kept(b);
   }
-  if (used + pool.free() != pool.total()) {
-    return fmt::format("group {}: {} held + {} free != {} blocks", group, used, pool.free(),
-                       pool.total());
+  if (free != pool.free() || idle != pool.idle()) {
+    return fmt::format("group {}: of {} blocks {} are free and {} idle, {} and {} are counted",
+                       group, pool.total(), free, idle, pool.free(), pool.idle());
   }
   return "";
 }

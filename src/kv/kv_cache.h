@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/buffer.h"
@@ -13,6 +15,7 @@
 #include "kv/block_pool.h"
 #include "kv/codec.h"
 #include "kv/open_storage.h"
+#include "kv/prefix_tree.h"
 #include "page/page.h"
 #include "tinyserve/status.h"
 
@@ -100,6 +103,25 @@ class KvCache {
   // its raw form.
   Status Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens);
 
+  // Gives an empty sequence what the pool still holds of `tokens` under a salt, made by prefill or
+  // by `maker`: whole blocks are shared; of one that goes on with some of the tokens, the pages
+  // that hold them are copied. Where windows are coded, whole windows alone are given, so that
+  // every query to come sees each key in the form in which it would if all had been computed. They
+  // are committed. Returns how many tokens. Share adds to what is held for others.
+  uint32_t Adopt(SequenceSlot slot, std::string_view salt, std::span<const int32_t> tokens,
+                 PrefixMaker maker);
+  // What Adopt could share, in whole blocks.
+  uint32_t Adoptable(std::string_view salt, std::span<const int32_t> tokens,
+                     PrefixMaker maker) const;
+  // Lets others adopt the committed blocks of a sequence that has called Adopt. tokens: all of its
+  // own; the first `prompt_tokens` are of class prompt, those after them were made by `maker`, and
+  // are not shared where that is kMadeByPrefill. Blocks that are there already, with the same bits,
+  // take the place of the sequence's own.
+  void Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
+             PrefixMaker maker);
+  // Tokens that are shared together: blocks of whole windows.
+  uint32_t share_tokens() const { return prefixes_->unit_tokens(); }
+
   uint32_t reserved_tokens(SequenceSlot slot) const;
   uint32_t committed_tokens(SequenceSlot slot) const { return sequences_[slot].committed; }
 
@@ -157,9 +179,10 @@ class KvCache {
   uint64_t fixed_bytes() const { return fixed_bytes_; }
   uint64_t pool_bytes() const;  // with open storage and states
 
-  // Conservation: every reference of the pools is held by exactly one table entry, free + held =
-  // total, sealed blocks are full and committed, tables have no duplicates inside a sequence,
-  // committed tokens that are not coded have raw pages. Empty when all holds, else what does not.
+  // Conservation: every reference of the pools is held by exactly one table entry or node of the
+  // prefix tree, free + idle + used = total, sealed blocks are full and committed, tables have no
+  // duplicates inside a sequence, committed tokens that are not coded have raw pages. Empty when
+  // all holds, else what does not.
   std::string CheckIntegrity() const;
 
  private:
@@ -189,6 +212,11 @@ class KvCache {
     bool live = false;
     uint32_t committed = 0;
     std::vector<Table> tables;  // one a group
+    // Where it is in the prefix tree, since Adopt; no node: it shares no more.
+    PrefixTree::Node *root = nullptr, *node = nullptr;
+    uint32_t shared = 0;  // tokens up to the node
+    // Of the tokens beyond them that were copied; kMadeByPrefill also where there are none.
+    PrefixMaker copied_maker = kMadeByPrefill;
   };
 
   KvCache() = default;
@@ -207,14 +235,29 @@ class KvCache {
   Status CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t open_pages) const;
   void Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages);
   void DropBlocks(Sequence* sequence, uint32_t keep_blocks);
+  // Copies pages of every layer and head, with what is kept of them.
+  void CopyPages(uint32_t group, std::span<const uint32_t> from, std::span<const uint32_t> to);
+  void AppendBlock(Table* table, uint32_t block) const;
+  void AdoptNode(Sequence* sequence, const PrefixTree::Node& node);
+  void CopyPart(Sequence* sequence, const PrefixTree::Node& node, uint32_t tokens);
+  // A node of the sequence's own next blocks.
+  PrefixTree::Node* AddNode(const Sequence& sequence, std::span<const int32_t> unit,
+                            PrefixMaker maker);
+  // The sequence's next blocks become those of a node.
+  void UseBlocksOf(const PrefixTree::Node& node, Sequence* sequence);
+  void EvictNode();
+  // Blocks of one group that a node holds.
+  uint32_t NodeBlocks() const { return share_tokens() / options_.block_tokens; }
   // Gives back raw pages but `count` of them from the `first`-th on.
   void KeepOpenPages(Sequence* sequence, uint32_t first, uint32_t count);
   std::string CheckBlocks(uint32_t group) const;
+  std::string CheckCounts(uint32_t group, const std::vector<uint32_t>& held) const;
   std::string CheckOpenPages(uint32_t group) const;
 
   KvCacheOptions options_{};
   std::vector<GroupStorage> groups_;
   std::vector<Sequence> sequences_;
+  std::unique_ptr<PrefixTree> prefixes_;  // blocks of a node: [group][NodeBlocks()]
   uint64_t bytes_per_token_ = 0, fixed_bytes_ = 0;
 };
 

@@ -86,10 +86,13 @@ json::object GenerationReply::ChoiceUsage(const AnswerChoice& choice) const {
 
 // Of all answers. A prompt counts once, however many answers it has; of times, the longest.
 json::object GenerationReply::UsageJson() const {
-  uint64_t prompt = 0, completion = 0;
+  uint64_t prompt = 0, cached = 0, completion = 0;
   Usage times;
   for (const AnswerChoice& choice : choices_) {
-    if (choice.index % n_ == 0) prompt += choice.prompt_tokens;
+    if (choice.index % n_ == 0) {
+      prompt += choice.prompt_tokens;
+      cached += choice.usage.cached_tokens;
+    }
     completion += choice.tokens;
     times.queue_seconds = std::max(times.queue_seconds, choice.usage.queue_seconds);
     times.prefill_seconds = std::max(times.prefill_seconds, choice.usage.prefill_seconds);
@@ -98,8 +101,7 @@ json::object GenerationReply::UsageJson() const {
         std::max(times.first_token_seconds, choice.usage.first_token_seconds);
   }
   json::object usage = TokenCounts(prompt, completion);
-  // The engine recomputes every prompt: it keeps none to take tokens from.
-  usage["prompt_tokens_details"] = {{"cached_tokens", 0}};
+  usage["prompt_tokens_details"] = {{"cached_tokens", cached}};
   usage["tinyserve"] = {{"queue_seconds", times.queue_seconds},
                         {"prefill_seconds", times.prefill_seconds},
                         {"decode_seconds", times.decode_seconds},

@@ -109,6 +109,8 @@ class PrometheusMetrics : public Metrics {
   Gauge& cache_usage_ = AddGauge("vllm:kv_cache_usage_perc", "Used part of the KV pool, 0 to 1");
   Gauge& connections_ = AddGauge("tinyserve:connections", "Open connections");
   Gauge& blocks_ = AddGauge("tinyserve:kv_blocks_used", "KV blocks in use");
+  Gauge& cached_blocks_ =
+      AddGauge("tinyserve:kv_blocks_cached", "KV blocks that only hold prompts to come");
 
   // Totals of the engine: counters can only be raised, so they follow it by what is new.
   struct Followed {
@@ -122,6 +124,10 @@ class PrometheusMetrics : public Metrics {
   std::mutex mutex_;  // of the followed counters
   Followed prompt_tokens_{AddCounter("vllm:prompt_tokens_total", "Prompt tokens computed")};
   Followed generated_tokens_{AddCounter("vllm:generation_tokens_total", "Tokens generated")};
+  Followed prefix_queries_{
+      AddCounter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache")};
+  Followed prefix_hits_{
+      AddCounter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache")};
   Followed preemptions_{AddCounter("vllm:num_preemptions_total", "Requests put back")};
   Followed steps_{AddCounter("tinyserve:steps_total", "Forward passes")};
   Followed kv_bytes_{AddCounter("tinyserve:kv_read_bytes_total",
@@ -176,6 +182,9 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
                                                  static_cast<double>(stats.blocks_total));
   prompt_tokens_.To(stats.prompt_tokens);
   generated_tokens_.To(stats.generated_tokens);
+  prefix_queries_.To(stats.prefix_queries);
+  prefix_hits_.To(stats.prefix_hits);
+  cached_blocks_.Set(stats.blocks_cached);
   preemptions_.To(stats.preemptions);
   steps_.To(stats.steps);
   kv_bytes_.To(stats.decode_kv_bytes);

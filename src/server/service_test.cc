@@ -106,7 +106,7 @@ TEST_F(ServiceTest, CompletionAnswersEveryPromptNTimes) {
   EXPECT_EQ(usage.at("prompt_tokens"), 5);  // a prompt counts once
   EXPECT_EQ(usage.at("completion_tokens"), 4);
   EXPECT_EQ(usage.at("total_tokens"), 9);
-  EXPECT_EQ(usage.at("prompt_tokens_details").at("cached_tokens"), 0);
+  EXPECT_EQ(usage.at("prompt_tokens_details").at("cached_tokens"), 2);  // 1 of each prompt
   EXPECT_EQ(usage.at("tinyserve").at("queue_seconds"), 0.25);
 }
 
@@ -374,6 +374,8 @@ TEST_F(ServiceTest, MetricsHaveVllmsNames) {
         "vllm:num_requests_waiting{engine=\"0\",model_name=\"fake\"} 3\n",
         "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"fake\"} 0.5\n",
         "vllm:prompt_tokens_total{engine=\"0\",model_name=\"fake\"} 7\n",
+        "vllm:prefix_cache_queries_total{engine=\"0\",model_name=\"fake\"} 9\n",
+        "vllm:prefix_cache_hits_total{engine=\"0\",model_name=\"fake\"} 4\n",
         "vllm:time_to_first_token_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:inter_token_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",

@@ -99,6 +99,8 @@ class FakeEngine : public Engine {
             .waiting = 3,
             .blocks_total = 10,
             .blocks_used = 5,
+            .prefix_queries = 9,
+            .prefix_hits = 4,
             .shadow = {{.selector = "s",
                         .checks = 4,
                         .missed_mass = {.mean = 0.25, .p99 = 0.5, .max = 0.5},
@@ -133,6 +135,7 @@ class FakeEngine : public Engine {
     event.finish = reason;
     event.status = std::move(status);
     event.usage = {.prompt_tokens = static_cast<uint32_t>(s.request.prompt.size()),
+                   .cached_tokens = 1,
                    .completion_tokens = s.tokens,
                    .queue_seconds = 0.25};
     if (s.request.prompt_logprobs) {

@@ -1,0 +1,30 @@
+#include "engine/engine_options.h"
+
+#include <fmt/format.h>
+
+namespace tinyserve {
+
+Result<Compute> ParseCompute(const std::string& name) {
+  if (name == "fast") return Compute::kFast;
+  if (name == "f32") return Compute::kF32;
+  return Status(Code::kInvalidArgument,
+                fmt::format("compute is '{}': allowed are fast and f32", name));
+}
+
+Status CheckEngineOptions(const EngineOptions& o) {
+  const auto range = [](const char* name, uint64_t value, uint64_t low, uint64_t high) {
+    if (value >= low && value <= high) return Status();
+    return Status(Code::kInvalidArgument,
+                  fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
+  };
+  TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
+  if (!(o.shadow_check >= 0 && o.shadow_check <= 1)) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));
+  }
+  TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
+  TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));
+  return range("queue_max", o.queue_max, 1, 1 << 20);
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,19 @@
+// Whether an engine's options are allowed, and what they name.
+#ifndef TINYSERVE_ENGINE_ENGINE_OPTIONS_H_
+#define TINYSERVE_ENGINE_ENGINE_OPTIONS_H_
+
+#include <string>
+
+#include "kernels/kernels.h"
+#include "tinyserve/engine.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// Errors: kInvalidArgument, naming the option and what is allowed.
+Status CheckEngineOptions(const EngineOptions& options);
+Result<Compute> ParseCompute(const std::string& name);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_ENGINE_OPTIONS_H_

@@ -1,0 +1,113 @@
+// Which token sequences the pool holds already: a tree whose edges are tokens and whose nodes are
+// blocks.
+#ifndef TINYSERVE_KV_PREFIX_TREE_H_
+#define TINYSERVE_KV_PREFIX_TREE_H_
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace tinyserve {
+
+// What arithmetic made the keys and values of a unit, beside all that is fixed at start: prefill,
+// or decoding under a selector, by a number that the caller gives it. The units before it on its
+// path are part of what it was computed from, so equal paths hold equal bits.
+using PrefixMaker = uint32_t;
+constexpr PrefixMaker kMadeByPrefill = 0;
+
+// Bookkeeping only: the nodes name blocks, whose references KvCache counts. Paths begin at the root
+// of a salt, and no path is found from another's. Tokens are compared, never hashed. Not
+// thread-safe.
+class PrefixTree {
+ public:
+  struct Node;
+
+  // unit_tokens: of a node, at least 1.
+  explicit PrefixTree(uint32_t unit_tokens) : unit_tokens_(unit_tokens) {}
+  PrefixTree(const PrefixTree&) = delete;
+  PrefixTree& operator=(const PrefixTree&) = delete;
+
+  uint32_t unit_tokens() const { return unit_tokens_; }
+  size_t size() const { return nodes_.size(); }
+  size_t roots() const { return roots_.size(); }
+
+  // The root of a salt, new if need be; it stays until it is left as often as it was joined and
+  // nothing hangs on it.
+  Node* Join(std::string_view salt);
+  void Leave(Node* root);
+
+  struct Match {
+    Node* node;              // the end of the longest path of whole units, or the root
+    uint32_t units;          // of the path
+    const Node* next;        // the child that goes on with the most of the tokens that follow
+    uint32_t common_tokens;  // so many of them: less than a unit, or the rest of the tokens
+  };
+  // Units may be made by prefill or by `maker`. Of equally long paths that with the most units made
+  // by prefill from its beginning on.
+  Match Longest(Node* root, std::span<const int32_t> tokens, PrefixMaker maker) const;
+
+  // The child with exactly these tokens. REQUIRES: a unit of them. Null: there is none.
+  Node* Find(Node* parent, std::span<const int32_t> tokens, PrefixMaker maker) const;
+  // Its path counts as used. REQUIRES: a unit of tokens that Find does not find.
+  Node* Insert(Node* parent, std::span<const int32_t> tokens, PrefixMaker maker,
+               std::vector<uint32_t> blocks);
+  // A path was used: it is the last to be evicted.
+  void Touch(Node* node);
+
+  // Takes out the node that was used longest ago, of those without children for which `idle` is
+  // true. Returns its blocks; empty: there is none.
+  std::vector<uint32_t> EvictOldest(const std::function<bool(const Node&)>& idle);
+
+  const std::list<Node>& nodes() const { return nodes_; }
+  // Empty when links, ages and sizes agree, else what does not.
+  std::string CheckIntegrity() const;
+
+ private:
+  // Points into its node.
+  struct Edge {
+    std::span<const int32_t> tokens;
+    PrefixMaker maker;
+  };
+  struct EdgeLess {
+    bool operator()(const Edge& a, const Edge& b) const;
+  };
+  using Children = std::map<Edge, Node*, EdgeLess>;
+  using Age = std::pair<uint64_t, Node*>;  // the times of touching differ
+
+ public:
+  struct Node {
+    Node* parent = nullptr;  // null: a root, without tokens and blocks
+    std::vector<int32_t> tokens;
+    PrefixMaker maker = kMadeByPrefill;
+    std::vector<uint32_t> blocks;
+
+   private:
+    friend class PrefixTree;
+    Children children;
+    uint64_t touched = 0;
+    uint32_t joined = 0;                // of a root
+    const std::string* salt = nullptr;  // of a root
+    std::list<Node>::iterator place;
+  };
+
+ private:
+  void FindNext(std::span<const int32_t> rest, PrefixMaker maker, Match* match) const;
+  void DropIfUnused(Node* root);
+
+  uint32_t unit_tokens_;
+  std::list<Node> nodes_;
+  std::map<std::string, Node, std::less<>> roots_;
+  std::set<Age> leaves_;
+  uint64_t clock_ = 0;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_KV_PREFIX_TREE_H_

@@ -1,0 +1,120 @@
+// Preempted = never preempted: in a pool too small for all, requests lose their blocks, wait, and
+// replay what they had, and no text or number changes.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tinyserve/engine.h"
+
+namespace tinyserve {
+namespace {
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs, prompt_logprobs;
+  FinishReason finish = FinishReason::kNone;
+  std::map<uint32_t, int> prefilled;  // how often each count was told
+};
+
+EventSink CollectInto(Answer* answer) {
+  return [answer](const TokenEvent& event) {
+    if (event.kind == TokenEvent::Kind::kToken) {
+      answer->tokens.push_back(event.token);
+      answer->logprobs.push_back(event.logprob);
+    } else if (event.kind == TokenEvent::Kind::kPrefill) {
+      ++answer->prefilled[event.done];
+    } else {
+      answer->finish = event.finish;
+      answer->prompt_logprobs = event.prompt_logprobs;
+    }
+  };
+}
+
+struct Setup {
+  const char* name;
+  const char* kv;
+  const char* selector;
+  bool prefix_cache;
+};
+
+std::unique_ptr<Engine> Open(const Setup& setup, uint64_t kv_bytes) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.threads = 1;
+  options.kv_memory_bytes = kv_bytes;
+  options.sequences_max = 4;
+  options.step_tokens_max = 32;
+  options.context_tokens = 256;
+  options.kv = setup.kv;
+  options.selector = setup.selector;
+  options.prefix_cache = setup.prefix_cache;
+  auto engine = Engine::Open(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return *std::move(engine);
+}
+
+std::vector<Request> Requests() {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 6; ++i) {
+    Request request;
+    for (uint32_t t = 0; t < 20 + 13 * i; ++t)
+      request.prompt.push_back(static_cast<int32_t>((t * 7 + i * 13) % 200));
+    request.max_tokens = 120;
+    request.ignore_eos = true;
+    request.top_logprobs = 0;
+    request.prompt_logprobs = i == 2;
+    request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
+    request.sampling.presence_penalty = 0.5f;
+    request.sampling.seed = i;
+    request.priority = static_cast<Priority>(i % 3);
+    request.salt = i % 2 == 0 ? "" : "another client";
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+class Preemption : public testing::TestWithParam<Setup> {};
+
+TEST_P(Preemption, ChangesNothing) {
+  auto large = Open(GetParam(), 8 << 20);
+  const uint64_t token = large->info().kv_bytes_per_token;
+  const uint64_t fixed =
+      large->info().kv_pool_bytes - uint64_t{large->stats().blocks_total} * 32 * token;
+  auto small = Open(GetParam(), fixed + 10 * 32 * token);
+  ASSERT_EQ(small->stats().blocks_total, 10u);
+  const std::vector<Request> requests = Requests();
+  std::vector<Answer> expected(requests.size()), found(requests.size());
+  for (const auto& [engine, answers] : {std::pair(large.get(), &expected), {small.get(), &found}}) {
+    std::vector<RequestId> ids;
+    for (size_t i = 0; i < requests.size(); ++i)
+      ids.push_back(*engine->Submit(requests[i], CollectInto(&(*answers)[i])));
+    for (RequestId id : ids) engine->Wait(id);
+  }
+  EXPECT_EQ(large->stats().preemptions, 0u);
+  EXPECT_GT(small->stats().preemptions, 0u);
+  EXPECT_EQ(small->stats().generated_tokens, large->stats().generated_tokens);
+  EXPECT_EQ(small->stats().blocks_used, 0u);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(found[i].finish, FinishReason::kLength) << i;
+    EXPECT_EQ(found[i].tokens, expected[i].tokens) << i;
+    EXPECT_EQ(found[i].logprobs, expected[i].logprobs) << i;
+    EXPECT_EQ(found[i].prompt_logprobs, expected[i].prompt_logprobs) << i;
+    EXPECT_EQ(found[i].prefilled[static_cast<uint32_t>(requests[i].prompt.size())], 1) << i;
+  }
+}
+
+constexpr char kBox[] = "box:ratio=0.3,min_tokens=0,min_context=0";
+constexpr char kCascade[] =
+    "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,min_full=4,values=0.3,min_values=8,"
+    "wide_layers=0";
+
+INSTANTIATE_TEST_SUITE_P(Storages, Preemption,
+                         testing::Values(Setup{"f16", "f16", "full", true},
+                                         Setup{"cold", "f16", "full", false},
+                                         Setup{"box", "f16", kBox, true},
+                                         Setup{"planes", "planes", "full", false},
+                                         Setup{"cascade", "planes", kCascade, true}),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+}  // namespace
+}  // namespace tinyserve
