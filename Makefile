@@ -1,13 +1,14 @@
 # What a person types. The steps themselves are in scripts/, so that each can be run and read alone.
 # Variables: PROMPT="…" (answer it and exit), MODEL=file.gguf (instead of the default model), PORT=n (of the server),
-# JOBS=n, FUZZ_SECONDS=n.
+# JOBS=n, FUZZ_SECONDS=n, SOAK_SECONDS=n.
 
 MODEL ?=
 FUZZ_SECONDS ?= 300
+SOAK_SECONDS ?= 3600
 export MODEL PROMPT PORT JOBS FUZZ_SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat build test test-clients fuzz format lint clean packages packages-test model data
+.PHONY: help run chat build test test-clients soak fuzz format lint clean packages packages-test model data
 
 help:
 	@echo 'make run      install what is needed, fetch the default model, build, and serve it: a page'
@@ -17,6 +18,7 @@ help:
 	@echo 'make build    build/release/tinyserve alone'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
 	@echo 'make test-clients  the server with what users have: openai, LangChain, a browser'
+	@echo 'make soak     the server under clients of every kind for SOAK_SECONDS (now $(SOAK_SECONDS)) seconds'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'
 	@echo 'make lint     include table, sizes, banned calls, formatting'
@@ -38,6 +40,9 @@ test: packages-test model
 test-clients: build model
 	@scripts/install-packages.sh clients
 	@scripts/test_clients.sh
+
+soak: build model
+	@python3 tools/serve_soak.py build/release/tinyserve tests/golden/tiny/llama.gguf --seconds $(SOAK_SECONDS)
 
 fuzz: packages
 	@scripts/install-packages.sh fuzz
