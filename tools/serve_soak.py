@@ -9,6 +9,7 @@ import argparse
 import http.client
 import json
 import random
+import resource
 import socket
 import sys
 import threading
@@ -153,6 +154,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=8)
     options = parser.parse_args()
     serve_test.PROGRAM, serve_test.MODEL = options.program, options.model
+    # A file descriptor for each connection, here and, inherited, in the server.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = 4 * BURST if hard == resource.RLIM_INFINITY else min(hard, 4 * BURST)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     server = Server("--log-level", "error", "--queue", str(QUEUE), "--connections", str(2 * BURST),
                     "--body-bytes", "65536", "--kv-memory", "1M")
     drop_connections(server, DROPPED)
