@@ -2,8 +2,8 @@
 """`tinyserve serve` under clients of every kind for a while: serve_soak.py PROGRAM MODEL [--seconds N].
 
 Streams that are read, left, or read slowly, several answers, shared prompts, requests that are wrong or too long,
-bursts beyond the queue, and thousands of connections that say nothing. In the end nothing may be held: no request, no
-KV block, no memory."""
+bursts beyond the queue, thousands of connections that say nothing, and a pool so small that requests give way. In
+the end nothing may be held: no request, no KV block, no memory."""
 
 import argparse
 import http.client
@@ -159,7 +159,7 @@ def main():
     files = 4 * BURST if hard == resource.RLIM_INFINITY else min(hard, 4 * BURST)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     server = Server("--log-level", "error", "--queue", str(QUEUE), "--connections", str(2 * BURST),
-                    "--body-bytes", "65536", "--kv-memory", "1M")
+                    "--body-bytes", "65536", "--kv-memory", "64K")
     drop_connections(server, DROPPED)
     answered, refused = burst(server, BURST)
     print(f"of {BURST} requests at once {answered} were answered and {refused} refused")
