@@ -14,6 +14,7 @@
 
 #include "base/file.h"
 #include "tensor/gguf.h"
+#include "tests/oracles/answers.h"
 
 namespace tinyserve {
 namespace {
@@ -32,32 +33,6 @@ std::unique_ptr<Engine> OpenTiny(void (*change)(EngineOptions*) = nullptr) {
   return engine.ok() ? *std::move(engine) : nullptr;
 }
 
-struct Answer {
-  std::string text;
-  std::vector<int32_t> tokens;
-  std::vector<float> logprobs, prompt_logprobs;
-  FinishReason finish = FinishReason::kNone;
-  Status status;
-  Usage usage;
-  int finished_events = 0;
-};
-
-EventSink CollectInto(Answer* answer) {
-  return [answer](const TokenEvent& event) {
-    answer->text += event.text;
-    if (event.kind == TokenEvent::Kind::kToken) {
-      answer->tokens.push_back(event.token);
-      answer->logprobs.push_back(event.logprob);
-    } else if (event.kind == TokenEvent::Kind::kFinished) {
-      answer->finish = event.finish;
-      answer->status = event.status;
-      answer->usage = event.usage;
-      answer->prompt_logprobs = event.prompt_logprobs;
-      ++answer->finished_events;
-    }
-  };
-}
-
 Request MakeRequest(uint32_t i) {
   Request request;
   for (uint32_t t = 0; t < 5 + 23 * i; ++t)
@@ -68,14 +43,6 @@ Request MakeRequest(uint32_t i) {
   request.sampling.seed = i;
   request.top_logprobs = 0;
   return request;
-}
-
-Answer Ask(Engine* engine, const Request& request) {
-  Answer answer;
-  const auto id = engine->Submit(request, CollectInto(&answer));
-  EXPECT_TRUE(id.ok()) << id.status().message();
-  if (id.ok()) engine->Wait(*id);
-  return answer;
 }
 
 void ExpectSameAnswersInCompany(Engine* engine) {

@@ -2,33 +2,10 @@
 // replay what they had, and no text or number changes.
 #include <gtest/gtest.h>
 
-#include <map>
-
-#include "tinyserve/engine.h"
+#include "tests/oracles/answers.h"
 
 namespace tinyserve {
 namespace {
-
-struct Answer {
-  std::vector<int32_t> tokens;
-  std::vector<float> logprobs, prompt_logprobs;
-  FinishReason finish = FinishReason::kNone;
-  std::map<uint32_t, int> prefilled;  // how often each count was told
-};
-
-EventSink CollectInto(Answer* answer) {
-  return [answer](const TokenEvent& event) {
-    if (event.kind == TokenEvent::Kind::kToken) {
-      answer->tokens.push_back(event.token);
-      answer->logprobs.push_back(event.logprob);
-    } else if (event.kind == TokenEvent::Kind::kPrefill) {
-      ++answer->prefilled[event.done];
-    } else {
-      answer->finish = event.finish;
-      answer->prompt_logprobs = event.prompt_logprobs;
-    }
-  };
-}
 
 struct Setup {
   const char* name;
@@ -104,16 +81,12 @@ TEST_P(Preemption, ChangesNothing) {
 }
 
 constexpr char kBox[] = "box:ratio=0.3,min_tokens=0,min_context=0";
-constexpr char kCascade[] =
-    "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,min_full=4,values=0.3,min_values=8,"
-    "wide_layers=0";
-
 INSTANTIATE_TEST_SUITE_P(Storages, Preemption,
                          testing::Values(Setup{"f16", "f16", "full", true},
                                          Setup{"cold", "f16", "full", false},
                                          Setup{"box", "f16", kBox, true},
                                          Setup{"planes", "planes", "full", false},
-                                         Setup{"cascade", "planes", kCascade, true}),
+                                         Setup{"cascade", "planes", kTinyCascade, true}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

@@ -5,37 +5,10 @@
 #include <mutex>
 #include <random>
 
-#include "tinyserve/engine.h"
+#include "tests/oracles/answers.h"
 
 namespace tinyserve {
 namespace {
-
-struct Answer {
-  std::vector<int32_t> tokens;
-  std::vector<float> logprobs;
-  FinishReason finish = FinishReason::kNone;
-  Usage usage;
-};
-
-EventSink CollectInto(Answer* answer) {
-  return [answer](const TokenEvent& event) {
-    if (event.kind == TokenEvent::Kind::kToken) {
-      answer->tokens.push_back(event.token);
-      answer->logprobs.push_back(event.logprob);
-    } else if (event.kind == TokenEvent::Kind::kFinished) {
-      answer->finish = event.finish;
-      answer->usage = event.usage;
-    }
-  };
-}
-
-Answer Ask(Engine* engine, const Request& request) {
-  Answer answer;
-  const auto id = engine->Submit(request, CollectInto(&answer));
-  EXPECT_TRUE(id.ok()) << id.status().message();
-  if (id.ok()) engine->Wait(*id);
-  return answer;
-}
 
 Request Prompt(const std::vector<int32_t>& tokens, uint32_t max_tokens = 8) {
   Request request;
@@ -52,10 +25,6 @@ std::vector<int32_t> RandomTokens(uint32_t count, uint32_t seed) {
   for (int32_t& token : tokens) token = static_cast<int32_t>(random() % 200);
   return tokens;
 }
-
-constexpr char kCascade[] =
-    "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,min_full=4,values=0.3,min_values=8,"
-    "wide_layers=0";
 
 struct Setup {
   const char* name;
@@ -214,7 +183,7 @@ INSTANTIATE_TEST_SUITE_P(
     Storages, PrefixCache,
     testing::Values(Setup{"f16", "f16", "full"}, Setup{"f32", "f32", "full"},
                     Setup{"box", "f16", "box:ratio=0.3,min_tokens=0,min_context=0"},
-                    Setup{"planes", "planes", "full"}, Setup{"cascade", "planes", kCascade}),
+                    Setup{"planes", "planes", "full"}, Setup{"cascade", "planes", kTinyCascade}),
     [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

@@ -107,7 +107,6 @@ struct CascadeCall {
   TS_INLINE const uint8_t* Spread(uint32_t p) const {
     return PageAt(args.records, args.pages[p]) + args.layout.spread_at;
   }
-  TS_INLINE bool Forced(uint32_t p) const { return p < args.sink || p >= args.count - args.recent; }
 };
 
 // first, first + 1 .. first + 15 by lane.
@@ -116,15 +115,6 @@ TS_INLINE void CountFrom(uint32_t first, VI (&lanes)[kTokenVectors]) {
   TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
     lanes[v] = AddInt(LoadInt(kCount + v * kLanes), SetInt((int32_t)first));
   }
-}
-
-// Four lanes, then zeros.
-TS_INLINE VF Widen(V4 a) {
-#if defined(__AVX512F__)
-  return _mm512_zextps128_ps512(a);
-#else
-  return _mm256_zextps128_ps256(a);
-#endif
 }
 
 // Calls f with the number of heads of each pass and that of channels as constants, and the pass's
