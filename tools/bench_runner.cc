@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "base/check.h"
+#include "base/random.h"
 #include "engine/sampler.h"
 #include "engine/selection_stats.h"
 
@@ -86,12 +87,8 @@ int32_t BenchRunner::PromptToken(uint32_t sequence, uint32_t position) const {
     const uint64_t start = sequence * uint64_t{text.tokens.size()} / sequences_.size();
     return text.tokens[(start + position - text.prefix.size()) % text.tokens.size()];
   }
-  // A number that looks random and depends on sequence and position alone (the finaliser of
-  // splitmix64).
-  uint64_t x = (uint64_t{sequence} << 32 | position) + 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  x ^= x >> 31;
+  // A number that looks random and depends on sequence and position alone.
+  const uint64_t x = MixBits((uint64_t{sequence} << 32 | position) + kGoldenGamma);
   return static_cast<int32_t>(x % options_.model->model->config().vocab);
 }
 

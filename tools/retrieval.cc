@@ -6,6 +6,8 @@
 #include <array>
 #include <cmath>
 
+#include "base/random.h"
+
 namespace tinyserve {
 namespace {
 
@@ -18,20 +20,14 @@ constexpr std::array<const char*, 4> kNames = {"passkey", "key_value", "multi_tu
 constexpr std::array<const char*, 5> kThings = {"red door", "old bridge", "north tower",
                                                 "wooden box", "last train"};
 
-// splitmix64: windows must not depend on a library.
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Below(uint64_t n) {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return (z ^ (z >> 31)) % n;
-  }
+  explicit Random(uint64_t seed) : numbers_(seed) {}
+  uint64_t Below(uint64_t n) { return numbers_.Next() % n; }
   std::string Digits() { return fmt::format("{}", 10000 + Below(90000)); }
 
  private:
-  uint64_t state_;
+  SplitMix64 numbers_;
 };
 
 struct Fact {

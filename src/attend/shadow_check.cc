@@ -43,20 +43,13 @@ Result<std::unique_ptr<ShadowCheck>> ShadowCheck::Create(const KvCache* cache,
   return s;
 }
 
-// splitmix64: the sample must not depend on a library.
-uint64_t ShadowCheck::Random() {
-  uint64_t z = random_ += 0x9e3779b97f4a7c15;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return z ^ (z >> 31);
-}
-
 void ShadowCheck::Offer(uint32_t selector, uint32_t run, uint32_t row, uint32_t first_layer,
                         uint32_t layers, uint32_t kv_heads) {
   if (share_ <= 0 || first_layer >= layers || picks_.size() == kPicksMax) return;
-  const double drawn = static_cast<double>(Random() >> 11) / 9007199254740992.0;  // [0, 1), 2^53
+  const double drawn =
+      static_cast<double>(random_.Next() >> 11) / 9007199254740992.0;  // [0, 1), 2^53
   if (drawn >= share_) return;
-  const uint64_t place = Random() % (uint64_t{layers - first_layer} * kv_heads);
+  const uint64_t place = random_.Next() % (uint64_t{layers - first_layer} * kv_heads);
   list_counts_[picks_.size()] = 0;
   picks_.push_back({.selector = selector,
                     .run = run,

@@ -10,6 +10,7 @@
 
 #include "attend/log_histogram.h"
 #include "base/buffer.h"
+#include "base/random.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "tinyserve/status.h"
@@ -79,7 +80,6 @@ class ShadowCheck {
   };
 
   ShadowCheck() = default;
-  uint64_t Random();
   void Clear(const Sums& sums, uint32_t group, uint32_t head_dim) const;
   // Attends to a view of the group's pages, or of raw ones, a piece at a time.
   void Add(const Query& query, uint32_t kv_head, const PageView& view, bool open, uint32_t thread,
@@ -90,7 +90,7 @@ class ShadowCheck {
   uint32_t heads_ = 0;
   float scale_ = 0;
   double share_ = 0;
-  uint64_t random_ = 0;
+  SplitMix64 random_{0};
   std::vector<Pick> picks_;
   std::vector<Measured> measured_;  // [pick]
   uint32_t list_pages_ = 0;

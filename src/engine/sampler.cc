@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/random.h"
 
 namespace tinyserve {
 namespace {
@@ -22,15 +23,9 @@ Status Range(const char* name, double value, double low, double high, bool low_o
                                                     low_open ? "(" : "[", low, high));
 }
 
-// SplitMix64 (Steele, Lea, Flood 2014) over seed and position: a uniform number in [0, 1) without
-// any state.
+// Of seed and position: a uniform number in [0, 1) without any state.
 double UniformAt(uint64_t seed, uint64_t position) {
-  uint64_t z = seed + 0x9e3779b97f4a7c15ull * (position + 1);
-  for (int round = 0; round < 2; ++round) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    z ^= z >> 31;
-  }
+  const uint64_t z = MixBits(MixBits(seed + kGoldenGamma * (position + 1)));
   return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/random.h"
 #include "kernels/kernels.h"
 #include "tensor/convert.h"
 #include "tensor/dtype.h"
@@ -22,21 +23,15 @@ inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, 
 
 inline bool IsQuantised(DType type) { return InfoOf(type).block_elems > 1; }
 
-// SplitMix64.
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Next() {
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-  }
+  explicit Random(uint64_t seed) : numbers_(seed) {}
+  uint64_t Next() { return numbers_.Next(); }
   // Uniform in -1 .. 1.
   float Signed() { return static_cast<float>(static_cast<double>(Next() >> 11) * 0x1p-52 - 1.0); }
 
  private:
-  uint64_t state_;
+  SplitMix64 numbers_;
 };
 
 // 64-byte aligned and zeroed.

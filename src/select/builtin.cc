@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/clock.h"
+#include "base/random.h"
 #include "select/builtin_parts.h"
 #include "select/hierarchical.h"
 #include "select/selector.h"
@@ -49,12 +50,6 @@ struct Streaming {
 
 // ---- random: the control that a claim is held against ----
 
-uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
 struct Random {
   uint64_t seed;
 
@@ -70,10 +65,10 @@ struct Random {
     return ForItems(in, first, count, out,
                     [seed](const tinyserve_select_item& item, float* scores, uint32_t* pages) {
                       const uint64_t place =
-                          Mix(seed + 0x9e3779b97f4a7c15u * (uint64_t{item.position} << 32 |
-                                                            item.layer << 16 | item.kv_head));
+                          MixBits(seed + kGoldenGamma * (uint64_t{item.position} << 32 |
+                                                         item.layer << 16 | item.kv_head));
                       for (uint32_t i = 0; i < item.page_count; ++i)
-                        scores[i] = static_cast<float>(Mix(place + item.first_page + i) >> 40);
+                        scores[i] = static_cast<float>(MixBits(place + item.first_page + i) >> 40);
                       TopPages({scores, item.page_count}, item.budget_pages, pages);
                       return item.budget_pages;
                     });
