@@ -80,7 +80,9 @@ void Trace::AddRecord(const Record& record) {
   bool wake = false;
   {
     std::lock_guard lock(mutex_);
-    if (closing_ || pending_.size() >= pending_max_) {
+    if (closing_)
+      return;  // a step may still be on its way: it is not missing from what was asked for
+    if (pending_.size() >= pending_max_) {
       ++report_.dropped;
       return;
     }

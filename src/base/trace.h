@@ -73,7 +73,7 @@ class Trace {
                                              size_t pending_max = kPendingDefault);
   ~Trace();
 
-  // From any thread. Dropped after Close.
+  // From any thread. After Close has begun, nothing is written, nor counted as dropped.
   void Add(const TraceSpan& span) { AddRecord(span); }
   void Add(const TraceRequest& request) { AddRecord(request); }
   void Add(const TraceLoad& load) { AddRecord(load); }

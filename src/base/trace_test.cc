@@ -161,9 +161,12 @@ TEST_F(TraceTest, WhatFindsNoRoomIsCounted) {
   EXPECT_EQ(spans, report->records);
   EXPECT_EQ(events.back().at("args"),
             (json::object{{"records", report->records}, {"dropped", report->dropped}}));
-  // Closed: counted, not written; and Close says the same again.
+  // What comes after the end is neither written nor missing: Close says the same again.
   (*trace)->Add(TraceSpan{});
-  EXPECT_TRUE((*trace)->Close().ok());
+  const auto again = (*trace)->Close();
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->records, report->records);
+  EXPECT_EQ(again->dropped, report->dropped);
 }
 
 TEST_F(TraceTest, AnImpossiblePathIsAnErrorAtOnceAFullDiskAtTheEnd) {
