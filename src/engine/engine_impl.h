@@ -1,0 +1,127 @@
+// What Engine::Open gives: opening is in engine.cc, the engine thread's loop and who starts in
+// engine_loop.cc, a step and its answers in engine_step.cc.
+#ifndef TINYSERVE_ENGINE_ENGINE_IMPL_H_
+#define TINYSERVE_ENGINE_ENGINE_IMPL_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/thread_pool.h"
+#include "base/trace.h"
+#include "engine/chunk_sizer.h"
+#include "engine/executor.h"
+#include "engine/grammar_constraint.h"
+#include "engine/job.h"
+#include "engine/scheduler.h"
+#include "model/model.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+#include "tinyserve/engine.h"
+
+namespace tinyserve {
+
+inline double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
+
+// One thread owns the scheduler and the cache, is fed by a bounded inbox, and answers by events.
+class EngineImpl : public Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+  ~EngineImpl() override;
+
+  Result<RequestId> Submit(const Request& request, EventSink sink) override;
+  bool Cancel(RequestId id) override;
+  void Wait(RequestId id) override;
+  Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special,
+                                        bool parse_special) const override {
+    return tokenizer_->Encode(text, add_special, parse_special);
+  }
+  Result<std::string> Detokenize(const std::vector<int32_t>& tokens) const override {
+    return tokenizer_->Decode(tokens, /*spell_special=*/false);
+  }
+  Result<std::string> TokenBytes(int32_t token) const override {
+    return tokenizer_->TokenBytes(token, /*spell_special=*/true);
+  }
+  Result<std::string> RenderChat(const std::vector<Message>& messages,
+                                 bool add_generation_prompt) const override;
+  Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
+                                                        std::string_view text) const override {
+    return grammars_->Compile(kind, text);
+  }
+  const ModelInfo& info() const override { return info_; }
+  const TokenizerInfo& tokenizer_info() const override { return tokenizer_info_; }
+  EngineStats stats() const override;
+  std::vector<LayerSelection> layer_selection() const override;
+  Result<TraceCounts> EndTrace() override;
+
+ private:
+  Status OpenText(const GgufFile& file);
+  Status OpenExecutor(const Kernels* kernels, Compute compute);
+  void DescribeModel(const GgufFile& file, const Kernels* kernels);
+  Status Check(const Request& request) const;
+  void Loop();
+  bool TakeInbox();                    // false: stop
+  void PublishStats(size_t arriving);  // REQUIRES: mutex_ is held
+  void EndCancelledAndLate();
+  void StartAdmitted();
+  void PlanStep();  // step_ and batch_, and a record of the engine's load
+  Status Prepare(Job* job);
+  PrefixMaker MakerOf(const Job& job) const;
+  bool Follows(Job* job);
+  void Adopt(Job* job);
+  void Preempt(Job* job);
+  void AddRow(const ScheduledRow& row);
+  void ObserveTime(double seconds);
+  void Share(const Job& job);
+  void RunStep();
+  void CountDecode();
+  void FinishRow(const ScheduledRow& row, size_t index);
+  Status TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
+  Status EmitToken(Job* job, const ScheduledRow& row, size_t index);
+  Status NotFinite(const char* what, const ScheduledRow& row) const;
+  FinishReason AfterToken(Job* job, int32_t token);
+  void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
+
+  EngineOptions options_;
+  ModelInfo info_;
+  TokenizerInfo tokenizer_info_;
+  std::unique_ptr<Trace> trace_;  // or null
+  std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<ChatTemplate> template_;
+  std::unique_ptr<Grammars> grammars_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Scheduler> scheduler_;
+
+  // Shared with callers, under mutex_.
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;      // the engine thread waits for work
+  std::condition_variable finished_;  // callers wait for a request's end
+  std::vector<std::unique_ptr<Job>> inbox_;
+  std::unordered_map<RequestId, bool> live_;  // submitted and not finished -> asked to cancel
+  RequestId next_id_ = 1;
+  bool stopping_ = false;
+  EngineStats stats_;
+  std::vector<SelectionCounts> strip_counts_;  // as Executor's
+
+  // The engine thread's own.
+  std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
+  std::vector<RequestId> admitted_;  // and not started, in order
+  ScheduledStep step_;
+  std::unique_ptr<ChunkSizer> chunks_;
+  StepBatch batch_;
+  uint64_t shadow_checks_ = 0;     // that stats_ tells of
+  std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows
+  std::thread thread_;
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_ENGINE_IMPL_H_

@@ -1,0 +1,265 @@
+// One step of the engine thread: what runs, and what its requests are told of it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/check.h"
+#include "engine/engine_impl.h"
+#include "engine/selection_stats.h"
+
+namespace tinyserve {
+namespace {
+
+// Without a branch, so that it is vectorised: it sees every token's hidden state.
+bool AllFinite(std::span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones: infinite or no number
+  uint32_t bad = 0;
+  for (const float value : values) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
+  return bad == 0;
+}
+
+uint32_t TopWanted(const Request& request) {
+  return static_cast<uint32_t>(std::max(request.top_logprobs, 0));
+}
+
+}  // namespace
+
+void EngineImpl::PlanStep() {
+  const uint64_t begin_ns = NowNs();
+  scheduler_->Plan(chunks_->tokens(), &step_);
+  for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
+  if (step_.rows.empty()) return;
+  batch_.Clear();
+  for (const ScheduledRow& row : step_.rows) AddRow(row);
+  if (trace_ == nullptr) return;
+  trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
+                        .label = nullptr,
+                        .begin_ns = begin_ns,
+                        .end_ns = NowNs(),
+                        .args = {step_.rows.size()}});
+  trace_->Add(TraceLoad{.at_ns = begin_ns,
+                        .running = scheduler_->running(),
+                        .waiting = scheduler_->waiting(),
+                        .blocks_used = executor_->cache()->pool(0).used()});
+}
+
+void EngineImpl::AddRow(const ScheduledRow& row) {
+  const Job& job = *jobs_.at(row.id);
+  const bool sampled = row.sampled && job.request.max_tokens > 0;
+  // Those of a job that has generated are known already.
+  const bool scored = row.prompt && job.request.prompt_logprobs && job.generated() == 0;
+  batch_.rows.push_back({.slot = job.slot,
+                         .first_position = row.first_position,
+                         .length = row.length,
+                         .first_input = static_cast<uint32_t>(batch_.inputs.size()),
+                         .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
+                         .want = scored    ? Want::kLogProbs
+                                 : sampled ? Want::kLogits
+                                           : Want::kNothing,
+                         .top_logprobs = TopWanted(job.request),
+                         .selector = job.selector});
+  const auto first = job.tokens.begin() + row.first_position;
+  batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
+  // The scheduler has promised these blocks.
+  const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
+  TS_CHECK(room.ok());
+}
+
+void EngineImpl::RunStep() {
+  PlanStep();
+  if (step_.rows.empty()) return;
+  const double begin = NowSeconds();
+  executor_->Run(batch_);
+  const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
+  CountDecode();
+  for (const ScheduledRow& row : step_.rows) {
+    executor_->cache()->Commit(jobs_.at(row.id)->slot, row.first_position + row.length);
+  }
+  for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
+  ObserveTime(NowSeconds() - begin);
+}
+
+void EngineImpl::ObserveTime(double seconds) {
+  uint32_t generated = 0, prompt = 0;
+  for (const ScheduledRow& row : step_.rows) (row.prompt ? prompt : generated) += row.length;
+  chunks_->Observe(generated, prompt, seconds);
+}
+
+void EngineImpl::CountDecode() {
+  const SelectionCounts counts = executor_->selection_counts();
+  const uint64_t checks = executor_->shadow_checks();
+  std::vector<ShadowStats> shadow;
+  if (checks != shadow_checks_) shadow = executor_->shadow_stats();
+  std::lock_guard lock(mutex_);
+  stats_.selection = StatsOf(counts);
+  if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
+  shadow_checks_ = checks;
+  for (const ScheduledRow& row : step_.rows) {
+    if (row.prompt || row.length > 1) return;
+  }
+  stats_.decode_kv_bytes += executor_->cost().kv_bytes;
+  stats_.decode_tokens += step_.rows.size();
+}
+
+void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
+  Job* job = jobs_.at(row.id).get();
+  {
+    std::lock_guard lock(mutex_);
+    if (row.prompt) {
+      stats_.prompt_tokens += row.length;
+    } else if (row.sampled) {
+      ++stats_.generated_tokens;  // what is replayed was counted
+    }
+  }
+  // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
+  if (!AllFinite(executor_->hidden(index))) {
+    return Finish(job, FinishReason::kError, job->answer->Finish(),
+                  NotFinite("hidden states", row));
+  }
+  job->done = row.first_position + row.length;
+  Share(*job);
+  if (row.prompt && job->generated() == 0) {
+    if (job->request.prompt_logprobs) {
+      Status taken = TakePromptLogprobs(job, row, index);
+      if (!taken.ok()) return Finish(job, FinishReason::kError, "", std::move(taken));
+    }
+    TokenEvent event;
+    event.kind = TokenEvent::Kind::kPrefill;
+    event.request = job->id;
+    event.done = job->done;
+    event.total = job->prompt_tokens;
+    job->sink(event);
+  }
+  if (!row.sampled) return;
+  if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
+  Status emitted = EmitToken(job, row, index);
+  if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
+}
+
+// What damaged weights give, or values beyond the types that they are computed and kept in.
+Status EngineImpl::NotFinite(const char* what, const ScheduledRow& row) const {
+  return Status(Code::kCorrupt,
+                fmt::format("{} at positions {} to {} are not finite: the model's weights are "
+                            "damaged, or too large for compute {} with {} keys and values",
+                            what, row.first_position, row.first_position + row.length - 1,
+                            options_.compute, info_.kv));
+}
+
+Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index) {
+  const std::span<const float> inside = executor_->logprobs(index);
+  job->prompt_logprobs.insert(job->prompt_logprobs.end(), inside.begin(), inside.end());
+  const std::span<const std::vector<TokenLogprob>> top = executor_->top_logprobs(index);
+  job->prompt_top.insert(job->prompt_top.end(), top.begin(), top.end());
+  for (const float logprob : inside) {
+    if (!std::isfinite(logprob)) return NotFinite("log-probabilities", row);
+  }
+  if (job->done == job->prompt_tokens) return Status();
+  // The next chunk's first token follows from this chunk's last.
+  const std::span<const float> logits = executor_->logits(index);
+  const int32_t next = job->tokens[row.first_position + row.length];
+  const float log_sum = LogSumExp(logits);
+  job->prompt_logprobs.push_back(logits[static_cast<size_t>(next)] - log_sum);
+  job->prompt_top.push_back(TopLogprobs(logits, log_sum, TopWanted(job->request)));
+  if (!std::isfinite(job->prompt_logprobs.back())) return NotFinite("log-probabilities", row);
+  return Status();
+}
+
+Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
+  const std::span<float> logits = executor_->logits(index);
+  TokenEvent event;
+  float log_sum = 0;
+  std::vector<float> raw;  // sampling changes the logits; log-probabilities are the model's own
+  if (job->request.top_logprobs >= 0) {
+    log_sum = LogSumExp(logits);
+    raw.assign(logits.begin(), logits.end());
+  }
+  const bool early = job->generated() < job->request.min_tokens;
+  const std::span<const int32_t> banned =
+      early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
+  if (job->request.constraint) {
+    TS_RETURN_IF_ERROR(Constrain(job->request.constraint.get(), &allowed_, logits));
+  }
+  const int32_t token = job->sampler->Sample(logits, row.first_position + row.length, banned);
+  // The sampler prefers every finite logit to one that is none.
+  if (!std::isfinite(logits[static_cast<size_t>(token)]) || !std::isfinite(log_sum)) {
+    return NotFinite("logits", row);
+  }
+  job->sampler->Observe(token);
+  executor_->SetSampled(index, token);
+  job->tokens.push_back(token);
+  job->last_token = NowSeconds();
+  if (job->first_token == 0) job->first_token = job->last_token;
+  event.kind = TokenEvent::Kind::kToken;
+  event.request = job->id;
+  event.token = token;
+  if (!raw.empty()) {
+    event.logprob = raw[static_cast<size_t>(token)] - log_sum;
+    event.top = TopLogprobs(raw, log_sum, TopWanted(job->request));
+  }
+  const FinishReason reason = AfterToken(job, token);
+  const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
+  if (!end_token) {
+    if (job->request.constraint) TS_RETURN_IF_ERROR(job->request.constraint->Accept(token));
+    const Result<std::string> bytes = tokenizer_->TokenBytes(token, /*spell_special=*/false);
+    if (bytes.ok()) event.text = job->answer->Push(*bytes);
+  }
+  job->sink(event);
+  if (reason != FinishReason::kNone || job->answer->stopped()) {
+    Finish(job, job->answer->stopped() ? FinishReason::kStop : reason, job->answer->Finish());
+  }
+  return Status();
+}
+
+FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {
+  const Request& r = job->request;
+  const std::vector<int32_t>& ends = tokenizer_->end_tokens();
+  const bool end = !r.ignore_eos && std::find(ends.begin(), ends.end(), token) != ends.end();
+  const bool stop =
+      std::find(r.stop_tokens.begin(), r.stop_tokens.end(), token) != r.stop_tokens.end();
+  if ((end || stop) && job->generated() > r.min_tokens) return FinishReason::kStop;
+  return job->generated() >= r.max_tokens ? FinishReason::kLength : FinishReason::kNone;
+}
+
+void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status status) {
+  const RequestId id = job->id;
+  {
+    std::lock_guard lock(mutex_);
+    strip_counts_ = executor_->strip_counts();
+  }
+  scheduler_->Remove(id);
+  std::erase(admitted_, id);
+  if (job->running) executor_->cache()->RemoveSequence(job->slot);
+  TokenEvent event;
+  event.kind = TokenEvent::Kind::kFinished;
+  event.request = id;
+  event.text = std::move(text);
+  event.finish = reason;
+  event.status = std::move(status);
+  event.prompt_logprobs = std::move(job->prompt_logprobs);
+  event.prompt_top = std::move(job->prompt_top);
+  Usage& usage = event.usage;
+  usage.prompt_tokens = job->prompt_tokens;
+  usage.cached_tokens = job->cached_tokens;
+  usage.completion_tokens = job->generated();
+  const double now = NowSeconds();
+  usage.queue_seconds = (job->started != 0 ? job->started : now) - job->submitted;
+  if (job->started != 0)
+    usage.prefill_seconds = (job->first_token != 0 ? job->first_token : now) - job->started;
+  if (job->first_token != 0) {
+    usage.decode_seconds = job->last_token - job->first_token;
+    usage.first_token_seconds = job->first_token - job->submitted;
+  }
+  if (trace_ != nullptr) trace_->Add(LifeOf(*job, reason, NowNs()));
+  job->sink(event);
+  jobs_.erase(id);
+  {
+    std::lock_guard lock(mutex_);
+    live_.erase(id);
+    PublishStats(0);
+  }
+  finished_.notify_all();
+}
+
+}  // namespace tinyserve
