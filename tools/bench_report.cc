@@ -73,7 +73,7 @@ json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& r
                       {"depth", c.depth},
                       {"batch", c.batch},
                       {"selector", decodes ? method.typed : kFull},
-                      {"resolved", decodes ? method.spec.resolved : kFull},
+                      {"resolved", decodes ? method.resolved : kFull},
                       {"tokens_per_s", json::object{{"median", Rounded(f.tokens_per_s_median, 2)},
                                                     {"min", Rounded(f.tokens_per_s_min, 2)},
                                                     {"max", Rounded(f.tokens_per_s_max, 2)}}},

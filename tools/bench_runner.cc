@@ -67,10 +67,12 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                        model.threads.get(), executor));
   runner->executor_->SetSelectionTimed(options.layers);
   runner->selectors_.resize(options.methods.size());
+  runner->steps_.resize(options.methods.size());
   for (size_t i = 0; i < options.methods.size(); ++i) {
     const Method& method = options.methods[i];
     if (method.kv != options.kv) continue;
     TS_ASSIGN_OR_RETURN(runner->selectors_[i], runner->executor_->FindSelector(method.spec.typed));
+    TS_ASSIGN_OR_RETURN(runner->steps_[i], runner->executor_->FindSteps(method.steps));
   }
   for (uint32_t s = 0; s < sequences; ++s) {
     Sequence sequence;
@@ -179,7 +181,8 @@ void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample
                              .first_input = s,
                              .token_class = TokenClass::kGenerated,
                              .want = Want::kLogits,
-                             .selector = selectors_[c.selector]});
+                             .selector = selectors_[c.selector],
+                             .steps = steps_[c.selector]});
       batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
       Reserve(s, c.depth + step + 1);
     }

@@ -82,6 +82,7 @@ class BenchRunner {
   BenchRunnerOptions options_;
   std::unique_ptr<Executor> executor_;
   std::vector<uint32_t> selectors_;  // the executor's, by method; those of this storage
+  std::vector<uint32_t> steps_;      // step plugins likewise
   std::vector<Sequence> sequences_;
   StepBatch batch_;
 };

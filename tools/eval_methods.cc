@@ -118,7 +118,7 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   };
   const MethodFigures& f = run.figures;
   EvalLine line{.method = m.typed,
-                .resolved = m.spec.resolved,
+                .resolved = m.resolved,
                 .kv = m.kv,
                 .context = c.shape.tokens(),
                 .window_scored = c.shape.scored_tokens,

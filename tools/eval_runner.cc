@@ -56,8 +56,13 @@ void EvalRunner::AddLanes() {
     storage->lanes.push_back(lane);
   };
   add(&lanes_[0], "full", options_.base_kv);
-  for (size_t i = 0; i < options_.methods.size(); ++i)
-    add(&lanes_[i + 1], options_.methods[i].spec.typed, options_.methods[i].kv);
+  lanes_[0].selector_typed = "full";
+  for (size_t i = 0; i < options_.methods.size(); ++i) {
+    const Method& method = options_.methods[i];
+    add(&lanes_[i + 1], method.typed, method.kv);
+    lanes_[i + 1].selector_typed = method.spec.typed;
+    lanes_[i + 1].step_plugins = method.steps;
+  }
 }
 
 Result<uint64_t> EvalRunner::BytesOf(const Storage& storage) const {
@@ -77,7 +82,7 @@ Result<uint64_t> EvalRunner::BytesOf(const Storage& storage) const {
 Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
   const LoadedModel& model = *options_.model;
   std::vector<std::string> selectors;
-  for (const Lane* lane : storage->lanes) selectors.push_back(lane->name);
+  for (const Lane* lane : storage->lanes) selectors.push_back(lane->selector_typed);
   const ExecutorOptions options{.kv = storage->kv,
                                 .kv_memory_bytes = bytes,
                                 .page_tokens = options_.page_tokens,
@@ -95,7 +100,8 @@ Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
   for (Lane* lane : storage->lanes) {
     lane->executor = storage->executor.get();
     TS_ASSIGN_OR_RETURN(lane->slot, lane->executor->cache()->AddSequence());
-    TS_ASSIGN_OR_RETURN(lane->selector, lane->executor->FindSelector(lane->name));
+    TS_ASSIGN_OR_RETURN(lane->selector, lane->executor->FindSelector(lane->selector_typed));
+    TS_ASSIGN_OR_RETURN(lane->steps, lane->executor->FindSteps(lane->step_plugins));
   }
   return Status();
 }
@@ -188,7 +194,8 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
                          .first_input = 0,
                          .token_class = TokenClass::kGenerated,
                          .want = Want::kEveryLogits,
-                         .selector = lane.selector});
+                         .selector = lane.selector,
+                         .steps = lane.steps});
   batch_.inputs.assign(tokens.begin(), tokens.end());
   lane.executor->Run(batch_);
   const std::span<const float> logits = lane.executor->logits(0);

@@ -78,7 +78,10 @@ class EvalRunner {
     std::string name;  // as typed
     SequenceSlot slot = 0;
     uint32_t selector = 0;  // of its executor
-    double seconds = 0;     // of the timed steps of this window
+    uint32_t steps = 0;     // step plugins, of its executor
+    std::string selector_typed;
+    std::vector<std::string> step_plugins;
+    double seconds = 0;  // of the timed steps of this window
     uint32_t timed_steps = 0;
     EvalRun run;
   };

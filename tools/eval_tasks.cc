@@ -138,7 +138,7 @@ boost::json::object LineJson(const TaskEval& eval, const TaskCase& c, size_t met
   const auto mean = [](double sum, const TaskScore& s) { return Significant(sum / s.answers, 6); };
   return {{"task", NameOf(c.task)},
           {"method", m.typed},
-          {"resolved", m.spec.resolved},
+          {"resolved", m.resolved},
           {"context", c.context},
           {"depth", score.depth},
           {"turn", score.turn},

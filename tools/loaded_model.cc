@@ -6,7 +6,7 @@
 #include "engine/vocab.h"
 #include "kernels/targets.h"
 #include "kv/codec.h"
-#include "select/registry.h"
+#include "step/step_registry.h"
 #include "text/tokenizer.h"
 #include "tools/progress.h"
 
@@ -88,7 +88,7 @@ uint64_t KvBytesMax(const EngineFlags& flags) {
 
 Result<std::vector<Method>> LoadMethods(const EngineFlags& flags,
                                         const std::vector<std::string>& typed) {
-  for (const std::string& path : flags.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
+  for (const std::string& path : flags.plugins) TS_RETURN_IF_ERROR(LoadPlugin(path));
   return ParseMethods(typed, flags.kv);
 }
 

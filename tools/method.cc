@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/selector_storage.h"
+#include "step/step_plugin.h"
 #include "tools/format.h"
 
 namespace tinyserve {
@@ -12,12 +13,31 @@ namespace {
 
 constexpr char kRaw[] = "f16";
 
+// Parts that a '+' divides; one of a number (1e+3) divides nothing.
+std::vector<std::string> SplitSteps(const std::string& typed) {
+  std::vector<std::string> parts = {""};
+  for (size_t i = 0; i < typed.size(); ++i) {
+    const bool divides =
+        typed[i] == '+' && i + 1 < typed.size() && typed[i + 1] >= 'a' && typed[i + 1] <= 'z';
+    if (divides) {
+      parts.emplace_back();
+    } else {
+      parts.back() += typed[i];
+    }
+  }
+  return parts;
+}
+
 Result<Method> ParseMethod(const std::string& typed, const std::string& kv) {
-  const size_t at = typed.rfind('@');
-  TS_ASSIGN_OR_RETURN(SelectorSpec spec, ParseSelector(typed.substr(0, at)));
+  std::vector<std::string> steps = SplitSteps(typed);
+  const std::string read = steps.front();
+  steps.erase(steps.begin());
+  TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> step_specs, ParseStepPlugins(steps));
+  const size_t at = read.rfind('@');
+  TS_ASSIGN_OR_RETURN(SelectorSpec spec, ParseSelector(read.substr(0, at)));
   std::string stored = KvFor(spec);
   if (at != std::string::npos) {
-    stored = typed.substr(at + 1);
+    stored = read.substr(at + 1);
   } else if (stored == kRaw) {
     stored = BaseKv(kv);
   }
@@ -26,7 +46,13 @@ Result<Method> ParseMethod(const std::string& typed, const std::string& kv) {
     return Status(codec.status().code(), fmt::format("{}: {}", typed, codec.status().message()));
   }
   TS_RETURN_IF_ERROR(CheckStored(spec, **codec));
-  return Method{.typed = typed, .spec = std::move(spec), .kv = std::move(stored)};
+  std::string resolved = spec.resolved;
+  if (!step_specs.empty()) resolved += "+" + ResolvedSteps(step_specs);
+  return Method{.typed = typed,
+                .spec = std::move(spec),
+                .kv = std::move(stored),
+                .steps = std::move(steps),
+                .resolved = std::move(resolved)};
 }
 
 }  // namespace
@@ -72,9 +98,9 @@ std::string ListStorages(const std::vector<std::string>& storages) {
 std::string ResolvedLines(const std::vector<Method>& methods) {
   std::string text;
   for (const Method& method : methods) {
-    if (method.spec.table == nullptr) continue;
+    if (method.spec.table == nullptr && method.steps.empty()) continue;
     text += fmt::format("{} is {} over {}\n", PrintableLine(method.typed, 200),
-                        PrintableLine(method.spec.resolved, 300), method.kv);
+                        PrintableLine(method.resolved, 400), method.kv);
   }
   return text;
 }

@@ -11,12 +11,16 @@
 namespace tinyserve {
 
 struct Method {
-  std::string typed;  // SELECTOR or SELECTOR@KV
+  std::string typed;  // SELECTOR, SELECTOR@KV, each also with +STEP_PLUGIN, several too
   SelectorSpec spec;
-  std::string kv;  // how its keys and values are stored
+  std::string kv;                  // how its keys and values are stored
+  std::vector<std::string> steps;  // step plugins
+  std::string resolved;            // selector and step plugins with every option
 
   // Dense attention over `kv`: what comparisons are made with.
-  bool IsBase(const std::string& base_kv) const { return spec.table == nullptr && kv == base_kv; }
+  bool IsBase(const std::string& base_kv) const {
+    return spec.table == nullptr && kv == base_kv && steps.empty();
+  }
 };
 
 // `kv`: how they are stored for every selector that can read it; empty: f16. One that cannot has

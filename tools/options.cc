@@ -51,6 +51,7 @@ constexpr FlagOfField kFlags[] = {{"context_tokens", "--ctx", false},
                                   {"logit_bias", "--logit-bias", false},
                                   {"selector", "--selector", true},
                                   {"shadow_check", "--shadow-check", false},
+                                  {"step_plugins", "--step-plugin", false},
                                   {"stop", "--stop", true},
                                   {"target", "--target", true},
                                   {"temperature", "--temperature", true},
@@ -73,6 +74,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.kv = kv;
   options.selector = selector;
   options.plugins = plugins;
+  options.step_plugins = step_plugins;
   options.compute = compute;
   options.target = target;
   options.page_tokens = page_tokens;
@@ -154,8 +156,10 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
 }
 
 void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins) {
-  app->add_option("--plugin", *plugins,
-                  "Shared object that brings a selector (tinyserve/plugin.h); may be repeated")
+  app->add_option(
+         "--plugin", *plugins,
+         "Shared object that brings selectors or step plugins (tinyserve/plugin.h); may be "
+         "repeated")
       ->type_name("FILE")
       ->group("Engine");
 }
@@ -179,6 +183,13 @@ void AddSelectorOptions(CLI::App* app, EngineFlags* flags) {
          "the list")
       ->type_name("SPEC")
       ->capture_default_str()
+      ->group("Engine");
+  app->add_option("--step-plugin", flags->step_plugins,
+                  "What is decided about a generated token beside that, as in "
+                  "early_exit:layer=20,entropy=0.5 (may be repeated); docs/selection.md has the "
+                  "list")
+      ->type_name("SPEC")
+      ->allow_extra_args(false)
       ->group("Engine");
 }
 

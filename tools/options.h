@@ -23,6 +23,7 @@ struct EngineFlags {
   std::string kv;  // empty: what the selector reads
   std::string selector = "full";
   std::vector<std::string> plugins;
+  std::vector<std::string> step_plugins;
   std::string compute = "fast";
   std::string target;
   uint32_t page_tokens = 16;
@@ -34,11 +35,11 @@ struct EngineFlags {
 
 void AddModelOption(CLI::App* app, std::string* path, bool required);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
-// --plugin: shared objects that bring selectors.
+// --plugin: shared objects that bring selectors and step plugins.
 void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins);
 // --shadow-check: a share of tokens that are held against dense attention.
 void AddShadowOption(CLI::App* app, double* share);
-// --selector, what generated tokens read, --plugin and --shadow-check.
+// --selector, what generated tokens read, --step-plugin, --plugin and --shadow-check.
 void AddSelectorOptions(CLI::App* app, EngineFlags* flags);
 
 struct SamplingFlags {

@@ -16,6 +16,7 @@
 #include "tools/options.h"
 #include "tools/run_cost.h"
 #include "tools/shadow_report.h"
+#include "tools/step_report.h"
 #include "tools/terminal.h"
 #include "tools/trace_report.h"
 
@@ -143,6 +144,7 @@ Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer&
                    double load_seconds, JsonOutput* output) {
   const Engine& engine = *opened;
   const std::vector<ShadowStats> shadow = engine.stats().shadow;  // of the one selector, or nothing
+  const std::vector<StepPluginStats> steps = engine.stats().step_plugins;
   RunCost cost = CostOf(generation.usage, engine.info(), {}, engine.stats(), load_seconds);
   if (flags.logprobs >= 0 && !output->wanted())
     TS_RETURN_IF_ERROR(PrintLogprobs(engine, generation));
@@ -158,6 +160,7 @@ Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer&
                          {"finish", FinishName(generation.finish)},
                          {"tokens", std::move(tokens)},
                          {"cost", CostJson(cost)}};
+    if (!steps.empty()) line["step_plugins"] = StepPluginsJson(steps);
     if (!shadow.empty()) line["shadow"] = ShadowJson(shadow.front());
     if (flags.layers) line["layers"] = LayersJson(engine.layer_selection());
     TS_RETURN_IF_ERROR(output->Write(line));
@@ -165,6 +168,7 @@ Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer&
     fmt::print(stderr, "\n{}", LayerTable(engine.layer_selection()));
   }
   if (!flags.quiet) fmt::print(stderr, "\n{}", FormatCost(cost));
+  if (!flags.quiet) fmt::print(stderr, "{}", StepPluginsText(steps));
   if (!flags.quiet && !shadow.empty()) fmt::print(stderr, "{}\n", ShadowText(shadow.front()));
   TS_RETURN_IF_ERROR(EndTrace(opened, flags.engine, flags.quiet));
   return generation.interrupted ? kExitInterrupted : 0;

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,12 +52,16 @@ struct EngineOptions {
   // Share of the tokens made under selection that are held against dense attention, each at one
   // random (layer, KV head): EngineStats::shadow. 0..1; no output changes.
   double shadow_check = 0;
-  std::vector<std::string> plugins;  // shared objects that bring selectors (tinyserve/plugin.h)
-  uint32_t page_tokens = 16;         // 16, 32, 64
-  uint32_t block_tokens = 32;        // a multiple of page_tokens, at most 256
-  uint32_t sequences_max = 64;       // requests that run at once
-  uint32_t step_tokens_max = 512;    // tokens of one step: decodes first, the rest is prefill
-  uint32_t queue_max = 1024;         // requests that wait
+  // Shared objects that bring selectors or step plugins (tinyserve/plugin.h).
+  std::vector<std::string> plugins;
+  // Step plugins, NAME[:key=value,...] as docs/selection.md lists them, at most 8: early_exit lets
+  // sure tokens leave the model early, low_entropy_end ends answers that loop.
+  std::vector<std::string> step_plugins;
+  uint32_t page_tokens = 16;       // 16, 32, 64
+  uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
+  uint32_t sequences_max = 64;     // requests that run at once
+  uint32_t step_tokens_max = 512;  // tokens of one step: decodes first, the rest is prefill
+  uint32_t queue_max = 1024;       // requests that wait
   // Writes what every step and request did, and when, to this file in Chrome's JSON trace format;
   // empty: none.
   std::string trace_path;
@@ -127,6 +132,9 @@ struct Request {
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none
   std::string selector;      // as EngineOptions::selector; "": the engine's own
+  // As EngineOptions::step_plugins, in place of the engine's own. Those that end answers are not
+  // asked before min_tokens, nor with ignore_eos or a constraint.
+  std::optional<std::vector<std::string>> step_plugins;
   // Of this request alone; null: none. Not together with ignore_eos, min_tokens.
   std::shared_ptr<TokenConstraint> constraint;
 };
@@ -246,6 +254,14 @@ struct ShadowStats {
   Spread output_error;  // |output - dense output| / |dense output|
 };
 
+// What a step plugin did, under all its options.
+struct StepPluginStats {
+  std::string name;
+  uint64_t calls = 0;
+  uint64_t effects = 0;  // calls that were answered by yes
+  uint64_t errors = 0;   // calls that failed: nothing was changed
+};
+
 struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, requests = 0, preemptions = 0;
   uint32_t running = 0, waiting = 0;
@@ -256,7 +272,8 @@ struct EngineStats {
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
   uint64_t decode_tokens = 0;    // of those steps
   SelectionStats selection;
-  std::vector<ShadowStats> shadow;  // by selectors that were checked
+  std::vector<ShadowStats> shadow;            // by selectors that were checked
+  std::vector<StepPluginStats> step_plugins;  // that were on
 };
 
 // What EngineOptions::trace_path got.

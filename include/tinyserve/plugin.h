@@ -1,7 +1,9 @@
-/* Selectors: which KV pages a generated token reads. The built-in ones enter by the same table as
- * those that are loaded from a shared object (--plugin PATH), which exports
+/* Selectors: which KV pages a generated token reads. Step plugins (at the end): what is decided
+ * about a generated token beside that. The built-in ones enter by the same tables as those that are
+ * loaded from a shared object (--plugin PATH), which exports one of these, or both:
  *
  *     const tinyserve_selector_v2* tinyserve_selector(void);
+ *     const tinyserve_step_v1* tinyserve_step(void);
  *
  * Everything here is plain C data. The engine owns all memory that it passes; pointers are valid
  * during the call only. `select` is called from several threads at once, on different items: it
@@ -186,6 +188,60 @@ typedef struct tinyserve_selector_v2 {
    * Nullable. */
   int (*observe)(void* self, const tinyserve_observe_in* in);
 } tinyserve_selector_v2;
+
+/* ---- step plugins ----
+ *
+ * Decisions about a generated token. Where several are on, they are asked in the order of their
+ * priority until one says yes. Each call is counted, with its effects and errors. A table that
+ * fails, or answers with anything but 0 and 1, changes nothing.
+ *
+ * An answer must depend on what is passed alone: then a text is the same alone, in any batch, and
+ * when its tokens are replayed. Functions may be called from several threads at once. */
+
+#define TINYSERVE_STEP_ABI_VERSION 1u
+
+typedef struct tinyserve_step_shape {
+  uint32_t struct_size;
+  uint32_t layers;
+  uint32_t vocab;
+} tinyserve_step_shape;
+
+/* A generated token after some of the model's layers. */
+typedef struct tinyserve_layer_in {
+  uint32_t struct_size;
+  uint32_t layers_done; /* 1 .. layers - 1 */
+  uint32_t position;
+  uint32_t vocab;
+  const float* logits; /* [vocab], of the model's final norm and head over the state as it is */
+} tinyserve_layer_in;
+
+/* An answer before its next token is sampled. */
+typedef struct tinyserve_answer_in {
+  uint32_t struct_size;
+  uint32_t generated; /* tokens of the answer so far */
+  uint32_t vocab;
+  const float* logits; /* [vocab], of the next token, as the model gives them */
+  void* state;         /* answer_bytes of the table's own, zeros at first; null without any */
+} tinyserve_answer_in;
+
+typedef struct tinyserve_step_v1 {
+  uint32_t abi_version; /* TINYSERVE_STEP_ABI_VERSION */
+  uint32_t struct_size; /* sizeof(tinyserve_step_v1) */
+  const char* name;
+  const char* config_schema; /* as a selector's */
+  uint32_t priority;         /* smaller ones are asked first */
+  uint32_t answer_bytes;     /* kept of an answer; at most TINYSERVE_OWN_MAX */
+  int (*open)(const tinyserve_step_shape* shape, const char* config_json, void** self,
+              tinyserve_error* error);
+  void (*close)(void* self);
+  /* Not 0: leave is asked after so many layers. Null without leave. Asked once, after open. */
+  int (*asks_after)(void* self, uint32_t layers_done);
+  /* *leave = 1: the token leaves here. Its logits are those that were passed; later layers get its
+   * keys and values, made from the state as it is. 0: done. Nullable. */
+  int (*leave)(void* self, const tinyserve_layer_in* in, uint32_t* leave);
+  /* *end = 1: the answer ends before its next token. Asked once a token. 0: done. Nullable. */
+  int (*end)(void* self, const tinyserve_answer_in* in, uint32_t* end);
+} tinyserve_step_v1;
 
 #ifdef __cplusplus
 }

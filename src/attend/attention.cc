@@ -102,6 +102,8 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   chooser_->BeginStep();
   shadow_->BeginStep();
   first_sparse_layer_ = UINT32_MAX;
+  next_layer_ = 0;
+  any_left_ = false;
   for (const SequenceRun& run : runs_) {
     TS_CHECK(run.selector <= selectors_.size());
     // A slot that holds another sequence now begins with a prompt, and states are those of a run
@@ -227,9 +229,6 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
 }
 
 void Attention::CountWork(uint32_t group) {
-  const KvShape shape = cache_->shape(group);
-  const uint64_t raw_bytes = cache_->open_slab(group, 0, 0).page_bytes;
-  const uint64_t coded_bytes = cache_->PageBytes(group);
   uint64_t layers = 0, layers_before = 0;  // before: those in which every row reads everything
   for (uint32_t l = 0; l < options_.group_of_layer.size(); ++l) {
     if (options_.group_of_layer[l] != group) continue;
@@ -240,23 +239,46 @@ void Attention::CountWork(uint32_t group) {
     // Rows that select come after those that do not: a row's context grows.
     uint32_t plain = run.rows;
     while (plain > 0 && Selects(run, plain - 1)) --plain;
-    const auto count = [&](uint64_t in_layers, uint64_t rows) {
-      if (rows == 0) return;
-      const uint64_t end = run.first_position + rows;
-      // Rows see the run's own windows raw, and decoded all but the last row's.
-      const uint64_t raw_pages =
-          (end - cache_->RawBegin(run.first_position) + shape.page_tokens - 1) / shape.page_tokens;
-      const uint64_t coded_pages =
-          cache_->RawBegin(static_cast<uint32_t>(end - 1)) / shape.page_tokens;
-      planned_kv_bytes_ +=
-          in_layers * shape.kv_heads * (raw_pages * raw_bytes + coded_pages * coded_bytes);
-      // Row i sees first_position + i + 1 keys.
-      const uint64_t keys = rows * (run.first_position + 1ull) + rows * (rows - 1ull) / 2;
-      planned_multiply_adds_[static_cast<uint32_t>(run.token_class)] +=
-          in_layers * options_.heads * shape.head_dim * 2 * keys;
-    };
-    count(layers_before, run.rows);
-    count(layers - layers_before, plain);
+    uint64_t* adds = &planned_multiply_adds_[static_cast<uint32_t>(run.token_class)];
+    CountRows(group, run, layers_before, run.rows, &planned_kv_bytes_, adds);
+    CountRows(group, run, layers - layers_before, plain, &planned_kv_bytes_, adds);
+  }
+}
+
+void Attention::CountRows(uint32_t group, const SequenceRun& run, uint64_t layers, uint64_t rows,
+                          uint64_t* kv_bytes, uint64_t* multiply_adds) const {
+  if (rows == 0) return;
+  const KvShape shape = cache_->shape(group);
+  const uint64_t raw_bytes = cache_->open_slab(group, 0, 0).page_bytes;
+  const uint64_t coded_bytes = cache_->PageBytes(group);
+  const uint64_t end = run.first_position + rows;
+  // Rows see the run's own windows raw, and decoded all but the last row's.
+  const uint64_t raw_pages =
+      (end - cache_->RawBegin(run.first_position) + shape.page_tokens - 1) / shape.page_tokens;
+  const uint64_t coded_pages = cache_->RawBegin(static_cast<uint32_t>(end - 1)) / shape.page_tokens;
+  *kv_bytes += layers * shape.kv_heads * (raw_pages * raw_bytes + coded_pages * coded_bytes);
+  // Row i sees first_position + i + 1 keys.
+  const uint64_t keys = rows * (run.first_position + 1ull) + rows * (rows - 1ull) / 2;
+  *multiply_adds += layers * options_.heads * shape.head_dim * 2 * keys;
+}
+
+void Attention::Leave(std::span<const uint32_t> rows) {
+  if (!any_left_) left_.assign(runs_.back().first_row + runs_.back().rows, false);
+  any_left_ = true;
+  for (const uint32_t row : rows) {
+    left_[row] = true;
+    const auto run = std::find_if(runs_.begin(), runs_.end(), [row](const SequenceRun& r) {
+      return row < r.first_row + r.rows;
+    });
+    TS_CHECK(run->token_class == TokenClass::kGenerated);
+    if (run->rows > 1) continue;
+    uint64_t bytes = 0, adds = 0;
+    for (uint32_t l = next_layer_; l < options_.group_of_layer.size(); ++l) {
+      if (l < first_sparse_layer_ || !Selects(*run, 0))
+        CountRows(options_.group_of_layer[l], *run, 1, 1, &bytes, &adds);
+    }
+    planned_kv_bytes_ -= bytes;
+    planned_multiply_adds_[static_cast<uint32_t>(TokenClass::kGenerated)] -= adds;
   }
 }
 
@@ -354,6 +376,7 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   const LayerIo io{
       .layer = layer, .q = q, .q_stride = q_stride, .out = out, .out_stride = out_stride};
   const Group& group = groups_[options_.group_of_layer[layer]];
+  next_layer_ = layer + 1;
   if (layer < first_sparse_layer_) {
     RunDense(group.all, io);
   } else {
@@ -376,7 +399,7 @@ void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
   threads_->For(static_cast<uint32_t>(plan.items.size()), [&](uint32_t i, uint32_t thread) {
     if (i < plan.prompt_items) {
       RunPrompt(plan.items[i], io, thread);
-    } else {
+    } else if (!HasLeft(runs_[plan.items[i].run].first_row + plan.items[i].first_row)) {
       // Items are taken in order, so this thread's next one is about as many ahead as there are
       // threads.
       const uint64_t next = uint64_t{i} + threads_->threads();
@@ -386,6 +409,7 @@ void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
   const auto merge = [&](uint32_t i, uint32_t) {
     const Merge& m = plan.merges[i];
+    if (HasLeft(m.row)) return;
     kernels_->merge_partials(
         partial_views_.as<Partial>() + m.first_partial, m.partials, g, head_dim,
         io.out + m.row * io.out_stride + static_cast<uint64_t>(m.kv_head) * g * head_dim);
@@ -490,6 +514,7 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
     threads_->For(chains, [&](uint32_t chain, uint32_t thread) {
       for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i) {
         const SparseItem& item = plan.sparse[i];
+        if (HasLeft(RowOf(item))) continue;
         const uint32_t n = ChoosePages(item, io, thread, list(thread));
         const uint64_t start = chooser_->Start();
         for (uint32_t split = 0; split < SparseSplits(group, n); ++split)
@@ -501,12 +526,16 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
     return;
   }
   threads_->For(chains, [&](uint32_t chain, uint32_t thread) {
-    for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i)
-      list_counts_[i] = ChoosePages(plan.sparse[i], io, thread, list(i));
+    for (uint32_t i = plan.chains[chain].first; i < plan.chains[chain].end; ++i) {
+      if (!HasLeft(RowOf(plan.sparse[i])))
+        list_counts_[i] = ChoosePages(plan.sparse[i], io, thread, list(i));
+    }
   });
   first_split_[0] = 0;
-  for (uint32_t i = 0; i < items; ++i)
-    first_split_[i + 1] = first_split_[i] + SparseSplits(group, list_counts_[i]);
+  for (uint32_t i = 0; i < items; ++i) {
+    const bool left = HasLeft(RowOf(plan.sparse[i]));
+    first_split_[i + 1] = first_split_[i] + (left ? 0 : SparseSplits(group, list_counts_[i]));
+  }
   threads_->For(first_split_[items], [&](uint32_t s, uint32_t thread) {
     uint32_t i = 0;
     while (s >= first_split_[i + 1]) ++i;
@@ -514,7 +543,9 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
     AttendSplit(plan.sparse[i], io, {list(i), list_counts_[i]}, s - first_split_[i], thread);
     chooser_->AddAttendTime(io.layer, plan.sparse[i].kv_head, thread, start);
   });
-  for (uint32_t i = 0; i < items; ++i) MergeSparse(plan.sparse[i], io, list_counts_[i]);
+  for (uint32_t i = 0; i < items; ++i) {
+    if (!HasLeft(RowOf(plan.sparse[i]))) MergeSparse(plan.sparse[i], io, list_counts_[i]);
+  }
 }
 
 void Attention::RunFused(const Group& plan, const LayerIo& io) {
@@ -522,6 +553,7 @@ void Attention::RunFused(const Group& plan, const LayerIo& io) {
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
   threads_->For(static_cast<uint32_t>(plan.fused.size()), [&](uint32_t i, uint32_t thread) {
     const SparseItem& item = plan.fused[i];
+    if (HasLeft(RowOf(item))) return;
     const SequenceRun& run = runs_[item.run];
     const uint64_t start = chooser_->Start();
     AttendRaw(item, io, item.first_partial, thread);
@@ -613,7 +645,9 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
 
 void Attention::RunShadow(const LayerIo& io) {
   const std::span<const ShadowCheck::Pick> picks = shadow_->picks();
-  const auto here = [&](uint32_t i) { return picks[i].layer == io.layer; };
+  const auto here = [&](uint32_t i) {
+    return picks[i].layer == io.layer && !HasLeft(runs_[picks[i].run].first_row + picks[i].row);
+  };
   const auto n = static_cast<uint32_t>(picks.size());
   const uint32_t group = options_.group_of_layer[io.layer];
   const uint32_t columns = QueryGroup(group) * cache_->shape(group).head_dim;

@@ -56,6 +56,11 @@ class Attention {
   // run.
   void Plan(std::span<const SequenceRun> runs);
 
+  // Rows of the planned step, each of a generated token, for which Run does nothing from now on.
+  // Their keys and values are still appended. Each row once, before the layer after those that have
+  // run.
+  void Leave(std::span<const uint32_t> rows);
+
   // Writes the step's keys and values of one layer. k, v: [rows][stride], kv_heads * head_dim
   // floats each, after RoPE.
   void Append(uint32_t layer, const float* k, const float* v, uint64_t stride);
@@ -66,7 +71,7 @@ class Attention {
   // Work of the planned step's attention, all layers; that of selecting queries is known once the
   // layers have run.
   // KV bytes that must be read: every page that a run sees once, in the form in which it sees it,
-  // or what was selected.
+  // or what was selected. Of a run of several rows also what rows that left did not read.
   uint64_t kv_bytes() const;
   // Multiply-adds (scores, q.k and p.v) for tokens of a class.
   uint64_t multiply_adds(TokenClass token_class) const;
@@ -150,6 +155,14 @@ class Attention {
   // Splits of a generated row.
   uint32_t SplitsAt(uint32_t position) const;
   void CountWork(uint32_t group);
+  // What the first `rows` rows of a run read, and multiply, in `layers` layers of a group where
+  // they read everything.
+  void CountRows(uint32_t group, const SequenceRun& run, uint64_t layers, uint64_t rows,
+                 uint64_t* kv_bytes, uint64_t* multiply_adds) const;
+  uint64_t RowOf(const SparseItem& item) const {
+    return runs_[item.run].first_row + uint64_t{item.row};
+  }
+  bool HasLeft(uint64_t row) const { return any_left_ && left_[row]; }
   // Codes the windows that a run has filled.
   void SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
   // Makes what is kept of the pages that a run has filled, or coded.
@@ -194,7 +207,10 @@ class Attention {
   std::unique_ptr<PageChooser> chooser_;
   std::unique_ptr<PageSummaries> summaries_;
   std::unique_ptr<ShadowCheck> shadow_;
-  uint32_t first_sparse_layer_ = 0;    // of the planned step
+  uint32_t first_sparse_layer_ = 0;  // of the planned step
+  uint32_t next_layer_ = 0;          // to run
+  bool any_left_ = false;
+  std::vector<bool> left_;             // [row], where any has
   uint32_t list_pages_ = 0;            // pages that one list holds
   Buffer lists_;                       // [kListsPerThread * threads][list_pages_] page indices
   std::vector<uint32_t> list_counts_;  // pages in them

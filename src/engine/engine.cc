@@ -13,7 +13,7 @@
 #include "engine/selector_storage.h"
 #include "engine/vocab.h"
 #include "kernels/targets.h"
-#include "select/registry.h"
+#include "step/step_registry.h"
 
 namespace tinyserve {
 namespace {
@@ -91,6 +91,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                    .step_tokens_max = o.step_tokens_max,
                                                    .selectors = {o.selector},
                                                    .trace = trace_.get()}));
+  TS_RETURN_IF_ERROR(executor_->FindSteps(o.step_plugins).status());
   executor_->SetSelectionTimed(o.time_selection);
   executor_->SetShadowShare(o.shadow_check);
   const KvCache& cache = *executor_->cache();
@@ -123,9 +124,10 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_RETURN_IF_ERROR(CheckEngineOptions(options));
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
-  for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadSelectorPlugin(path));
+  for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadPlugin(path));
   // What costs nothing to refuse is refused before anything is read.
   TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
+  TS_RETURN_IF_ERROR(ParseStepPlugins(options.step_plugins).status());
   const std::string kv = options.kv.empty() ? KvFor(selector) : options.kv;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
   TS_RETURN_IF_ERROR(CheckStored(selector, *codec));
@@ -171,6 +173,7 @@ Status EngineImpl::Check(const Request& r) const {
     TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
     TS_RETURN_IF_ERROR(executor_->CheckSelector(selector));
   }
+  if (r.step_plugins) TS_RETURN_IF_ERROR(ParseStepPlugins(*r.step_plugins).status());
   const uint32_t blocks =
       scheduler_->BlocksFor({.id = 0,
                              .prompt_tokens = static_cast<uint32_t>(r.prompt.size()),

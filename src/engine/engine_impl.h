@@ -85,6 +85,8 @@ class EngineImpl : public Engine {
   Status TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
   Status EmitToken(Job* job, const ScheduledRow& row, size_t index);
   Status NotFinite(const char* what, const ScheduledRow& row) const;
+  // Whether a step plugin ends the answer before its next token, which has these logits.
+  bool EndsByPlugin(Job* job, std::span<const float> logits) const;
   FinishReason AfterToken(Job* job, int32_t token);
   void Finish(Job* job, FinishReason reason, std::string text, Status status = Status());
 

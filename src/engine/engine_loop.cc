@@ -99,6 +99,10 @@ Status EngineImpl::Prepare(Job* job) {
   const std::string& selector = job->request.selector;
   TS_ASSIGN_OR_RETURN(job->selector,
                       executor_->FindSelector(selector.empty() ? options_.selector : selector));
+  TS_ASSIGN_OR_RETURN(
+      job->steps, executor_->FindSteps(job->request.step_plugins.value_or(options_.step_plugins)));
+  if (const StepPlugins* steps = executor_->steps_of(job->steps))
+    job->step_state.assign((steps->answer_bytes() + 7) / 8, 0);
   job->sampler = std::make_unique<Sampler>(job->request.sampling, info_.vocab, job->prompt());
   job->answer = std::make_unique<AnswerText>(job->request.stop);
   return Status();
@@ -107,7 +111,8 @@ Status EngineImpl::Prepare(Job* job) {
 // ---- prompts that begin like others -------------------------------------------------------------
 
 PrefixMaker EngineImpl::MakerOf(const Job& job) const {
-  return options_.exact_reuse ? kMadeByPrefill : kMadeByPrefill + 1 + job.selector;
+  if (options_.exact_reuse) return kMadeByPrefill;
+  return kMadeByPrefill + 1 + executor_->MakerOf(job.selector, job.steps);
 }
 
 // Whether a job waits for one that has started and computes a prompt which begins like its own:

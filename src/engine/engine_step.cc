@@ -59,7 +59,8 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
                                  : sampled ? Want::kLogits
                                            : Want::kNothing,
                          .top_logprobs = TopWanted(job.request),
-                         .selector = job.selector});
+                         .selector = job.selector,
+                         .steps = job.steps});
   const auto first = job.tokens.begin() + row.first_position;
   batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
   // The scheduler has promised these blocks.
@@ -92,8 +93,10 @@ void EngineImpl::CountDecode() {
   const uint64_t checks = executor_->shadow_checks();
   std::vector<ShadowStats> shadow;
   if (checks != shadow_checks_) shadow = executor_->shadow_stats();
+  std::vector<StepPluginStats> steps = executor_->step_stats();
   std::lock_guard lock(mutex_);
   stats_.selection = StatsOf(counts);
+  stats_.step_plugins = std::move(steps);
   if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
   shadow_checks_ = checks;
   for (const ScheduledRow& row : step_.rows) {
@@ -175,6 +178,10 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
     log_sum = LogSumExp(logits);
     raw.assign(logits.begin(), logits.end());
   }
+  if (EndsByPlugin(job, logits)) {
+    Finish(job, FinishReason::kStop, job->answer->Finish());
+    return Status();
+  }
   const bool early = job->generated() < job->request.min_tokens;
   const std::span<const int32_t> banned =
       early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
@@ -210,6 +217,19 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
     Finish(job, job->answer->stopped() ? FinishReason::kStop : reason, job->answer->Finish());
   }
   return Status();
+}
+
+bool EngineImpl::EndsByPlugin(Job* job, std::span<const float> logits) const {
+  const StepPlugins* steps = executor_->steps_of(job->steps);
+  const Request& r = job->request;
+  if (steps == nullptr || r.ignore_eos || r.constraint != nullptr) return false;
+  if (job->generated() == 0 || job->generated() < r.min_tokens) return false;
+  return steps->Ends({.struct_size = 0,
+                      .generated = job->generated(),
+                      .vocab = static_cast<uint32_t>(logits.size()),
+                      .logits = logits.data(),
+                      .state = nullptr},
+                     reinterpret_cast<uint8_t*>(job->step_state.data()));
 }
 
 FinishReason EngineImpl::AfterToken(Job* job, int32_t token) {

@@ -15,8 +15,8 @@ namespace {
 // Rows whose logits are computed at a time; bounds the memory of kLogProbs over long rows.
 constexpr uint32_t kScoreRows = 64;
 
-// Different selectors that requests may ask for.
-constexpr size_t kSelectorsMax = 64;
+// Different selectors, and sets of step plugins, that requests may ask for.
+constexpr uint32_t kSelectorsMax = 64, kStepSetsMax = 64;
 
 }  // namespace
 
@@ -76,6 +76,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   if (options.logits_max == 0) e->options_.logits_max = options.sequences_max;
   TS_ASSIGN_OR_RETURN(e->logits_, Buffer::Allocate(e->options_.logits_max * row_bytes));
   TS_ASSIGN_OR_RETURN(e->scoring_, Buffer::Allocate(kScoreRows * row_bytes));
+  e->exits_ = std::make_unique<EarlyExits>(model, threads, e->scoring_.as<float>(), kScoreRows);
   e->tokens_.reserve(options.step_tokens_max);
   e->positions_.reserve(options.step_tokens_max);
   for (auto* v : {&e->wanted_, &e->first_row_, &e->length_}) v->reserve(options.step_tokens_max);
@@ -121,19 +122,40 @@ void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
   sampled_.assign(batch.rows.size(), -1);
   attention_->Plan(runs_);
   step_->Begin(tokens_, positions_, attention_.get());
-  RunLayers(hook);
   logits_rows_ = 0;
-  ComputeLogits(batch);
+  PlanLogits(batch);
+  RunLayers(batch, hook);
+  ComputeLogits();
   ComputeLogProbs(batch);
   ++steps_;
 }
 
-void Executor::RunLayers(const LayerHook& hook) {
+void Executor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
   const TraceScope scope(options_.trace, TraceKind::kForward);
-  model_->Forward(step_.get(), hook);
+  plugins_of_row_.assign(tokens_.size(), nullptr);
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    if (batch.rows[r].token_class != TokenClass::kGenerated) continue;
+    std::fill_n(plugins_of_row_.begin() + first_row_[r], length_[r], steps_of(batch.rows[r].steps));
+  }
+  exits_->Begin(step_.get(), plugins_of_row_, positions_);
+  if (!exits_->any()) return model_->Forward(step_.get(), hook);
+  logits_of_row_.assign(tokens_.size(), -1);
+  for (size_t i = 0; i < wanted_.size(); ++i) logits_of_row_[wanted_[i]] = static_cast<int32_t>(i);
+  const uint64_t vocab = model_->config().vocab;
+  const auto keep = [&](uint32_t row, const float* logits) {
+    const int32_t index = logits_of_row_[row];
+    if (index < 0) return;
+    std::copy_n(logits, vocab, logits_.as<float>() + static_cast<uint64_t>(index) * vocab);
+    have_logits_[static_cast<size_t>(index)] = 1;
+  };
+  model_->Forward(step_.get(), [&](uint32_t l, const float* x, uint32_t rows, uint32_t dim) {
+    if (hook) hook(l, x, rows, dim);
+    exits_->AfterLayer(l + 1, keep);
+  });
+  step_->Rejoin();
 }
 
-void Executor::ComputeLogits(const StepBatch& batch) {
+void Executor::PlanLogits(const StepBatch& batch) {
   wanted_.clear();
   logits_index_.clear();
   logits_count_.clear();
@@ -147,12 +169,21 @@ void Executor::ComputeLogits(const StepBatch& batch) {
       wanted_.push_back(first_row_[r] + i);
   }
   TS_CHECK(wanted_.size() <= options_.logits_max);
-  if (wanted_.empty()) return;
+  have_logits_.assign(wanted_.size(), 0);
+}
+
+void Executor::ComputeLogits() {
   const TraceScope scope(options_.trace, TraceKind::kLogits, wanted_.size());
   const uint64_t vocab = model_->config().vocab;
-  for (size_t i = 0; i < wanted_.size(); i += kScoreRows) {
-    const size_t n = std::min<size_t>(kScoreRows, wanted_.size() - i);
+  for (size_t i = 0; i < wanted_.size();) {
+    if (have_logits_[i] != 0) {
+      ++i;
+      continue;
+    }
+    size_t n = 1;
+    while (n < kScoreRows && i + n < wanted_.size() && have_logits_[i + n] == 0) ++n;
     model_->Logits(step_.get(), std::span(wanted_).subspan(i, n), logits_.as<float>() + i * vocab);
+    i += n;
   }
   logits_rows_ += wanted_.size();
 }
@@ -229,6 +260,48 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
   return static_cast<uint32_t>(selectors_.size());
 }
 
+Result<uint32_t> Executor::FindSteps(std::span<const std::string> texts) {
+  TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
+  if (specs.empty()) return 0u;
+  const std::string resolved = ResolvedSteps(specs);
+  for (size_t i = 0; i < step_plugins_.size(); ++i) {
+    if (step_plugins_[i]->resolved() == resolved) return static_cast<uint32_t>(i + 1);
+  }
+  if (step_plugins_.size() >= kStepSetsMax) {
+    return Status(
+        Code::kResourceExhausted,
+        fmt::format("step_plugins '{}': {} different sets are open already, the most that "
+                    "are allowed",
+                    resolved, kStepSetsMax));
+  }
+  const tinyserve_step_shape shape{.struct_size = sizeof shape,
+                                   .layers = model_->config().layers,
+                                   .vocab = model_->config().vocab};
+  TS_ASSIGN_OR_RETURN(std::unique_ptr<StepPlugins> opened, StepPlugins::Open(specs, shape));
+  step_plugins_.push_back(std::move(opened));
+  return static_cast<uint32_t>(step_plugins_.size());
+}
+
+uint32_t Executor::MakerOf(uint32_t selector, uint32_t steps) const {
+  return steps * (kSelectorsMax + 1) + selector;
+}
+
+std::vector<StepPluginStats> Executor::step_stats() const {
+  std::vector<StepPluginStats> stats;
+  for (const auto& set : step_plugins_) {
+    for (const std::unique_ptr<StepPlugin>& plugin : set->plugins()) {
+      const char* name = plugin->spec().table->name;
+      auto at = std::find_if(stats.begin(), stats.end(),
+                             [name](const StepPluginStats& s) { return s.name == name; });
+      if (at == stats.end()) at = stats.insert(stats.end(), StepPluginStats{.name = name});
+      at->calls += plugin->counts().calls;
+      at->effects += plugin->counts().effects;
+      at->errors += plugin->counts().errors;
+    }
+  }
+  return stats;
+}
+
 Status Executor::CheckSelector(const SelectorSpec& spec) const {
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
   return PlaceOf(spec, shape_, cache_->kept(), summaries_).status();
@@ -246,7 +319,10 @@ std::span<const float> Executor::hidden(size_t row) const {
 }
 
 StepCost Executor::cost() const {
-  const ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
+  ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
+  if (exits_->any())
+    products = model_->CostOfExits(exits_->rows_of_layer(), tokens_.size(),
+                                   logits_rows_ + exits_->asked());
   StepCost cost;
   cost.weight_bytes = products.weight_bytes;
   cost.kv_bytes = attention_->kv_bytes();

@@ -13,11 +13,13 @@
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "base/trace.h"
+#include "engine/early_exits.h"
 #include "engine/step_batch.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "model/model.h"
 #include "select/selector.h"
+#include "step/step_plugin.h"
 #include "tinyserve/engine.h"
 #include "tinyserve/status.h"
 
@@ -106,6 +108,16 @@ class Executor {
   // Whether the cache serves a selector. May be called from any thread. Errors: kInvalidArgument
   // (pages are stored in a form that it cannot read, or too little is kept of them).
   Status CheckSelector(const SelectorSpec& spec) const;
+  // The index of a set of step plugins, opened if it is new; 0: none. Errors: as FindSelector's.
+  Result<uint32_t> FindSteps(std::span<const std::string> texts);
+  // The set of an index; null for 0.
+  const StepPlugins* steps_of(uint32_t steps) const {
+    return steps == 0 ? nullptr : step_plugins_[steps - 1].get();
+  }
+  // A number for what generated tokens are made by: a selector and step plugins, by their indices.
+  uint32_t MakerOf(uint32_t selector, uint32_t steps) const;
+  // Counts by plugin, over all sets that it is in.
+  std::vector<StepPluginStats> step_stats() const;
   // A selector as it was resolved: its name and every option.
   std::string selector_resolved(uint32_t selector) const;
   uint64_t steps() const { return steps_; }
@@ -114,8 +126,9 @@ class Executor {
  private:
   Executor() = default;
   void ResolveInputs(const StepBatch& batch);
-  void RunLayers(const LayerHook& hook);
-  void ComputeLogits(const StepBatch& batch);
+  void RunLayers(const StepBatch& batch, const LayerHook& hook);
+  void PlanLogits(const StepBatch& batch);
+  void ComputeLogits();
   void ComputeLogProbs(const StepBatch& batch);
 
   ExecutorOptions options_;
@@ -132,6 +145,11 @@ class Executor {
   std::vector<int32_t> tokens_;      // [rows]
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SequenceRun> runs_;
+  std::vector<std::unique_ptr<StepPlugins>> step_plugins_;
+  std::unique_ptr<EarlyExits> exits_;
+  std::vector<const StepPlugins*> plugins_of_row_;  // [rows]
+  std::vector<int32_t> logits_of_row_;  // [rows] index into logits_ of rows that may leave, -1
+  std::vector<uint8_t> have_logits_;    // by index into logits_: the row has left with them
   std::vector<uint32_t> wanted_;        // rows whose logits are computed
   std::vector<uint32_t> first_row_;     // batch row -> first activation row
   std::vector<uint32_t> length_;        // batch row -> tokens

@@ -26,9 +26,11 @@ struct Job {
   double submitted = 0, started = 0, first_token = 0,
          last_token = 0;  // seconds, steady clock; 0: not yet
   SequenceSlot slot = 0;
-  uint32_t selector = 0;  // of the executor
-  bool running = false;   // it has the slot
-  bool planned = false;   // the scheduler has started it
+  uint32_t selector = 0;             // of the executor
+  uint32_t steps = 0;                // step plugins: of the executor
+  std::vector<uint64_t> step_state;  // of those that end answers
+  bool running = false;              // it has the slot
+  bool planned = false;              // the scheduler has started it
   // While it waits to adopt what another request computes: that one, and how many tokens.
   RequestId follows = 0;
   uint32_t followed_tokens = 0;

@@ -31,7 +31,8 @@ struct StepRow {
   TokenClass token_class;
   Want want;
   uint32_t top_logprobs = 0;  // kLogProbs: how many of the likeliest tokens to name at each place
-  uint32_t selector = 0;   // what generated tokens read: 0 is everything, i is the executor's i-th
+  uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the executor's i-th
+  uint32_t steps = 0;  // step plugins of generated tokens: 0 is none, i is the executor's i-th set
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };
 

@@ -23,8 +23,8 @@ class Gpt2 : public Model {
 
  protected:
   void ForwardLayer(const Layer& layer, uint32_t l, Step* step) const {
-    step->NormFor(layer.attention_norm, config_.norm_eps, layer.qkv);
-    step->ProjectQkv(layer.qkv);
+    step->NormForQkv(layer.attention_norm, config_.norm_eps, layer.qkv);
+    step->ProjectQkv(layer.qkv, config_.dim);
     step->Attend(l, config_.dim, config_.dim);
     step->AddAttentionOut(layer.attention_out);
 

@@ -25,9 +25,9 @@ class Llama : public Model {
   void ForwardLayer(const Layer& layer, uint32_t l, Step* step) const {
     const uint32_t q_dim = config_.heads * config_.head_dim,
                    kv_dim = config_.kv_heads * config_.head_dim;
-    step->NormFor(layer.attention_norm, config_.norm_eps, layer.qkv);
-    step->ProjectQkv(layer.qkv);
-    step->Rope(config_.heads + config_.kv_heads, config_.head_dim, config_.rope);
+    step->NormForQkv(layer.attention_norm, config_.norm_eps, layer.qkv);
+    step->ProjectQkv(layer.qkv, q_dim);
+    step->Rope(config_.heads, config_.kv_heads, config_.head_dim, config_.rope);
     step->Attend(l, q_dim, kv_dim);
     step->AddAttentionOut(layer.attention_out);
 

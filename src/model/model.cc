@@ -99,4 +99,31 @@ ProductCost Model::CostOf(uint64_t rows, uint64_t logits_rows) const {
   return cost;
 }
 
+ProductCost Model::CostOfExits(std::span<const uint32_t> rows_of_layer, uint64_t rows,
+                               uint64_t logits_rows) const {
+  ProductCost cost;
+  const std::vector<const Linear*> linears = LayerLinears();
+  const size_t of_layer = linears.size() / config_.layers;
+  const double kv_share =
+      2.0 * config_.kv_heads / static_cast<double>(config_.heads + 2 * config_.kv_heads);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const uint64_t runs = rows_of_layer[i / of_layer];
+    ProductCost whole;
+    AddCost(*linears[i], 1, &whole);
+    const double others = i % of_layer == 0 ? kv_share * static_cast<double>(rows - runs) : 0;
+    for (uint32_t kind = 0; kind < kDotKinds; ++kind) {
+      const double one = static_cast<double>(whole.multiply_adds[kind]);
+      cost.multiply_adds[kind] += static_cast<uint64_t>(one * (static_cast<double>(runs) + others));
+    }
+    if (runs > 0) {
+      cost.weight_bytes += whole.weight_bytes;
+    } else if (i % of_layer == 0) {
+      cost.weight_bytes +=
+          static_cast<uint64_t>(kv_share * static_cast<double>(whole.weight_bytes));
+    }
+  }
+  if (logits_rows > 0) AddCost(head_tied_ ? embedding_ : head_, logits_rows, &cost);
+  return cost;
+}
+
 }  // namespace tinyserve

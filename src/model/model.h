@@ -49,12 +49,17 @@ class Model {
   StepSizes Sizes(uint32_t rows_max, uint32_t logits_max) const;
   uint64_t packed_bytes() const { return arena_.size(); }
   ProductCost CostOf(uint64_t rows, uint64_t logits_rows) const;
+  // The same where only rows_of_layer[l] of the rows run in layer l, and the others' keys and
+  // values alone are made there.
+  ProductCost CostOfExits(std::span<const uint32_t> rows_of_layer, uint64_t rows,
+                          uint64_t logits_rows) const;
 
  protected:
   friend Result<std::unique_ptr<Model>> LoadModel(const GgufFile& file,
                                                   const ModelLoadOptions& options);
   // Declares every weight of the architecture.
   virtual void Declare(WeightLoader* loader) = 0;
+  // The same number a layer, layer after layer, that of q, k and v first.
   virtual std::vector<const Linear*> LayerLinears() const = 0;
   void DeclareEnds(WeightLoader* loader, bool norm_bias);
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -15,14 +17,18 @@ constexpr uint32_t kRopePairsMax = 512;
 
 constexpr size_t kPartsMax = 4;
 
+// Marks a row that leaves, while rows are parted.
+constexpr uint32_t kLeft = 1u << 31;
+
 // How a product is cut into items: blocks of activation rows times groups of panels.
 struct Tiling {
   uint32_t row_block, row_blocks;
   uint32_t panel_group, panel_groups;
 };
 
-// `unit`: panels that belong together (gate and up).
-Tiling TilingFor(uint32_t rows, const PackedMatrix& w, uint32_t unit, uint32_t threads) {
+// `panels`: of the matrix that are wanted. `unit`: panels that belong together (gate and up).
+Tiling TilingFor(uint32_t rows, const PackedMatrix& w, uint32_t panels, uint32_t unit,
+                 uint32_t threads) {
   // Few rows: the weights are what is read; several items a thread even out a core that is slower
   // for a while. Many rows: a block's activations stay in the second-level cache beside a group's
   // panels.
@@ -31,12 +37,12 @@ Tiling TilingFor(uint32_t rows, const PackedMatrix& w, uint32_t unit, uint32_t t
   Tiling t{};
   t.row_block = rows <= 32 ? rows : 64;
   t.row_blocks = (rows + t.row_block - 1) / t.row_block;
-  uint64_t group = std::max<uint64_t>(1, w.panels / (kItemsPerThread * threads));
+  uint64_t group = std::max<uint64_t>(1, panels / (kItemsPerThread * threads));
   if (rows > 32) group = std::min(group, std::max<uint64_t>(1, kGroupBytesMax / w.panel_bytes));
   group = std::max(group, kGroupBytesMin / w.panel_bytes);
   group = std::max<uint64_t>(unit, group / unit * unit);
-  t.panel_group = static_cast<uint32_t>(std::min<uint64_t>(group, w.panels));
-  t.panel_groups = (w.panels + t.panel_group - 1) / t.panel_group;
+  t.panel_group = static_cast<uint32_t>(std::min<uint64_t>(group, panels));
+  t.panel_groups = (panels + t.panel_group - 1) / t.panel_group;
   return t;
 }
 
@@ -55,6 +61,8 @@ Result<std::unique_ptr<Step>> Step::Create(const StepSizes& sizes, const Kernels
   TS_ASSIGN_OR_RETURN(s->x_, floats(sizes.rows_max, sizes.dim));
   TS_ASSIGN_OR_RETURN(s->normed_, floats(rows, sizes.dim));
   TS_ASSIGN_OR_RETURN(s->qkv_, floats(sizes.rows_max, sizes.qkv_dim));
+  TS_ASSIGN_OR_RETURN(s->placed_, floats(sizes.rows_max, sizes.qkv_dim));
+  for (auto* v : {&s->row_of_, &s->place_of_, &s->moves_}) v->reserve(sizes.rows_max);
   TS_ASSIGN_OR_RETURN(s->o_, floats(sizes.rows_max, sizes.attention_dim));
   TS_ASSIGN_OR_RETURN(s->a_, floats(sizes.rows_max, sizes.ffn_dim));
   TS_ASSIGN_OR_RETURN(s->up_, floats(sizes.rows_max, 2ull * sizes.ffn_dim));
@@ -87,6 +95,43 @@ void Step::Begin(std::span<const int32_t> tokens, std::span<const uint32_t> posi
   tokens_ = tokens;
   positions_ = positions;
   attention_ = attention;
+  active_ = rows_;
+  row_of_.resize(rows_);
+  std::iota(row_of_.begin(), row_of_.end(), 0u);
+  place_of_ = row_of_;
+}
+
+void Step::Reorder(std::span<const uint32_t> from) {
+  const uint64_t dim = sizes_.dim;
+  float* moved = normed_.as<float>();
+  for (size_t i = 0; i < from.size(); ++i)
+    std::memcpy(moved + i * dim, x() + from[i] * dim, dim * sizeof(float));
+  std::memcpy(x(), moved, from.size() * dim * sizeof(float));
+}
+
+void Step::Leave(std::span<const uint32_t> rows) {
+  if (rows.empty()) return;
+  attention_->Leave(rows);
+  for (uint32_t row : rows) {
+    TS_CHECK(row < rows_ && place_of_[row] < active_);
+    row_of_[place_of_[row]] |= kLeft;
+  }
+  const auto middle = std::stable_partition(row_of_.begin(), row_of_.begin() + active_,
+                                            [](uint32_t row) { return (row & kLeft) == 0; });
+  active_ = static_cast<uint32_t>(middle - row_of_.begin());
+  for (uint32_t& row : row_of_) row &= ~kLeft;
+  moves_.clear();
+  for (uint32_t row : row_of_) moves_.push_back(place_of_[row]);
+  Reorder(moves_);
+  for (uint32_t place = 0; place < rows_; ++place) place_of_[row_of_[place]] = place;
+}
+
+void Step::Rejoin() {
+  if (active_ == rows_) return;
+  Reorder(place_of_);
+  active_ = rows_;
+  std::iota(row_of_.begin(), row_of_.end(), 0u);
+  place_of_ = row_of_;
 }
 
 void Step::Embed(const Linear& embedding) {
@@ -123,31 +168,43 @@ void Step::MakeActs(uint8_t kinds, const float* x, uint32_t row, uint32_t cols) 
   }
 }
 
-void Step::NormFor(const Norm& norm, float eps, const Linear& next) {
-  ForRows(rows_, [&](uint32_t r) {
+void Step::NormRows(const Norm& norm, float eps, const Linear& next, uint32_t rows) {
+  ForRows(rows, [&](uint32_t r) {
     float* out = normed_.as<float>() + uint64_t{r} * sizes_.dim;
     NormRow(norm, eps, x() + uint64_t{r} * sizes_.dim, out);
     MakeActs(next.act_kinds, out, r, sizes_.dim);
   });
 }
 
-void Step::Quantise(const Buffer& source, uint32_t cols, const Linear& next) {
-  ForRows(rows_, [&](uint32_t r) {
-    MakeActs(next.act_kinds, source.as<float>() + uint64_t{r} * cols, r, cols);
-  });
+void Step::NormFor(const Norm& norm, float eps, const Linear& next) {
+  NormRows(norm, eps, next, active_);
 }
 
-void Step::Project(const Linear& linear, uint32_t rows, float* out, uint64_t out_stride,
+void Step::NormForQkv(const Norm& norm, float eps, const Linear& qkv) {
+  NormRows(norm, eps, qkv, rows_);
+}
+
+void Step::Project(const Linear& linear, const Region& region, float* out, uint64_t out_stride,
                    Epilogue epilogue) {
+  const uint32_t rows = region.end - region.begin;
+  if (rows == 0) return;
   // All parts run in one parallel region: items [first_item[p], first_item[p + 1]) belong to part
   // p.
-  std::array<Tiling, kPartsMax> tilings;
+  std::array<Tiling, kPartsMax> tilings{};
+  std::array<uint32_t, kPartsMax> first_panel{};
   std::array<uint32_t, kPartsMax + 1> first_item{};
   const size_t parts = linear.parts.size();
   TS_CHECK(parts <= kPartsMax);
   for (size_t p = 0; p < parts; ++p) {
-    tilings[p] = TilingFor(rows, linear.parts[p].matrix, linear.gated ? 2 : 1, threads_->threads());
-    first_item[p + 1] = first_item[p] + tilings[p].row_blocks * tilings[p].panel_groups;
+    const Linear::Part& part = linear.parts[p];
+    first_panel[p] = std::min(
+        part.matrix.panels, (region.first_column - std::min(region.first_column, part.out_offset)) /
+                                part.matrix.panel_rows);
+    const uint32_t panels = part.matrix.panels - first_panel[p];
+    first_item[p + 1] = first_item[p];
+    if (panels == 0) continue;
+    tilings[p] = TilingFor(rows, part.matrix, panels, linear.gated ? 2 : 1, threads_->threads());
+    first_item[p + 1] += tilings[p].row_blocks * tilings[p].panel_groups;
   }
   threads_->For(first_item[parts], [&](uint32_t item, uint32_t) {
     size_t p = 0;
@@ -155,14 +212,14 @@ void Step::Project(const Linear& linear, uint32_t rows, float* out, uint64_t out
     const Linear::Part& part = linear.parts[p];
     const Tiling& t = tilings[p];
     // Neighbouring items share the panels, which are the larger operand.
-    const uint32_t row = (item - first_item[p]) % t.row_blocks * t.row_block;
-    const uint32_t panel = (item - first_item[p]) / t.row_blocks * t.panel_group;
+    const uint32_t row = region.begin + (item - first_item[p]) % t.row_blocks * t.row_block;
+    const uint32_t panel = first_panel[p] + (item - first_item[p]) / t.row_blocks * t.panel_group;
     const MatMulArgs args{
         .w = &part.matrix,
         .acts = acts_[static_cast<uint32_t>(part.matrix.acts)].data(),
         .act_row_bytes = kernels_->act_row_bytes(part.matrix.acts, linear.cols),
         .row_begin = row,
-        .row_end = std::min(rows, row + t.row_block),
+        .row_end = std::min(region.end, row + t.row_block),
         .panel_begin = panel,
         .panel_end = std::min(part.matrix.panels, panel + t.panel_group),
         .bias = linear.bias.empty() ? nullptr : linear.bias.data() + part.out_offset,
@@ -173,8 +230,17 @@ void Step::Project(const Linear& linear, uint32_t rows, float* out, uint64_t out
   });
 }
 
-void Step::ProjectQkv(const Linear& linear) {
-  Project(linear, rows_, qkv_.as<float>(), sizes_.qkv_dim, Epilogue::kStore);
+void Step::ProjectQkv(const Linear& linear, uint32_t q_dim) {
+  const uint64_t dim = sizes_.qkv_dim;
+  if (active_ == rows_) return Project(linear, {0, rows_}, qkv_.as<float>(), dim, Epilogue::kStore);
+  float* placed = placed_.as<float>();
+  Project(linear, {0, active_}, placed, dim, Epilogue::kStore);
+  Project(linear, {active_, rows_, q_dim}, placed, dim, Epilogue::kStore);
+  for (uint32_t place = 0; place < rows_; ++place) {
+    const uint64_t first = place < active_ ? 0 : q_dim;
+    std::memcpy(qkv_.as<float>() + row_of_[place] * dim + first, placed + place * dim + first,
+                (dim - first) * sizeof(float));
+  }
 }
 
 void Step::PrepareRope(const std::vector<float>& frequencies, float magnitude) {
@@ -191,10 +257,12 @@ void Step::PrepareRope(const std::vector<float>& frequencies, float magnitude) {
   });
 }
 
-void Step::Rope(uint32_t heads, uint32_t head_dim, const RopeConfig& rope) {
+void Step::Rope(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, const RopeConfig& rope) {
   ForRows(rows_, [&](uint32_t r) {
-    kernels_->rope(qkv_.as<float>() + uint64_t{r} * sizes_.qkv_dim, heads, head_dim, rope.dims,
-                   rope.interleaved, cos_sin_.as<float>() + uint64_t{r} * rope_pairs_ * 2);
+    const uint32_t skipped = place_of_[r] < active_ ? 0 : heads;
+    float* first = qkv_.as<float>() + uint64_t{r} * sizes_.qkv_dim + uint64_t{skipped} * head_dim;
+    kernels_->rope(first, heads - skipped + kv_heads, head_dim, rope.dims, rope.interleaved,
+                   cos_sin_.as<float>() + uint64_t{r} * rope_pairs_ * 2);
   });
 }
 
@@ -205,15 +273,18 @@ void Step::Attend(uint32_t layer, uint32_t q_dim, uint32_t kv_dim) {
 }
 
 void Step::AddAttentionOut(const Linear& linear) {
-  Quantise(o_, sizes_.attention_dim, linear);
-  Project(linear, rows_, x(), sizes_.dim, Epilogue::kAdd);
+  ForRows(active_, [&](uint32_t place) {
+    const float* o = o_.as<float>() + uint64_t{row_of_[place]} * sizes_.attention_dim;
+    MakeActs(linear.act_kinds, o, place, sizes_.attention_dim);
+  });
+  Project(linear, {0, active_}, x(), sizes_.dim, Epilogue::kAdd);
 }
 
 void Step::SwiGlu(const Linear& gate_up) {
   if (gate_up.gated)
-    return Project(gate_up, rows_, a_.as<float>(), sizes_.ffn_dim, Epilogue::kSwiGlu);
-  Project(gate_up, rows_, up_.as<float>(), 2ull * sizes_.ffn_dim, Epilogue::kStore);
-  ForRows(rows_, [&](uint32_t r) {
+    return Project(gate_up, {0, active_}, a_.as<float>(), sizes_.ffn_dim, Epilogue::kSwiGlu);
+  Project(gate_up, {0, active_}, up_.as<float>(), 2ull * sizes_.ffn_dim, Epilogue::kStore);
+  ForRows(active_, [&](uint32_t r) {
     const float* gate = up_.as<float>() + uint64_t{r} * 2 * sizes_.ffn_dim;
     const float* up = gate + sizes_.ffn_dim;
     float* a = a_.as<float>() + uint64_t{r} * sizes_.ffn_dim;
@@ -223,12 +294,14 @@ void Step::SwiGlu(const Linear& gate_up) {
 }
 
 void Step::Gelu(const Linear& linear) {
-  Project(linear, rows_, a_.as<float>(), sizes_.ffn_dim, Epilogue::kGelu);
+  Project(linear, {0, active_}, a_.as<float>(), sizes_.ffn_dim, Epilogue::kGelu);
 }
 
 void Step::AddDown(const Linear& linear) {
-  Quantise(a_, sizes_.ffn_dim, linear);
-  Project(linear, rows_, x(), sizes_.dim, Epilogue::kAdd);
+  ForRows(active_, [&](uint32_t r) {
+    MakeActs(linear.act_kinds, a_.as<float>() + uint64_t{r} * sizes_.ffn_dim, r, sizes_.ffn_dim);
+  });
+  Project(linear, {0, active_}, x(), sizes_.dim, Epilogue::kAdd);
 }
 
 void Step::Logits(std::span<const uint32_t> wanted, const Norm& norm, float eps, const Linear& head,
@@ -237,10 +310,10 @@ void Step::Logits(std::span<const uint32_t> wanted, const Norm& norm, float eps,
   const uint32_t rows = static_cast<uint32_t>(wanted.size());
   ForRows(rows, [&](uint32_t i) {
     float* normed = normed_.as<float>() + uint64_t{i} * sizes_.dim;
-    NormRow(norm, eps, x() + uint64_t{wanted[i]} * sizes_.dim, normed);
+    NormRow(norm, eps, x() + uint64_t{place_of_[wanted[i]]} * sizes_.dim, normed);
     MakeActs(head.act_kinds, normed, i, sizes_.dim);
   });
-  Project(head, rows, out, sizes_.vocab, Epilogue::kStore);
+  Project(head, {0, rows}, out, sizes_.vocab, Epilogue::kStore);
 }
 
 }  // namespace tinyserve

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <boost/json/parse.hpp>
+#include <charconv>
+#include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -71,6 +74,13 @@ Status CheckOption(std::string_view name, const json::value& value) {
   return Status();
 }
 
+std::optional<double> Number(std::string_view text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return {};
+  return value;
+}
+
 }  // namespace
 
 OptionBounds BoundsOf(const json::object& option) {
@@ -94,6 +104,74 @@ Status CheckOptionSchema(const char* schema) {
     TS_RETURN_IF_ERROR(CheckOption(name, option));
   }
   return Status();
+}
+
+json::object PropertiesOf(const char* config_schema) {
+  return json::parse(config_schema).as_object().at("properties").as_object();
+}
+
+Result<SpecParts> SplitSpec(std::string_view text) {
+  const size_t colon = text.find(':');
+  SpecParts parts{.name = text.substr(0, colon), .options = {}};
+  if (colon == std::string_view::npos) return parts;
+  std::string_view rest = text.substr(colon + 1);
+  if (rest.empty()) return Bad("options are missing after ':'");
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view pair = rest.substr(0, comma);
+    const size_t equals = pair.find('=');
+    if (equals == std::string_view::npos || equals == 0) {
+      return Bad(fmt::format("'{}' is not of the form key=value", pair));
+    }
+    parts.options.emplace_back(pair.substr(0, equals), pair.substr(equals + 1));
+    if (comma + 1 == rest.size()) return Bad("an option is missing after the last ','");
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+  }
+  return parts;
+}
+
+Result<double> NumberIn(std::string_view key, std::string_view text, double low, double high,
+                        bool whole) {
+  const std::optional<double> value = Number(text);
+  if (!value || *value < low || *value > high || (whole && *value != std::floor(*value))) {
+    return Bad(fmt::format("{} is '{}': allowed is {} from {} to {}", key, text,
+                           whole ? "a whole number" : "a number", low, high));
+  }
+  return *value;
+}
+
+Result<json::value> OptionValue(std::string_view key, std::string_view text,
+                                const json::object& option) {
+  const std::string_view type = option.at("type").as_string();
+  if (type == "string") {
+    const json::value* allowed = option.if_contains("enum");
+    if (allowed == nullptr) return json::value(text);
+    std::string names;
+    for (const json::value& name : allowed->as_array()) {
+      if (name.as_string() == text) return name;
+      names += (names.empty() ? "" : ", ") + std::string(name.as_string());
+    }
+    return Bad(fmt::format("{} is '{}': allowed are {}", key, text, names));
+  }
+  const bool whole = type == "integer";
+  const auto [low, high] = BoundsOf(option);
+  TS_ASSIGN_OR_RETURN(const double value, NumberIn(key, text, low, high, whole));
+  if (whole) return json::value(static_cast<int64_t>(value));
+  return json::value(value);
+}
+
+json::value DefaultOf(const json::object& option) {
+  const json::value& value = option.at("default");
+  const std::string_view type = option.at("type").as_string();
+  if (type == "number") return json::value(value.to_number<double>());
+  if (type == "integer") return json::value(value.to_number<int64_t>());
+  return value;
+}
+
+std::string ShownOption(const json::value& value) {
+  if (value.is_string()) return std::string(value.as_string());
+  return value.is_int64() ? fmt::format("{}", value.as_int64())
+                          : fmt::format("{}", value.to_number<double>());
 }
 
 }  // namespace tinyserve

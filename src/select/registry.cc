@@ -45,6 +45,11 @@ std::vector<const tinyserve_selector_v2*> AllSelectors() {
   return all;
 }
 
+Status CheckPluginName(const char* name) {
+  if (name != nullptr && IsName({name, ::strnlen(name, kNameMax + 1)})) return Status();
+  return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
+}
+
 Status CheckSelectorTable(const tinyserve_selector_v2* table) {
   if (table == nullptr) return Bad("the table is null");
   // These two come first in every version: nothing else is read before they are right.
@@ -56,9 +61,7 @@ Status CheckSelectorTable(const tinyserve_selector_v2* table) {
     return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
                            table->abi_version, sizeof(tinyserve_selector_v2)));
   }
-  if (table->name == nullptr || !IsName({table->name, ::strnlen(table->name, kNameMax + 1)})) {
-    return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
-  }
+  TS_RETURN_IF_ERROR(CheckPluginName(table->name));
   constexpr uint64_t kKnown =
       TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS | TINYSERVE_NEEDS_PLANES;
   if ((table->needs & ~kKnown) != 0) {

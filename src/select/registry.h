@@ -16,6 +16,9 @@ std::vector<const tinyserve_selector_v2*> AllSelectors();
 // Whether a table can be used. Errors: kInvalidArgument, naming the field and what is allowed.
 Status CheckSelectorTable(const tinyserve_selector_v2* table);
 
+// Whether a table may have this name. Errors: kInvalidArgument, with what is allowed.
+Status CheckPluginName(const char* name);
+
 // Loads a shared object that exports tinyserve_selector(). Loading one again changes nothing.
 // Errors: kNotFound (what the dynamic linker says), kInvalidArgument (its table, or its name is
 // taken), all with the path. Thread-safe.

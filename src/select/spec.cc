@@ -2,12 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
-#include <charconv>
 #include <cmath>
-#include <optional>
 
 #include "select/option_schema.h"
 #include "select/registry.h"
@@ -76,54 +73,6 @@ Status Bad(const std::string& spec, const std::string& what) {
   return Status(Code::kInvalidArgument, fmt::format("selector '{}': {}", spec, what));
 }
 
-std::optional<double> Number(std::string_view text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return {};
-  return value;
-}
-
-// `text` as a number in [low, high], whole if asked for.
-Result<double> NumberIn(const std::string& spec, std::string_view key, std::string_view text,
-                        double low, double high, bool whole) {
-  const std::optional<double> value = Number(text);
-  if (!value || *value < low || *value > high || (whole && *value != std::floor(*value))) {
-    return Bad(spec, fmt::format("{} is '{}': allowed is {} from {} to {}", key, text,
-                                 whole ? "a whole number" : "a number", low, high));
-  }
-  return *value;
-}
-
-// `text` as the table's schema wants `key`.
-Result<json::value> OwnValue(const std::string& spec, std::string_view key, std::string_view text,
-                             const json::object& option) {
-  const std::string_view type = option.at("type").as_string();
-  if (type == "string") {
-    const json::value* allowed = option.if_contains("enum");
-    if (allowed == nullptr) return json::value(text);
-    std::string names;
-    for (const json::value& name : allowed->as_array()) {
-      if (name.as_string() == text) return name;
-      names += (names.empty() ? "" : ", ") + std::string(name.as_string());
-    }
-    return Bad(spec, fmt::format("{} is '{}': allowed are {}", key, text, names));
-  }
-  const bool whole = type == "integer";
-  const auto [low, high] = BoundsOf(option);
-  TS_ASSIGN_OR_RETURN(const double value, NumberIn(spec, key, text, low, high, whole));
-  if (whole) return json::value(static_cast<int64_t>(value));
-  return json::value(value);
-}
-
-// An option's default, in the form that a typed value has.
-json::value DefaultOf(const json::object& option) {
-  const json::value& value = option.at("default");
-  const std::string_view type = option.at("type").as_string();
-  if (type == "number") return json::value(value.to_number<double>());
-  if (type == "integer") return json::value(value.to_number<int64_t>());
-  return value;
-}
-
 // Names that stand for another selector, with the options of that one.
 struct Preset {
   std::string_view name, selector;
@@ -150,27 +99,17 @@ std::string Names() {
   return names;
 }
 
-json::object SchemaOf(const tinyserve_selector_v2& table) {
-  return json::parse(table.config_schema).as_object().at("properties").as_object();
-}
-
-std::string Shown(const json::value& value) {
-  if (value.is_string()) return std::string(value.as_string());
-  return value.is_int64() ? fmt::format("{}", value.as_int64())
-                          : fmt::format("{}", value.to_number<double>());
-}
-
 // Sets key=value in the budget or the table's own options.
 Status SetOption(std::string_view key, std::string_view value, const json::object& schema,
                  SelectorSpec* spec, json::object* own) {
   if (const BudgetOption* option = FindBudgetOption(*spec->table, key)) {
-    TS_ASSIGN_OR_RETURN(const double number, NumberIn(spec->typed, key, value, option->low,
-                                                      option->high, option->whole));
+    TS_ASSIGN_OR_RETURN(const double number,
+                        NumberIn(key, value, option->low, option->high, option->whole));
     option->set(&spec->budget, number);
     return Status();
   }
   if (const json::value* option = schema.if_contains(key)) {
-    TS_ASSIGN_OR_RETURN((*own)[key], OwnValue(spec->typed, key, value, option->as_object()));
+    TS_ASSIGN_OR_RETURN((*own)[key], OptionValue(key, value, option->as_object()));
     return Status();
   }
   std::string known;
@@ -182,7 +121,8 @@ Status SetOption(std::string_view key, std::string_view value, const json::objec
       known += fmt::format("{}, ", std::string_view(name));
   }
   known.resize(known.size() - 2);
-  return Bad(spec->typed, fmt::format("'{}' is no option of it: it has {}", key, known));
+  return Status(Code::kInvalidArgument,
+                fmt::format("'{}' is no option of it: it has {}", key, known));
 }
 
 // Every option, as it was set or left.
@@ -205,7 +145,7 @@ std::string Resolved(const SelectorSpec& spec, const json::object& schema,
       continue;
     add(option.name, fmt::format("{}", option.get(spec.budget)));
   }
-  for (const auto& [name, value] : own) add(name, Shown(value));
+  for (const auto& [name, value] : own) add(name, ShownOption(value));
   return text;
 }
 
@@ -237,8 +177,7 @@ Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const 
   SelectorSpec spec;
   spec.typed = text;
   spec.table = &table;
-  const size_t colon = text.find(':');
-  const json::object schema = SchemaOf(*spec.table);
+  const json::object schema = PropertiesOf(spec.table->config_schema);
   json::object own;
   for (const auto& [key, option] : schema) {
     const json::value& value = option.as_object().at("default");
@@ -253,20 +192,11 @@ Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const 
       own[key] = DefaultOf(option.as_object());
     }
   }
-  std::string_view rest =
-      colon == std::string::npos ? "" : std::string_view(text).substr(colon + 1);
-  if (colon != std::string::npos && rest.empty()) return Bad(text, "options are missing after ':'");
-  while (!rest.empty()) {
-    const size_t comma = std::min(rest.find(','), rest.size());
-    const std::string_view pair = rest.substr(0, comma);
-    const size_t equals = pair.find('=');
-    if (equals == std::string_view::npos || equals == 0) {
-      return Bad(text, fmt::format("'{}' is not of the form key=value", pair));
-    }
-    TS_RETURN_IF_ERROR(
-        SetOption(pair.substr(0, equals), pair.substr(equals + 1), schema, &spec, &own));
-    if (comma + 1 == rest.size()) return Bad(text, "an option is missing after the last ','");
-    rest.remove_prefix(std::min(comma + 1, rest.size()));
+  const Result<SpecParts> parts = SplitSpec(text);
+  if (!parts.ok()) return Bad(text, parts.status().message());
+  for (const auto& [key, value] : parts->options) {
+    const Status set = SetOption(key, value, schema, &spec, &own);
+    if (!set.ok()) return Bad(text, set.message());
   }
   spec.config_json = json::serialize(own);
   spec.resolved = Resolved(spec, schema, own);
@@ -280,9 +210,9 @@ std::string DescribeSelectors() {
   const SelectorBudget defaults;
   for (const tinyserve_selector_v2* table : AllSelectors()) {
     text += fmt::format("{}:", table->name);
-    for (const auto& [name, option] : SchemaOf(*table)) {
-      text +=
-          fmt::format(" {}={}", std::string_view(name), Shown(option.as_object().at("default")));
+    for (const auto& [name, option] : PropertiesOf(table->config_schema)) {
+      text += fmt::format(" {}={}", std::string_view(name),
+                          ShownOption(option.as_object().at("default")));
     }
     if (table->heeds_mass != 0) text += fmt::format(" {}=0", kMass);
     text += "\n";

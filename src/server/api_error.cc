@@ -33,7 +33,8 @@ constexpr FieldName kFields[] = {{"prompt", "prompt"},
                                  {"top_logprobs", "top_logprobs"},
                                  {"stop_tokens", "stop_token_ids"},
                                  {"stop", "stop"},
-                                 {"selector", "tinyserve.selector"}};
+                                 {"selector", "tinyserve.selector"},
+                                 {"step_plugins", "tinyserve.step_plugins"}};
 
 }  // namespace
 

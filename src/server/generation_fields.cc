@@ -18,6 +18,7 @@ constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256;  // of the engine
 constexpr size_t kStopTokensMax = 256;
 constexpr size_t kBiasesMax = 1024;
 constexpr size_t kNameBytesMax = 256;
+constexpr size_t kStepPluginsMax = 8;  // of the engine
 
 void ReadSampling(Fields* fields, const RequestLimits& limits, SamplingOptions* sampling) {
   sampling->temperature = 1.0f;  // OpenAI's default; the engine's own is 0
@@ -144,6 +145,22 @@ void ReadOwn(Fields* fields, std::optional<ApiError>* error, Request* request) {
   if (object == nullptr) return;
   Fields inner(*object, "tinyserve.", error);
   inner.String("selector", kNameBytesMax, &request->selector);
+  if (const json::value* list = inner.Find("step_plugins")) {
+    request->step_plugins.emplace();
+    const json::array* specs = list->if_array();
+    const bool good = specs != nullptr && specs->size() <= kStepPluginsMax &&
+                      std::all_of(specs->begin(), specs->end(), [](const json::value& spec) {
+                        return spec.is_string() && spec.get_string().size() <= kNameBytesMax;
+                      });
+    if (!good) {
+      return inner.Fail("step_plugins",
+                        fmt::format("'tinyserve.step_plugins' must be a list of at most {} "
+                                    "strings of at most {} bytes each",
+                                    kStepPluginsMax, kNameBytesMax));
+    }
+    for (const json::value& spec : *specs)
+      request->step_plugins->emplace_back(std::string_view(spec.get_string()));
+  }
   inner.String("session", kNameBytesMax, &request->session);
   inner.RefuseOthers();
 }

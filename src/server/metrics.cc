@@ -83,6 +83,7 @@ class PrometheusMetrics : public Metrics {
   }
   void SetEngineSeries(const EngineStats& stats);
   void SetShadowSeries(const ShadowStats& stats);
+  void SetStepSeries(const StepPluginStats& stats);
 
   prometheus::Registry registry_{prometheus::Registry::InsertBehavior::Merge};
   const prometheus::Labels labels_;
@@ -172,6 +173,18 @@ void PrometheusMetrics::SetShadowSeries(const ShadowStats& stats) {
       stats.output_error);
 }
 
+void PrometheusMetrics::SetStepSeries(const StepPluginStats& stats) {
+  const auto follow = [&](const char* name, const char* help, uint64_t total) {
+    Counter& counter = AddCounter(name, help, {{"plugin", stats.name}});
+    const double more = static_cast<double>(total) - counter.Value();
+    if (more > 0) counter.Increment(more);
+  };
+  follow("tinyserve:step_plugin_calls_total", "Questions to a step plugin", stats.calls);
+  follow("tinyserve:step_plugin_effects_total", "Of those, the ones it answered by yes",
+         stats.effects);
+  follow("tinyserve:step_plugin_errors_total", "Of those, the ones that failed", stats.errors);
+}
+
 void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   std::lock_guard lock(mutex_);
   running_.Set(stats.running);
@@ -194,6 +207,7 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   pages_reused_.To(stats.selection.pages_reused);
   failures_.To(stats.selection.failures);
   for (const ShadowStats& shadow : stats.shadow) SetShadowSeries(shadow);
+  for (const StepPluginStats& plugin : stats.step_plugins) SetStepSeries(plugin);
 }
 
 std::string PrometheusMetrics::Text(const EngineStats* stats) {

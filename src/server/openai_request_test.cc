@@ -60,7 +60,7 @@ TEST(OpenAiRequest, EveryFieldReachesTheEngine) {
     "logit_bias": {"5": -100, "6": 1.5}, "seed": -1, "stop": ["a", "bc"], "stop_token_ids": [9],
     "ignore_eos": true, "min_tokens": 2, "max_tokens": 3.0, "logprobs": 2, "n": 2, "best_of": 2,
     "echo": true, "user": "u", "priority": 5, "metadata": {"a": "b"}, "store": true, "suffix": null,
-    "tinyserve": {"selector": "box", "session": "s"}})");
+    "tinyserve": {"selector": "box", "session": "s", "step_plugins": ["early_exit"]}})");
   const Request& engine = request.options.engine;
   ASSERT_EQ(request.prompts.size(), 2u);
   EXPECT_EQ(std::get<1>(request.prompts[0]), (std::vector<int32_t>{1, 2}));
@@ -84,6 +84,7 @@ TEST(OpenAiRequest, EveryFieldReachesTheEngine) {
   EXPECT_EQ(request.options.n, 2u);
   EXPECT_EQ(engine.priority, Priority::kLow);
   EXPECT_EQ(engine.selector, "box");
+  EXPECT_EQ(engine.step_plugins, std::vector<std::string>{"early_exit"});
   EXPECT_EQ(engine.session, "s");
 }
 
@@ -178,6 +179,8 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
       {R"({"prompt": "a", "stream": true, "stream_options": {"x": 1}})", "stream_options.x",
        "unknown"},
       {R"({"prompt": "a", "stream": true, "echo": true, "logprobs": 1})", "echo", "stream"},
+      {R"({"prompt": "a", "tinyserve": {"step_plugins": "early_exit"}})", "tinyserve.step_plugins",
+       "a list of at most 8"},
       {R"({"prompt": "a", "tinyserve": {"selektor": "box"}})", "tinyserve.selektor", "unknown"},
       {R"({"prompt": "a", "tinyserve": 1})", "tinyserve", "object"},
       {R"({"prompt": "a", "service_tier": "gold"})", "service_tier", "flex"},

@@ -270,6 +270,9 @@ TEST_F(ServiceTest, AFullQueueGivesA429AndCancelsTheRest) {
   const HttpReply refused = Post("/v1/completions", R"({"prompt": "a"})");
   EXPECT_EQ(refused.status, 400);
   EXPECT_EQ(json::parse(refused.body).at("error").at("param"), "tinyserve.selector");
+  engine_.refusal = Status(Code::kInvalidArgument, "step_plugins 'x': there is no step plugin 'x'");
+  const HttpReply other = Post("/v1/completions", R"({"prompt": "a"})");
+  EXPECT_EQ(json::parse(other.body).at("error").at("param"), "tinyserve.step_plugins");
 }
 
 TEST_F(ServiceTest, WhatDoesNotFitTheContextIsRefused) {

@@ -12,6 +12,7 @@ struct Setup {
   const char* kv;
   const char* selector;
   bool prefix_cache;
+  std::vector<std::string> steps = {};  // step plugins
 };
 
 std::unique_ptr<Engine> Open(const Setup& setup, uint64_t kv_bytes) {
@@ -25,6 +26,7 @@ std::unique_ptr<Engine> Open(const Setup& setup, uint64_t kv_bytes) {
   options.kv = setup.kv;
   options.selector = setup.selector;
   options.prefix_cache = setup.prefix_cache;
+  options.step_plugins = setup.steps;
   auto engine = Engine::Open(options);
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   return *std::move(engine);
@@ -71,6 +73,12 @@ TEST_P(Preemption, ChangesNothing) {
   EXPECT_GT(small->stats().preemptions, 0u);
   EXPECT_EQ(small->stats().generated_tokens, large->stats().generated_tokens);
   EXPECT_EQ(small->stats().blocks_used, 0u);
+  for (const StepPluginStats& plugin : small->stats().step_plugins) {
+    EXPECT_GT(plugin.effects, 0u);
+    EXPECT_LT(plugin.effects, plugin.calls);
+    // What is replayed is asked again.
+    EXPECT_GT(plugin.calls, large->stats().step_plugins[0].calls);
+  }
   for (size_t i = 0; i < requests.size(); ++i) {
     EXPECT_EQ(found[i].finish, FinishReason::kLength) << i;
     EXPECT_EQ(found[i].tokens, expected[i].tokens) << i;
@@ -81,13 +89,14 @@ TEST_P(Preemption, ChangesNothing) {
 }
 
 constexpr char kBox[] = "box:ratio=0.3,min_tokens=0,min_context=0";
-INSTANTIATE_TEST_SUITE_P(Storages, Preemption,
-                         testing::Values(Setup{"f16", "f16", "full", true},
-                                         Setup{"cold", "f16", "full", false},
-                                         Setup{"box", "f16", kBox, true},
-                                         Setup{"planes", "planes", "full", false},
-                                         Setup{"cascade", "planes", kTinyCascade, true}),
-                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Storages, Preemption,
+    testing::Values(Setup{"f16", "f16", "full", true}, Setup{"cold", "f16", "full", false},
+                    Setup{"box", "f16", kBox, true},
+                    Setup{"early_exit", "f16", kBox, true, {"early_exit:layer=1,entropy=4"}},
+                    Setup{"planes", "planes", "full", false},
+                    Setup{"cascade", "planes", kTinyCascade, true}),
+    [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace
 }  // namespace tinyserve

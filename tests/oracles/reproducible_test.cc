@@ -24,6 +24,7 @@ struct Setup {
   std::string model;
   std::string selector = "";  // of generated tokens; empty: they read everything
   std::string kv = "f16";
+  std::vector<std::string> steps = {};  // step plugins
 
   bool IsRef() const { return std::string(kernels->name) == "ref"; }
 };
@@ -50,6 +51,9 @@ struct Rig {
     EXPECT_TRUE(created.ok()) << created.status().message();
     executor = *std::move(created);
     selector = setup.selector.empty() ? 0 : 1;
+    const auto found = executor->FindSteps(setup.steps);
+    EXPECT_TRUE(found.ok()) << found.status().message();
+    steps = *found;
   }
   static std::vector<std::string> SelectorsOf(const Setup& setup) {
     if (setup.selector.empty()) return {};
@@ -59,7 +63,7 @@ struct Rig {
   ThreadPool threads;
   std::unique_ptr<Model> model;
   std::unique_ptr<Executor> executor;
-  uint32_t selector;  // of every row
+  uint32_t selector, steps;  // of every row
 };
 
 using Logits = std::vector<float>;
@@ -92,7 +96,8 @@ struct Sequence {
                            .first_input = static_cast<uint32_t>(batch->inputs.size()),
                            .token_class = token_class,
                            .want = want,
-                           .selector = rig->selector});
+                           .selector = rig->selector,
+                           .steps = rig->steps});
     batch->inputs.insert(batch->inputs.end(), tokens.begin(), tokens.end());
     done += static_cast<uint32_t>(tokens.size());
   }
@@ -231,6 +236,20 @@ TEST_P(Reproducible, ReplayEqualsNeverPreempted) {
   EXPECT_TRUE(SameBits(through[kSteps], Copy(rig.executor->logits(0))));
 }
 
+// Where the tokens of a batch are of two minds, those that leave early change nothing of the
+// others, and fewer layers are run for them.
+TEST_P(Reproducible, SomeTokensLeaveEarly) {
+  if (GetParam().steps.empty()) return;
+  Rig rig(GetParam());
+  Generate(&rig, RandomTokens(200, rig.model->config().vocab, 9), {200}, 40);
+  const std::vector<StepPluginStats> stats = rig.executor->step_stats();
+  ASSERT_EQ(stats.size(), 1u);
+  EXPECT_GE(stats[0].calls, 40u);
+  EXPECT_GT(stats[0].effects, 0u);
+  EXPECT_LT(stats[0].effects, stats[0].calls);
+  EXPECT_EQ(stats[0].errors, 0u);
+}
+
 // A row may name what the previous step sampled instead of a literal id.
 TEST_P(Reproducible, SampledInputEqualsLiteral) {
   Rig rig(GetParam());
@@ -317,6 +336,16 @@ std::vector<Setup> Setups() {
                       "planes"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1",
                       "hierarchical:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1,reuse=3"});
+    // At which about half of these random models' tokens leave.
+    const std::vector<std::string> exits = {"early_exit:layer=1,entropy=4"};
+    const std::vector<std::string> yarn_exits = {"early_exit:layer=1,entropy=2.5"};
+    setups.push_back({kernels, Compute::kFast, "llama-q4_1", "", "f16", exits});
+    setups.push_back({kernels, Compute::kF32, "llama-yarn",
+                      "cascade:ratio=0.5,min_tokens=0,min_context=40,full=0.05,min_full=4,"
+                      "values=0.2,min_values=12,wide_layers=1",
+                      "planes", yarn_exits});
+    setups.push_back({kernels, Compute::kFast, "gpt2",
+                      "hierarchical:ratio=0.4,min_tokens=0,min_context=40,reuse=3", "f16", exits});
     // `ref` is slow, and has one loop for every type of weight.
     if (setups.back().IsRef()) continue;
     setups.push_back({kernels, Compute::kF32, "gpt2", "", "planes"});
@@ -338,6 +367,7 @@ std::string NameOf(const testing::TestParamInfo<Setup>& test) {
                      (test.param.compute == Compute::kFast ? "_fast" : "_f32");
   if (!test.param.selector.empty())
     name += "_" + test.param.selector.substr(0, test.param.selector.find(':'));
+  if (!test.param.steps.empty()) name += "_early_exit";
   if (test.param.kv != "f16") name += "_" + test.param.kv;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;

@@ -1,0 +1,90 @@
+#include "step/step_registry.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <mutex>
+#include <string_view>
+
+#include "select/option_schema.h"
+#include "select/registry.h"
+#include "step/builtin_steps.h"
+
+namespace tinyserve {
+namespace {
+
+std::mutex g_mutex;
+// Of shared objects, under g_mutex.
+std::vector<const tinyserve_step_v1*>& Loaded() {
+  static std::vector<const tinyserve_step_v1*> loaded;
+  return loaded;
+}
+
+Status Bad(std::string what) { return Status(Code::kInvalidArgument, std::move(what)); }
+
+Status Register(const tinyserve_step_v1* table) {
+  TS_RETURN_IF_ERROR(CheckStepTable(table));
+  for (const tinyserve_step_v1* other : AllStepPlugins()) {
+    if (other == table) return Status();
+    if (std::string_view(other->name) == table->name)
+      return Bad(fmt::format("the name '{}' is taken", table->name));
+  }
+  const std::lock_guard lock(g_mutex);
+  Loaded().push_back(table);
+  return Status();
+}
+
+}  // namespace
+
+std::vector<const tinyserve_step_v1*> AllStepPlugins() {
+  const auto builtin = BuiltinSteps();
+  std::vector<const tinyserve_step_v1*> all(builtin.begin(), builtin.end());
+  const std::lock_guard lock(g_mutex);
+  all.insert(all.end(), Loaded().begin(), Loaded().end());
+  return all;
+}
+
+Status CheckStepTable(const tinyserve_step_v1* table) {
+  if (table == nullptr) return Bad("the table is null");
+  // These two come first in every version: nothing else is read before they are right.
+  if (table->abi_version != TINYSERVE_STEP_ABI_VERSION) {
+    return Bad(fmt::format("abi_version is {}: {} is needed", table->abi_version,
+                           TINYSERVE_STEP_ABI_VERSION));
+  }
+  if (table->struct_size < sizeof(tinyserve_step_v1)) {
+    return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
+                           table->abi_version, sizeof(tinyserve_step_v1)));
+  }
+  TS_RETURN_IF_ERROR(CheckPluginName(table->name));
+  if (table->open == nullptr || table->close == nullptr) {
+    return Bad("open and close must both be there");
+  }
+  if ((table->leave == nullptr) != (table->asks_after == nullptr)) {
+    return Bad("leave and asks_after go together");
+  }
+  if (table->leave == nullptr && table->end == nullptr) {
+    return Bad("leave or end must be there");
+  }
+  if (table->answer_bytes > TINYSERVE_OWN_MAX || (table->answer_bytes > 0 && !table->end)) {
+    return Bad(fmt::format("answer_bytes is {}: at most {} are allowed, and none without end",
+                           table->answer_bytes, TINYSERVE_OWN_MAX));
+  }
+  return CheckOptionSchema(table->config_schema);
+}
+
+Status LoadPlugin(const std::string& path) {
+  // Never closed: its table and code stay in use.
+  void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    return Status(Code::kNotFound, fmt::format("plugin {}: {}", path, ::dlerror()));
+  }
+  using Entry = const tinyserve_step_v1* (*)();
+  if (const auto entry = reinterpret_cast<Entry>(::dlsym(handle, "tinyserve_step"))) {
+    const Status status = Register(entry());
+    if (!status.ok()) return Bad(fmt::format("plugin {}: {}", path, status.message()));
+    if (::dlsym(handle, "tinyserve_selector") == nullptr) return Status();
+  }
+  return LoadSelectorPlugin(path);
+}
+
+}  // namespace tinyserve
