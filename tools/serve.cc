@@ -37,6 +37,7 @@ struct ServeFlags {
   uint32_t queue_max = 256;
   uint32_t step_tokens_max = EngineOptions().step_tokens_max;
   std::string api_key_file, config, log_level = "info";
+  std::string cache_policy = "lru";
   bool insecure = false, no_prefix_cache = false, exact_reuse = false;
 };
 
@@ -123,6 +124,7 @@ EngineOptions EngineOptionsOf(const ServeFlags& flags) {
   options.step_tokens_max = flags.step_tokens_max;
   options.prefix_cache = !flags.no_prefix_cache;
   options.exact_reuse = flags.exact_reuse;
+  options.cache_policy = flags.cache_policy;
   return options;
 }
 
@@ -229,6 +231,13 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
   app->add_flag("--no-prefix-cache", flags->no_prefix_cache,
                 "Compute every prompt whole: nothing of earlier ones is used again")
       ->group("Server");
+  Choose(app->add_option("--cache-policy", flags->cache_policy,
+                         "What of earlier requests gives way first: what was not used for longest, "
+                         "what was used least often, or uses times the work of computing it anew")
+             ->type_name("HOW")
+             ->capture_default_str()
+             ->group("Server"),
+         {"lru", "lfu", "cost"});
   app->add_flag("--exact-reuse", flags->exact_reuse,
                 "Of earlier requests use only what prefill computed, never what was generated")
       ->group("Server");

@@ -67,6 +67,9 @@ struct EngineOptions {
   std::string trace_path;
   // Keys and values of earlier prompts and answers are used again where a prompt begins like them.
   bool prefix_cache = true;
+  // Which of them give way first when memory is needed: lru, what was not used for longest; lfu,
+  // what was used least often, aged; cost, by uses times the work of computing it anew.
+  std::string cache_policy = "lru";
   // Of them only what prefill made, so that an answer is bit for bit that of an engine which never
   // saw the earlier request. Else also what was generated under the same selector: the text that a
   // conversation goes on from is then kept in the numbers with which it was generated.

@@ -81,6 +81,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
   TS_ASSIGN_OR_RETURN(const KvSizes sizes, ChooseKvSizes(o, config, info_.kv_bytes_per_token,
                                                          fixed_bytes, model_->packed_bytes()));
   info_.context_tokens = sizes.context_tokens;
+  TS_ASSIGN_OR_RETURN(const EvictionKind policy, ParseEvictionKind(o.cache_policy));
   TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.get(), kernels, compute, threads_.get(),
                                                   {.kv = o.kv,
                                                    .kv_memory_bytes = sizes.memory_bytes,
@@ -90,6 +91,7 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                    .sequence_tokens_max = sizes.context_tokens,
                                                    .step_tokens_max = o.step_tokens_max,
                                                    .selectors = {o.selector},
+                                                   .cache_policy = policy,
                                                    .trace = trace_.get()}));
   TS_RETURN_IF_ERROR(executor_->FindSteps(o.step_plugins).status());
   executor_->SetSelectionTimed(o.time_selection);

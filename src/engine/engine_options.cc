@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "kv/eviction_policy.h"
+
 namespace tinyserve {
 
 Result<Compute> ParseCompute(const std::string& name) {
@@ -22,6 +24,7 @@ Status CheckEngineOptions(const EngineOptions& o) {
     return Status(Code::kInvalidArgument,
                   fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));
   }
+  TS_RETURN_IF_ERROR(ParseEvictionKind(o.cache_policy).status());
   TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
   TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));
   return range("queue_max", o.queue_max, 1, 1 << 20);

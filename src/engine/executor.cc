@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/check.h"
 #include "engine/selection_stats.h"
@@ -17,6 +18,15 @@ constexpr uint32_t kScoreRows = 64;
 
 // Different selectors, and sets of step plugins, that requests may ask for.
 constexpr uint32_t kSelectorsMax = 64, kStepSetsMax = 64;
+
+EvictionPolicy PolicyOf(EvictionKind kind, const Model& model) {
+  const ModelConfig& config = model.config();
+  const ProductCost products = model.CostOf(1, 0);
+  const uint64_t all = std::accumulate(std::begin(products.multiply_adds),
+                                       std::end(products.multiply_adds), uint64_t{0});
+  const double attention = 2.0 * config.layers * config.heads * config.head_dim;  // a position
+  return EvictionPolicy(kind, static_cast<double>(all) / attention);
+}
 
 }  // namespace
 
@@ -54,7 +64,8 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
                        .sequence_tokens_max = options.sequence_tokens_max,
                        .uncommitted_tokens_max = options.uncommitted_tokens_max != 0
                                                      ? options.uncommitted_tokens_max
-                                                     : options.step_tokens_max};
+                                                     : options.step_tokens_max,
+                       .policy = PolicyOf(options.cache_policy, *model)};
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, cache));
   e->shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
   TS_ASSIGN_OR_RETURN(cache.kept, NeedsOf(specs, e->shape_, &e->summaries_));

@@ -39,6 +39,7 @@ struct ExecutorOptions {
   uint32_t logits_max = 0;  // logits rows of one step; 0: sequences_max
   // Tokens that have room in the cache at a time without being committed; 0: step_tokens_max.
   uint32_t uncommitted_tokens_max = 0;
+  EvictionKind cache_policy = EvictionKind::kLru;
   Trace* trace = nullptr;  // of steps and their phases; must outlive the executor
 };
 

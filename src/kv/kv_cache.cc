@@ -131,8 +131,8 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   for (const LayerGroup& group : groups) {
     TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks), kernels));
   }
-  cache->prefixes_ =
-      std::make_unique<PrefixTree>(std::lcm(options.block_tokens, options.codec->group_tokens));
+  cache->prefixes_ = std::make_unique<PrefixTree>(
+      std::lcm(options.block_tokens, options.codec->group_tokens), options.policy);
   cache->sequences_.resize(options.sequences_max);
   const uint32_t blocks_max = cache->BlocksFor(options.sequence_tokens_max);
   for (Sequence& sequence : cache->sequences_) {

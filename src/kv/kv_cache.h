@@ -39,6 +39,7 @@ struct KvCacheOptions {
   // Tokens over all sequences that have room at a time without being committed. A codec that codes
   // has open storage for so many, and for the window that each sequence's newest tokens lie in.
   uint32_t uncommitted_tokens_max = 0;
+  EvictionPolicy policy = EvictionPolicy();  // of shared prefixes that no sequence holds
 };
 
 using SequenceSlot = uint32_t;

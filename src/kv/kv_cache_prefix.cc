@@ -20,7 +20,7 @@ uint32_t KvCache::Adopt(SequenceSlot slot, std::string_view salt, std::span<cons
     path.push_back(n);
   for (auto node = path.rbegin(); node != path.rend(); ++node) AdoptNode(&sequence, **node);
   sequence.committed = sequence.shared;
-  prefixes_->Touch(match.node);
+  prefixes_->Use(match.node);
   const uint32_t part = options_.codec->WindowBegin(match.common_tokens);
   if (part > 0) CopyPart(&sequence, *match.next, part);
   return sequence.committed;
@@ -95,7 +95,7 @@ void KvCache::Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t
       return;
     } else {
       UseBlocksOf(*node, &sequence);
-      prefixes_->Touch(node);
+      prefixes_->Use(node);
     }
     sequence.node = node;
     sequence.shared = end;
@@ -133,7 +133,7 @@ void KvCache::UseBlocksOf(const PrefixTree::Node& node, Sequence* sequence) {
 }
 
 void KvCache::EvictNode() {
-  const std::vector<uint32_t> blocks = prefixes_->EvictOldest(
+  const std::vector<uint32_t> blocks = prefixes_->EvictFirst(
       [this](const auto& node) { return groups_[0].pool.refs(node.blocks[0]) == 1; });
   TS_CHECK(!blocks.empty());  // CheckRoom has counted them
   for (uint32_t g = 0; g < groups(); ++g) {

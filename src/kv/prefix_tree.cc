@@ -112,24 +112,32 @@ PrefixTree::Node* PrefixTree::Insert(Node* parent, std::span<const int32_t> toke
   node->tokens.assign(tokens.begin(), tokens.end());
   node->maker = maker;
   node->blocks = std::move(blocks);
-  if (parent->parent != nullptr) leaves_.erase({parent->touched, parent});
+  if (parent->parent != nullptr) leaves_.erase(AgeOf(parent));
   parent->children.emplace(Edge{node->tokens, maker}, node);
-  leaves_.emplace(node->touched, node);
-  Touch(node);
+  node->unit = parent->parent == nullptr ? 0 : parent->unit + 1;
+  node->uses = 1;
+  leaves_.insert(AgeOf(node));
+  Touch(node, 0);
   return node;
 }
 
-void PrefixTree::Touch(Node* node) {
+void PrefixTree::Touch(Node* node, uint64_t uses) {
   ++clock_;
-  if (leaves_.erase({node->touched, node}) > 0) leaves_.emplace(clock_, node);
-  for (Node* n = node; n->parent != nullptr; n = n->parent) n->touched = clock_;
+  const bool is_leaf = leaves_.erase(AgeOf(node)) > 0;
+  for (Node* n = node; n->parent != nullptr; n = n->parent) {
+    n->touched = clock_;
+    n->uses += uses;
+    n->worth = policy_.WorthOf(clock_, n->uses, n->unit * unit_tokens_);
+  }
+  if (is_leaf) leaves_.insert(AgeOf(node));
 }
 
-std::vector<uint32_t> PrefixTree::EvictOldest(const std::function<bool(const Node&)>& idle) {
-  const auto at = std::find_if(leaves_.begin(), leaves_.end(),
-                               [&](const Age& age) { return idle(*age.second); });
+std::vector<uint32_t> PrefixTree::EvictFirst(const std::function<bool(const Node&)>& idle) {
+  const auto at =
+      std::find_if(leaves_.begin(), leaves_.end(), [&](const Age& age) { return idle(*age.node); });
   if (at == leaves_.end()) return {};
-  Node* node = at->second;
+  Node* node = at->node;
+  policy_.Evicted(node->worth);
   Node* parent = node->parent;
   leaves_.erase(at);
   parent->children.erase({node->tokens, node->maker});
@@ -138,7 +146,7 @@ std::vector<uint32_t> PrefixTree::EvictOldest(const std::function<bool(const Nod
   if (parent->parent == nullptr) {
     DropIfUnused(parent);
   } else if (parent->children.empty()) {
-    leaves_.emplace(parent->touched, parent);
+    leaves_.insert(AgeOf(parent));
   }
   return blocks;
 }
@@ -155,7 +163,7 @@ std::string PrefixTree::CheckIntegrity() const {
       return "a node was used after its parent";
     if (!node.children.empty()) continue;
     ++leaves;
-    if (!leaves_.contains({node.touched, const_cast<Node*>(&node)})) return "a leaf has no age";
+    if (!leaves_.contains(AgeOf(const_cast<Node*>(&node)))) return "a leaf has no age";
   }
   if (leaves != leaves_.size())
     return fmt::format("{} nodes are leaves, {} have an age", leaves, leaves_.size());

@@ -11,8 +11,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
+
+#include "kv/eviction_policy.h"
 
 namespace tinyserve {
 
@@ -30,7 +33,8 @@ class PrefixTree {
   struct Node;
 
   // unit_tokens: of a node, at least 1.
-  explicit PrefixTree(uint32_t unit_tokens) : unit_tokens_(unit_tokens) {}
+  explicit PrefixTree(uint32_t unit_tokens, const EvictionPolicy& policy = EvictionPolicy())
+      : unit_tokens_(unit_tokens), policy_(policy) {}
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 
@@ -58,12 +62,12 @@ class PrefixTree {
   // Its path counts as used. REQUIRES: a unit of tokens that Find does not find.
   Node* Insert(Node* parent, std::span<const int32_t> tokens, PrefixMaker maker,
                std::vector<uint32_t> blocks);
-  // A path was used: it is the last to be evicted.
-  void Touch(Node* node);
+  // A path was asked for again: its nodes have one use more.
+  void Use(Node* node) { Touch(node, 1); }
 
-  // Takes out the node that was used longest ago, of those without children for which `idle` is
+  // Takes out the node of least worth by the policy, of those without children for which `idle` is
   // true. Returns its blocks; empty: there is none.
-  std::vector<uint32_t> EvictOldest(const std::function<bool(const Node&)>& idle);
+  std::vector<uint32_t> EvictFirst(const std::function<bool(const Node&)>& idle);
 
   const std::list<Node>& nodes() const { return nodes_; }
   // Empty when links, ages and sizes agree, else what does not.
@@ -79,7 +83,15 @@ class PrefixTree {
     bool operator()(const Edge& a, const Edge& b) const;
   };
   using Children = std::map<Edge, Node*, EdgeLess>;
-  using Age = std::pair<uint64_t, Node*>;  // the times of touching differ
+  // Who goes first comes first; the times of touching leaves differ.
+  struct Age {
+    double worth;
+    uint64_t touched;
+    Node* node;
+    bool operator<(const Age& other) const {
+      return std::tie(worth, touched, node) < std::tie(other.worth, other.touched, other.node);
+    }
+  };
 
  public:
   struct Node {
@@ -91,17 +103,22 @@ class PrefixTree {
    private:
     friend class PrefixTree;
     Children children;
-    uint64_t touched = 0;
+    uint64_t touched = 0, uses = 0;
+    uint64_t unit = 0;  // of its path, from 0
+    double worth = 0;
     uint32_t joined = 0;                // of a root
     const std::string* salt = nullptr;  // of a root
     std::list<Node>::iterator place;
   };
 
  private:
+  static Age AgeOf(Node* node) { return {node->worth, node->touched, node}; }
+  void Touch(Node* node, uint64_t uses);
   void FindNext(std::span<const int32_t> rest, PrefixMaker maker, Match* match) const;
   void DropIfUnused(Node* root);
 
   uint32_t unit_tokens_;
+  EvictionPolicy policy_;
   std::list<Node> nodes_;
   std::map<std::string, Node, std::less<>> roots_;
   std::set<Age> leaves_;

@@ -49,7 +49,7 @@ TEST(PrefixTree, SaltsShareNothing) {
   EXPECT_EQ(tree.roots(), 1u);
   tree.Leave(mine);
   EXPECT_EQ(tree.roots(), 1u);
-  EXPECT_EQ(tree.EvictOldest([](const auto&) { return true; }), std::vector<uint32_t>{1});
+  EXPECT_EQ(tree.EvictFirst([](const auto&) { return true; }), std::vector<uint32_t>{1});
   EXPECT_EQ(tree.roots(), 0u);
 }
 
@@ -101,14 +101,14 @@ class PathModel {
     }
     return common - known;
   }
-  void Touch(const Tokens& tokens, size_t known) {
+  void Use(const Tokens& tokens, size_t known) {
     ++clock_;
     for (size_t n = kUnit; n <= known; n += kUnit) paths_.at(Prefix(tokens, n)).touched = clock_;
   }
   void Add(const Tokens& path, uint32_t block, bool held) {
     paths_[path] = {block, 0, held};
     path_of_[block] = path;
-    Touch(path, path.size());
+    Use(path, path.size());
   }
   bool Held(uint32_t block) const { return paths_.at(path_of_.at(block)).held; }
   // The block that is to go next; UINT32_MAX: none.
@@ -148,8 +148,8 @@ TEST(PrefixTree, BehavesLikeAMapOfPaths) {
       const PrefixTree::Match match = tree.Longest(root, tokens, kMadeByPrefill);
       ASSERT_EQ(match.units * kUnit, known);
       ASSERT_EQ(match.common_tokens, model.Common(tokens, known));
-      tree.Touch(match.node);
-      model.Touch(tokens, known);
+      tree.Use(match.node);
+      model.Use(tokens, known);
       PrefixTree::Node* node = match.node;
       for (size_t n = known + kUnit; n <= tokens.size() && random() % 4 != 0; n += kUnit) {
         const std::span<const int32_t> unit = std::span(tokens).subspan(n - kUnit, kUnit);
@@ -159,7 +159,7 @@ TEST(PrefixTree, BehavesLikeAMapOfPaths) {
       if (random() % 2 == 0) {
         const uint32_t oldest = model.Oldest();
         const std::vector<uint32_t> blocks =
-            tree.EvictOldest([&](const PrefixTree::Node& n) { return !model.Held(n.blocks[0]); });
+            tree.EvictFirst([&](const PrefixTree::Node& n) { return !model.Held(n.blocks[0]); });
         ASSERT_EQ(blocks.empty(), oldest == UINT32_MAX);
         if (!blocks.empty()) {
           ASSERT_EQ(blocks[0], oldest);

@@ -1,0 +1,88 @@
+// Step plugins as requests see them: at start, by request, counted, refused.
+#include <gtest/gtest.h>
+
+#include "tests/oracles/answers.h"
+
+namespace tinyserve {
+namespace {
+
+std::unique_ptr<Engine> Open(const std::vector<std::string>& step_plugins) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.threads = 1;
+  options.sequences_max = 4;
+  options.context_tokens = 256;
+  options.step_plugins = step_plugins;
+  auto engine = Engine::Open(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return *std::move(engine);
+}
+
+Request Prompt(uint32_t tokens = 40) {
+  Request request;
+  for (uint32_t t = 0; t < tokens; ++t)
+    request.prompt.push_back(static_cast<int32_t>((t * 7) % 200));
+  request.max_tokens = 30;
+  request.top_logprobs = 0;
+  // The tiny model's own end token does not end it.
+  request.sampling.logit_bias = {{0, -100.0f}, {1, -100.0f}, {2, -100.0f}};
+  return request;
+}
+
+TEST(StepPlugins, EndAnswersWhereTheyMay) {
+  const auto engine = Open({"low_entropy_end:tokens=3,entropy=20"});
+  Request request = Prompt();
+  Answer answer = Ask(engine.get(), request);
+  // The first token is not asked about; the fourth would be the third that is certain.
+  EXPECT_EQ(answer.tokens.size(), 3u);
+  EXPECT_EQ(answer.finish, FinishReason::kStop);
+  request.min_tokens = 10;
+  EXPECT_EQ(Ask(engine.get(), request).tokens.size(), 12u);
+  request.min_tokens = 0;
+  request.ignore_eos = true;
+  EXPECT_EQ(Ask(engine.get(), request).tokens.size(), 30u);
+  request.ignore_eos = false;
+  request.step_plugins.emplace();
+  EXPECT_EQ(Ask(engine.get(), request).tokens.size(), 30u);
+  const std::vector<StepPluginStats> stats = engine->stats().step_plugins;
+  ASSERT_EQ(stats.size(), 1u);
+  EXPECT_EQ(stats[0].name, "low_entropy_end");
+  EXPECT_EQ(stats[0].calls, 6u);
+  EXPECT_EQ(stats[0].effects, 2u);
+}
+
+TEST(StepPlugins, BadOnesAreRefused) {
+  const auto engine = Open({});
+  Request request = Prompt();
+  request.step_plugins = {"early_exit:entropy=-1"};
+  const auto submitted = engine->Submit(request, [](const TokenEvent&) {});
+  ASSERT_FALSE(submitted.ok());
+  EXPECT_EQ(submitted.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(submitted.status().message().find("allowed is a number from 0 to 20"),
+            std::string::npos);
+  // Known to be wrong once a model is there.
+  request.step_plugins = {"early_exit:layer=900"};
+  const Answer answer = Ask(engine.get(), request);
+  EXPECT_EQ(answer.finish, FinishReason::kError);
+  EXPECT_NE(answer.status.message().find("layer is 900"), std::string::npos);
+}
+
+// What was generated with early exits is not what others would have generated.
+TEST(StepPlugins, GeneratedBlocksAreSharedUnderTheSamePluginsAlone) {
+  const auto engine = Open({});
+  Request first = Prompt(62);
+  first.max_tokens = 70;
+  first.ignore_eos = true;
+  first.step_plugins = {"early_exit:layer=1,entropy=4"};
+  const Answer answer = Ask(engine.get(), first);
+  Request next = first;
+  next.prompt.insert(next.prompt.end(), answer.tokens.begin(), answer.tokens.end());
+  next.max_tokens = 1;
+  const uint32_t shared = Ask(engine.get(), next).usage.cached_tokens;
+  EXPECT_GT(shared, 62u);
+  next.step_plugins.reset();
+  EXPECT_LE(Ask(engine.get(), next).usage.cached_tokens, 64u);
+}
+
+}  // namespace
+}  // namespace tinyserve
