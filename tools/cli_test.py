@@ -98,17 +98,18 @@ class CommandLine(unittest.TestCase):
             ("run",): "--model is required",
             ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
                 "--temperature: '200' is not allowed: 0 to 100 are",
-            ("run", "--model", MODEL, "--prompt", "x", "--kv", "q3"): "'q3' is not allowed: f16, f32, bf16, planes are",
+            ("run", "--model", MODEL, "--prompt", "x", "--kv", "q3"):
+                "'q3' is not allowed: f16, f32, bf16, planes, int8, k8v4, int4 are",
             ("run", "--model", MODEL, "--prompt", "x", "--kv", "planes", "--page-tokens", "32"):
                 "--page-tokens is 32: the KV type planes has pages of 16 tokens",
             ("run", "--model", MODEL, "--prompt", "x", "--kv", "f16", "--selector", "default"):
-                "--selector 'default': the KV cache is stored as f16, and it reads coded pages only",
+                "--selector 'default': the KV cache is stored as f16, and it reads pages in planes only",
             ("run", "--model", MODEL, "--prompt", "x", "--selector", "cascade", "--page-tokens", "64"):
                 "--page-tokens is 64: the KV type planes has pages of 16 tokens",
             ("bench", "--model", MODEL, "--selector", "full", "--selector", "cascade@f16"):
                 "--selector 'cascade': the KV cache is stored as f16",
             ("eval", "--model", MODEL, "--text", __file__, "--method", "full@q3"):
-                "full@q3: kv is 'q3': allowed are f32, f16, bf16, planes",
+                "full@q3: kv is 'q3': allowed are f32, f16, bf16, planes, int8, k8v4, int4",
             ("bench", "--model", MODEL, "--kv", "planes", "--page-tokens", "64"): "page-tokens is 64: the KV type",
             ("run", "--model", MODEL, "--prompt", ""): "the prompt is empty",
             ("run", "--model", MODEL, "--prompt", "x", "--logit-bias", "seven:1"):

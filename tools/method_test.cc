@@ -37,10 +37,12 @@ TEST(Method, KeepsWhatWasTypedAndWhatItMeans) {
 
 TEST(Method, RefusesAStorageThatItsSelectorDoesNotRead) {
   EXPECT_EQ(MessageOf("cascade@f16", ""),
-            "selector 'cascade': the KV cache is stored as f16, and it reads coded pages only: "
+            "selector 'cascade': the KV cache is stored as f16, and it reads pages in planes only: "
             "choose planes for the KV cache");
-  EXPECT_EQ(MessageOf("full@q3", ""), "full@q3: kv is 'q3': allowed are f32, f16, bf16, planes");
-  EXPECT_EQ(MessageOf("full@", ""), "full@: kv is '': allowed are f32, f16, bf16, planes");
+  EXPECT_EQ(MessageOf("full@q3", ""),
+            "full@q3: kv is 'q3': allowed are f32, f16, bf16, planes, int8, k8v4, int4");
+  EXPECT_EQ(MessageOf("full@", ""),
+            "full@: kv is '': allowed are f32, f16, bf16, planes, int8, k8v4, int4");
   EXPECT_NE(MessageOf("boxes@f16", ""), "");
 }
 

@@ -138,9 +138,10 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       ->capture_default_str()
       ->transform(size);
   Choose(add("--kv", &flags->kv, "TYPE",
-             "How keys and values are stored; planes: in 8 bits, the default where a selector "
-             "reads them, else f16"),
-         {"f16", "f32", "bf16", "planes"});
+             "How keys and values are stored: as floats; in 8 bits (int8), keys in 8 and values "
+             "in 4 (k8v4), both in 4 (int4); planes: in 8 bits as `default` reads them. Default: "
+             "planes where the selector reads them, else f16"),
+         {"f16", "f32", "bf16", "planes", "int8", "k8v4", "int4"});
   Choose(add("--compute", &flags->compute, "HOW",
              "Integer dot products over int8 activations, or the accuracy reference")
              ->capture_default_str(),

@@ -37,8 +37,9 @@ struct EngineOptions {
       0;  // longest sequence; 0: the model's own, as far as kv_memory_bytes allows
   uint64_t kv_memory_bytes = 0;  // size of the KV pool, fixed at start; 0: one full context or a
                                  // quarter of the memory limit
-  // How keys and values are stored: f32, f16, bf16; planes: 8-bit codes (page_tokens 16); empty:
-  // planes where the selector reads them, else f16.
+  // How keys and values are stored: f32, f16, bf16; with page_tokens 16 coded: planes in 8 bits,
+  // int8, k8v4 (keys in 8 bits, values in 4), int4; empty: planes where the selector reads them,
+  // else f16.
   std::string kv;
   std::string compute =
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference

@@ -58,7 +58,7 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
       scratch = std::max({scratch, kernels->decode_scratch_bytes(&read, group, kSplitTokens),
                           kernels->prompt_scratch_bytes(&read, group, kPromptRows)});
     }
-    if (cache->coded(g)) {
+    if (shape.type == KvType::kPlanes) {
       const uint32_t pages_max = cache->sequence_tokens_max() / shape.page_tokens;
       scratch = std::max(scratch, kernels->cascade_scratch_bytes(&shape, group, pages_max));
     }

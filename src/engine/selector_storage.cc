@@ -5,17 +5,17 @@
 namespace tinyserve {
 namespace {
 
-bool ReadsCoded(const SelectorSpec& spec) { return (spec.needs() & TINYSERVE_NEEDS_PLANES) != 0; }
+bool ReadsPlanes(const SelectorSpec& spec) { return (spec.needs() & TINYSERVE_NEEDS_PLANES) != 0; }
 
 }  // namespace
 
-std::string KvFor(const SelectorSpec& spec) { return ReadsCoded(spec) ? "planes" : "f16"; }
+std::string KvFor(const SelectorSpec& spec) { return ReadsPlanes(spec) ? "planes" : "f16"; }
 
 Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
-  if (!ReadsCoded(spec) || !codec.identity()) return Status();
+  if (!ReadsPlanes(spec) || codec.sealed_type == KvType::kPlanes) return Status();
   return Status(Code::kInvalidArgument,
-                fmt::format("selector '{}': the KV cache is stored as {}, and it reads coded pages "
-                            "only: choose planes for the KV cache",
+                fmt::format("selector '{}': the KV cache is stored as {}, and it reads pages in "
+                            "planes only: choose planes for the KV cache",
                             spec.typed, codec.name));
 }
 

@@ -12,7 +12,7 @@
 namespace tinyserve {
 
 // The codec that a selector is served from where none is asked for: "planes" for one that reads
-// coded pages, else "f16".
+// those, else "f16".
 std::string KvFor(const SelectorSpec& spec);
 
 // Whether a selector can read what a codec stores. Errors: kInvalidArgument, naming both.

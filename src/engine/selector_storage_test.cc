@@ -23,9 +23,11 @@ TEST(SelectorStorage, RefusesWhatCannotBeRead) {
   EXPECT_EQ(message("box", "f32"), "");
   EXPECT_EQ(message("cascade", "planes"), "");
   EXPECT_EQ(message("default", "f16"),
-            "selector 'default': the KV cache is stored as f16, and it reads coded pages only: "
+            "selector 'default': the KV cache is stored as f16, and it reads pages in planes only: "
             "choose planes for the KV cache");
   EXPECT_EQ(message("oracle", "planes"), "");
+  EXPECT_EQ(message("oracle", "int4"), "");
+  EXPECT_NE(message("cascade", "int8"), "");
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ float Rounded(KvType type, float value) {
       return F16ToF32(F32ToF16(value));
     case KvType::kBF16:
       return BF16ToF32(F32ToBF16(value));
-    case KvType::kPlanes:
+    default:
       break;  // not a type of single numbers
   }
   return NAN;

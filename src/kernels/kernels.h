@@ -139,7 +139,7 @@ struct SealArgs {
   uint32_t open_page;
   KvShape shape;
   KvSlab slab, records;
-  MetaLayout layout;  // has kMetaSpread for kPlanes
+  MetaLayout layout;  // has kMetaSpread for kPlanes, else kMetaRange
   uint32_t page;      // of slab and records
 };
 
@@ -147,8 +147,8 @@ struct SealArgs {
 
 // Makes the box and the moments, as far as they are kept, of one full page of one (layer, KV head)
 // from its stored keys: a function of the page alone. Keys of a coded page are those that it is
-// decoded to; its spread, which seal_page has written, stays. `records`: a slab with record_bytes
-// as page_bytes and the same extents.
+// decoded to; its spread or range, which seal_page has written, stays. `records`: a slab with
+// record_bytes as page_bytes and the same extents.
 struct SummariseArgs {
   KvShape shape;
   KvSlab slab;
@@ -268,7 +268,7 @@ struct Kernels {
   void (*page_bytes)(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes);
   void (*append)(const AppendArgs* args);
   // Reads a token back as f32 (tests, cache export): K and V of slot `slot` of `page`, [head_dim]
-  // each. `spread`: of a coded page's record, else null.
+  // each. `spread`: of a coded page's record, that or its range; else null.
   void (*read_token)(const KvShape* shape, const uint8_t* page, uint32_t v_offset,
                      const uint8_t* spread, uint32_t slot, float* k, float* v);
   void (*seal_page)(const SealArgs* args);

@@ -18,23 +18,6 @@ using namespace testing;
 constexpr uint32_t kDims[] = {5, 15, 16, 33, 64, 72, 80, 96, 128};
 constexpr float kScale = 0.125f;
 
-// Tokens with everything that coding may trip over: constant channels, zeros of both signs, a page
-// of zeros, large and small ones.
-Tokens MakeOddTokens(uint32_t tokens, uint32_t head_dim, uint32_t group, uint64_t seed) {
-  Tokens t = MakeTokens(tokens, head_dim, group, seed);
-  for (size_t i = 0; i < t.k.size(); ++i) {
-    const size_t c = i % head_dim, token = i / head_dim;
-    if (c % 7 == 3) t.k[i] += 6;
-    if (c % 11 == 5) t.k[i] *= 1e-4f;
-    if (c % 13 == 6) t.k[i] = -3.25f;
-    if (c % 5 == 0 && token % 3 == 0) t.k[i] = token % 2 == 0 ? 0.0f : -0.0f;
-    if (token / 16 == 1) t.k[i] = t.v[i] = 0;
-    if (token / 16 == 2) t.v[i] *= 3000.0f;
-    if (token == 49) t.v[i] = 0;
-  }
-  return t;
-}
-
 class Planes : public ::testing::TestWithParam<const Kernels*> {
  protected:
   const Kernels& kernels() const { return *GetParam(); }
@@ -110,27 +93,6 @@ TEST_P(Planes, EqualTokensMakeEqualBytes) {
   EXPECT_EQ(head.PageBytes(0), head.PageBytes(1));
 }
 
-OwnedPartial DecodeCoded(const SealedHead& head, const Tokens& t, uint32_t first, uint32_t end) {
-  OwnedPartial out(t.group, t.head_dim);
-  Scratch scratch(head.kernels().decode_scratch_bytes(&head.shape(), t.group, end - first));
-  const DecodeArgs args{.shape = head.shape(),
-                        .slab = head.slab(),
-                        .records = head.records(),
-                        .layout = head.layout(),
-                        .view = {.pages = head.View().pages + first / 16,
-                                 .count = (end - first) / 16,
-                                 .last_tokens = 16,
-                                 .space = MemorySpace::kHost},
-                        .group = t.group,
-                        .scale = kScale,
-                        .q = t.q.data(),
-                        .out = out.View(),
-                        .scratch = scratch.data()};
-  head.kernels().attend_decode(&args);
-  if (scratch.Overrun()) out.d.assign(t.group, NAN);
-  return out;
-}
-
 TEST_P(Planes, DecodeAttendsToWhatCodesStandFor) {
   for (const uint32_t dim : {16u, 64u, 72u, 128u}) {
     for (const uint32_t group : {1u, 3u, 4u, 7u}) {
@@ -138,8 +100,8 @@ TEST_P(Planes, DecodeAttendsToWhatCodesStandFor) {
       const SealedHead head(kernels(), t, KvType::kF16, 3);
       const Tokens decoded = head.Decoded();
       std::vector<OwnedPartial> parts;
-      parts.push_back(DecodeCoded(head, t, 0, 96));
-      parts.push_back(DecodeCoded(head, t, 96, 208));
+      parts.push_back(head.Decode(kScale, 0, 96));
+      parts.push_back(head.Decode(kScale, 96, 208));
       EXPECT_EQ(Mismatch(Merge(kernels(), parts, group, dim), Exact(decoded, kScale, 0, 208),
                          AttentionTolerance(decoded, kScale, 0, 208, {})),
                 "")
@@ -150,42 +112,13 @@ TEST_P(Planes, DecodeAttendsToWhatCodesStandFor) {
 
 TEST_P(Planes, PromptReadsCodedKeysThenOpenOnes) {
   const uint32_t dim = 64, group = 3, sealed_tokens = 128, tokens = 180;
-  Tokens t = MakeTokens(192, dim, group, 11);
+  const Tokens t = MakeTokens(192, dim, group, 11);
   const SealedHead head(kernels(), t, KvType::kF16, 4);
-  // As rows of the window from 128 on see them.
-  Tokens seen = head.Decoded();
-  for (uint32_t token = sealed_tokens; token < tokens; ++token) {
-    const std::vector<float> raw = head.open().Read(token);
-    std::copy_n(raw.begin(), dim, seen.k.begin() + token * dim);
-    std::copy_n(raw.begin() + dim, dim, seen.v.begin() + token * dim);
-  }
+  const Tokens seen = head.Seen(sealed_tokens, tokens);
   const uint32_t first = 131, rows = tokens - first;
   const size_t width = size_t{group} * dim;
-  std::vector<float> out(rows * width, NAN);
-  Scratch scratch(kernels().prompt_scratch_bytes(&head.open().shape(), group, rows));
-  PageView coded = head.View();
-  coded.count = sealed_tokens / 16;
-  coded.last_tokens = 16;
-  const PromptArgs args{.sealed = {.shape = head.shape(),
-                                   .slab = head.slab(),
-                                   .records = head.records(),
-                                   .layout = head.layout(),
-                                   .view = coded},
-                        .shape = head.open().shape(),
-                        .slab = head.open().slab(),
-                        .view = head.open().View(sealed_tokens, tokens),
-                        .group = group,
-                        .scale = kScale,
-                        .first_position = first,
-                        .rows = rows,
-                        .q = t.q.data() + first * width,
-                        .q_stride = width,
-                        .out = out.data(),
-                        .out_stride = width,
-                        .scratch = scratch.data(),
-                        .compute = Compute::kF32};
-  kernels().attend_prompt(&args);
-  ASSERT_FALSE(scratch.Overrun());
+  const std::vector<float> out = head.Prompt(kScale, sealed_tokens, first, tokens, Compute::kF32);
+  ASSERT_EQ(out.size(), rows * width);
   for (uint32_t row = 0; row < rows; ++row) {
     const std::vector<float> got(out.begin() + row * width, out.begin() + (row + 1) * width);
     ASSERT_EQ(Mismatch(got, Exact(seen, kScale, first + row, first + row + 1),

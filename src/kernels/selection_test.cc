@@ -326,11 +326,11 @@ TEST_P(Selection, RecordsAreFinite) {
   }
 }
 
-// Of a coded page: for the keys that it is decoded to. Its spread stays.
-TEST_P(Selection, RecordsOfCodedPagesAreOfTheDecodedKeys) {
+// Holds the records of coded pages against the keys that these are decoded to.
+void CheckCodedRecords(const Kernels& kernels, KvType type) {
   for (const uint32_t dim : {1u, 15u, 64u, 66u, 128u}) {
     const Tokens t = MakeKeys(48, dim, 1, dim);
-    SealedHead head(kernels(), t, KvType::kF16, 5, kBothKinds);
+    SealedHead head(kernels, t, KvType::kF16, 5, kBothKinds, type);
     const Tokens decoded = head.Decoded();
     const MetaLayout& layout = head.layout();
     for (uint32_t page = 0; page < head.pages(); ++page) {
@@ -366,6 +366,12 @@ TEST_P(Selection, RecordsOfCodedPagesAreOfTheDecodedKeys) {
       }
     }
   }
+}
+
+// Of a coded page: for the keys that it is decoded to. Its spread stays.
+TEST_P(Selection, RecordsOfCodedPagesAreOfTheDecodedKeys) {
+  for (const KvType type : {KvType::kPlanes, KvType::kInt8, KvType::kK8V4, KvType::kInt4})
+    CheckCodedRecords(kernels(), type);
 }
 
 TEST_P(Selection, OnlyTheRecordOfThePageIsWritten) {

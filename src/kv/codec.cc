@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "page/planes.h"
+#include "page/ranges.h"
 
 namespace tinyserve {
 namespace {
@@ -16,16 +17,23 @@ constexpr Codec Raw(const char* name, KvType type) {
           .metadata = 0};
 }
 
+constexpr Codec Coded(const char* name, KvType type, uint32_t metadata) {
+  return {.name = name,
+          .open_type = KvType::kF16,
+          .sealed_type = type,
+          .group_tokens = 64,
+          .hot_tokens = 0,
+          .metadata = metadata};
+}
+
 constexpr Codec kCodecs[] = {
     Raw("f32", KvType::kF32),
     Raw("f16", KvType::kF16),
     Raw("bf16", KvType::kBF16),
-    {.name = "planes",
-     .open_type = KvType::kF16,
-     .sealed_type = KvType::kPlanes,
-     .group_tokens = 64,
-     .hot_tokens = 0,
-     .metadata = kMetaSpread},
+    Coded("planes", KvType::kPlanes, kMetaSpread),
+    Coded("int8", KvType::kInt8, kMetaRange),
+    Coded("k8v4", KvType::kK8V4, kMetaRange),
+    Coded("int4", KvType::kInt4, kMetaRange),
 };
 
 }  // namespace
@@ -40,16 +48,19 @@ Result<const Codec*> FindCodec(const std::string& name) {
 }
 
 Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim) {
-  if (codec.sealed_type != KvType::kPlanes) return Status();
-  if (page_tokens != kPlanesTokens) {
+  if (codec.identity()) return Status();
+  const bool ranged = IsRanged(codec.sealed_type);
+  const uint32_t tokens = ranged ? kRangesTokens : kPlanesTokens;
+  const uint32_t head_dim_max = ranged ? kRangesHeadDimMax : kPlanesHeadDimMax;
+  if (page_tokens != tokens) {
     return Status(Code::kInvalidArgument,
                   fmt::format("page_tokens is {}: the KV type {} has pages of {} tokens",
-                              page_tokens, codec.name, kPlanesTokens));
+                              page_tokens, codec.name, tokens));
   }
-  if (head_dim > kPlanesHeadDimMax) {
+  if (head_dim > head_dim_max) {
     return Status(Code::kInvalidArgument,
                   fmt::format("kv is '{}': it stores heads of at most {} channels, these have {}",
-                              codec.name, kPlanesHeadDimMax, head_dim));
+                              codec.name, head_dim_max, head_dim));
   }
   return Status();
 }

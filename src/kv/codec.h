@@ -24,7 +24,7 @@ struct Codec {
   uint32_t WindowBegin(uint32_t tokens) const { return tokens / group_tokens * group_tokens; }
 };
 
-// "f32", "f16", "bf16" or "planes". Errors: kInvalidArgument with the list.
+// "f32", "f16", "bf16", "planes", "int8", "k8v4" or "int4". Errors: kInvalidArgument with the list.
 Result<const Codec*> FindCodec(const std::string& name);
 
 // Whether a codec stores pages and heads of these sizes. Errors: kInvalidArgument, naming what is

@@ -15,11 +15,16 @@ enum class KvType : uint8_t {
   kF32,
   kF16,
   kBF16,
-  kPlanes,  // sealed pages of 16 tokens only: 8-bit codes, those of keys in two planes
-            // (page/planes.h)
+  // Sealed pages of 16 tokens only:
+  kPlanes,  // 8-bit codes, those of keys in two planes (page/planes.h)
+  kInt8,    // codes within the range of their page and channel, or token (page/ranges.h), of 8 bits
+  kK8V4,    // the same, keys in 8 bits and values in 4
+  kInt4,    // the same, both in 4 bits
 };
 
-constexpr bool IsCoded(KvType type) { return type == KvType::kPlanes; }
+constexpr bool IsCoded(KvType type) { return type >= KvType::kPlanes; }
+// Coded within ranges.
+constexpr bool IsRanged(KvType type) { return type >= KvType::kInt8; }
 
 enum class MemorySpace : uint8_t { kHost, kDevice };
 
@@ -61,20 +66,23 @@ enum MetaKind : uint32_t {
   kMetaMoments = 2,  // mean and variance of each key channel
   kMetaSpread = 4,   // mean of each key channel and the largest distance from it, in 8 bits: what
                      // the codes of kPlanes pages are relative to (page/planes.h)
+  kMetaRange = 8,    // middle and reach of each key channel in 8 bits: what the codes of pages
+                     // within ranges are relative to (page/ranges.h)
 };
 
 // Layout of a page's record. Kinds follow in the order of their bits. Box and moments are two rows
 // of `channels` f16: least and largest value (rounded outward, so that they bound the stored keys),
 // or mean and variance (nearest). All are finite: what lies beyond the largest f16 counts as that.
-// Spread: a SpreadScales, then `channels` signed bytes and `channels` unsigned ones. Records of a
-// slab lie like its pages do, with record_bytes in place of page_bytes. Padding holds zeros.
+// Spread and range, of which there is one at most: a SpreadScales or RangeScales, then `channels`
+// signed bytes and `channels` unsigned ones. Records of a slab lie like its pages do, with
+// record_bytes in place of page_bytes. Padding holds zeros.
 struct MetaLayout {
   uint32_t kinds;
   uint32_t channels;      // head_dim rounded up to 16
   uint32_t box_at;        // bytes from the record's start
   uint32_t moments_at;    // bytes from the record's start
-  uint32_t spread_at;     // bytes from the record's start
-  uint32_t record_bytes;  // a multiple of 8, of 64 without the spread; 0 without kinds
+  uint32_t spread_at;     // bytes from the record's start, of the spread or the range
+  uint32_t record_bytes;  // a multiple of 8, of 64 without spread and range; 0 without kinds
 };
 
 // mean = mean * code, largest distance = distance * code.
@@ -83,12 +91,21 @@ struct SpreadScales {
   float distance;
 };
 
+// Of a channel's keys: middle = key_middle * code, reach = key_reach * code. The others are those
+// of the ranges of values, whose codes are in the page.
+struct RangeScales {
+  float key_middle, key_reach;
+  float value_middle, value_reach;
+};
+
 static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
   const uint32_t channels = (head_dim + 15) / 16 * 16, kind_bytes = 2 * channels * 2;
   const uint32_t box = (kinds & kMetaBox) != 0 ? kind_bytes : 0;
   const uint32_t moments = (kinds & kMetaMoments) != 0 ? kind_bytes : 0;
   const uint32_t halves = (box + moments + 63) / 64 * 64;
-  const uint32_t spread = (kinds & kMetaSpread) != 0 ? sizeof(SpreadScales) + 2 * channels : 0;
+  const uint32_t spread = (kinds & kMetaSpread) != 0  ? sizeof(SpreadScales) + 2 * channels
+                          : (kinds & kMetaRange) != 0 ? sizeof(RangeScales) + 2 * channels
+                                                      : 0;
   return {kinds, channels, 0, box, halves, halves + spread};
 }
 

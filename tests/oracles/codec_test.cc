@@ -18,6 +18,7 @@ namespace tinyserve {
 namespace {
 
 constexpr uint32_t kWindow = 64, kTokens = 210;
+constexpr const char* kCoded[] = {"planes", "int8", "k8v4", "int4"};
 
 struct Setup {
   const Kernels* kernels;
@@ -98,25 +99,28 @@ class CodedPages : public testing::TestWithParam<Setup> {};
 
 TEST_P(CodedPages, AreReadOutsideAQuerysWindow) {
   for (TokenClass token_class : {TokenClass::kPrompt, TokenClass::kGenerated}) {
-    std::vector<std::vector<float>> logits[2];
-    for (int coded = 0; coded < 2; ++coded) {
-      Rig rig(GetParam(), coded != 0 ? "planes" : "f16");
+    const auto logits_over = [&](const char* kv) {
+      Rig rig(GetParam(), kv);
       const auto tokens = RandomTokens(rig.config().vocab);
-      logits[coded] = rig.Run(*rig.cache()->AddSequence(), tokens, 0, kTokens, token_class);
+      return rig.Run(*rig.cache()->AddSequence(), tokens, 0, kTokens, token_class);
+    };
+    const auto raw = logits_over("f16");
+    for (const char* kv : kCoded) {
+      const auto coded = logits_over(kv);
+      double kl = 0;
+      for (uint32_t i = 0; i < kTokens; ++i) {
+        // Nothing is decoded for the first window's rows, something for each that follows.
+        ASSERT_EQ(raw[i] == coded[i], i < kWindow) << kv << i;
+        kl += Kl(raw[i], coded[i]) / kTokens;
+      }
+      EXPECT_LT(kl, std::string(kv).find('4') == std::string::npos ? 5e-3 : 5e-2) << kv;
+      EXPECT_GT(kl, 0) << kv;
     }
-    double kl = 0;
-    for (uint32_t i = 0; i < kTokens; ++i) {
-      // Nothing is decoded for the first window's rows, something for each that follows.
-      ASSERT_EQ(logits[0][i] == logits[1][i], i < kWindow) << i;
-      kl += Kl(logits[0][i], logits[1][i]) / kTokens;
-    }
-    EXPECT_LT(kl, 5e-3);
-    EXPECT_GT(kl, 0);
   }
 }
 
 TEST_P(CodedPages, ACopyGoesOnLikeTheOriginal) {
-  for (const char* kv : {"f16", "planes"}) {
+  for (const char* kv : {"f16", "planes", "k8v4"}) {
     Rig rig(GetParam(), kv);
     KvCache* cache = rig.cache();
     const auto tokens = RandomTokens(rig.config().vocab);
@@ -140,7 +144,7 @@ TEST_P(CodedPages, ACopyGoesOnLikeTheOriginal) {
 }
 
 TEST_P(CodedPages, RewindingLeavesNoTrace) {
-  Rig rig(GetParam(), "planes");
+  Rig rig(GetParam(), "int4");
   KvCache* cache = rig.cache();
   const auto tokens = RandomTokens(rig.config().vocab);
   const SequenceSlot straight = *cache->AddSequence(), back = *cache->AddSequence();
@@ -161,22 +165,24 @@ TEST_P(CodedPages, RewindingLeavesNoTrace) {
 }
 
 TEST_P(CodedPages, AreCountedInTheFormInWhichTheyAreRead) {
-  Rig rig(GetParam(), "planes");
-  KvCache* cache = rig.cache();
-  const auto tokens = RandomTokens(rig.config().vocab);
-  const SequenceSlot slot = *cache->AddSequence();
-  const uint64_t strips = uint64_t{rig.config().layers} * rig.config().kv_heads;
-  const uint64_t raw = cache->open_slab(0, 0, 0).page_bytes;
-  const uint64_t coded =
-      uint64_t{cache->slab(0, 0, 0).page_bytes} + cache->records(0, 0, 0).page_bytes;
-  EXPECT_LT(coded, raw);
-  EXPECT_EQ(cache->bytes_per_token() * 16, strips * coded);
-  rig.Run(slot, tokens, 0, 150, TokenClass::kPrompt);
-  EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (10 * raw + 8 * coded));
-  rig.Run(slot, tokens, 150, 151, TokenClass::kGenerated);
-  EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (2 * raw + 8 * coded));
-  rig.Run(slot, tokens, 151, 193, TokenClass::kGenerated);
-  EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (5 * raw + 12 * coded));
+  for (const char* kv : kCoded) {
+    Rig rig(GetParam(), kv);
+    KvCache* cache = rig.cache();
+    const auto tokens = RandomTokens(rig.config().vocab);
+    const SequenceSlot slot = *cache->AddSequence();
+    const uint64_t strips = uint64_t{rig.config().layers} * rig.config().kv_heads;
+    const uint64_t raw = cache->open_slab(0, 0, 0).page_bytes;
+    const uint64_t coded =
+        uint64_t{cache->slab(0, 0, 0).page_bytes} + cache->records(0, 0, 0).page_bytes;
+    EXPECT_LT(coded, raw);
+    EXPECT_EQ(cache->bytes_per_token() * 16, strips * coded);
+    rig.Run(slot, tokens, 0, 150, TokenClass::kPrompt);
+    EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (10 * raw + 8 * coded));
+    rig.Run(slot, tokens, 150, 151, TokenClass::kGenerated);
+    EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (2 * raw + 8 * coded));
+    rig.Run(slot, tokens, 151, 193, TokenClass::kGenerated);
+    EXPECT_EQ(rig.executor()->cost().kv_bytes, strips * (5 * raw + 12 * coded));
+  }
 }
 
 // The cascade with budgets that cover everything: each key and value is read in full, by integer

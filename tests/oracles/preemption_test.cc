@@ -94,7 +94,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Setup{"f16", "f16", "full", true}, Setup{"cold", "f16", "full", false},
                     Setup{"box", "f16", kBox, true},
                     Setup{"early_exit", "f16", kBox, true, {"early_exit:layer=1,entropy=4"}},
-                    Setup{"planes", "planes", "full", false},
+                    Setup{"planes", "planes", "full", false}, Setup{"k8v4", "k8v4", "full", false},
                     Setup{"cascade", "planes", kTinyCascade, true}),
     [](const auto& test) { return std::string(test.param.name); });
 

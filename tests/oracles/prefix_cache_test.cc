@@ -52,7 +52,7 @@ class PrefixCache : public testing::TestWithParam<Setup> {
     return *std::move(engine);
   }
   // Tokens that blocks or windows are shared by.
-  uint32_t unit() const { return std::string(GetParam().kv) == "planes" ? 64 : 32; }
+  uint32_t unit() const { return std::string(GetParam().kv) == "f16" ? 32 : 64; }
 };
 
 void ExpectSame(const Answer& a, const Answer& b) {
@@ -183,7 +183,8 @@ INSTANTIATE_TEST_SUITE_P(
     Storages, PrefixCache,
     testing::Values(Setup{"f16", "f16", "full"}, Setup{"f32", "f32", "full"},
                     Setup{"box", "f16", "box:ratio=0.3,min_tokens=0,min_context=0"},
-                    Setup{"planes", "planes", "full"}, Setup{"cascade", "planes", kTinyCascade}),
+                    Setup{"planes", "planes", "full"}, Setup{"int4", "int4", "full"},
+                    Setup{"cascade", "planes", kTinyCascade}),
     [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

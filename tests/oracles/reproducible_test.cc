@@ -328,6 +328,9 @@ std::vector<Setup> Setups() {
     setups.push_back({kernels, Compute::kFast, "gpt2",
                       "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=0,recent=1"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1", "", "planes"});
+    setups.push_back({kernels, Compute::kFast, "llama-q4_1", "", "int4"});
+    setups.push_back({kernels, Compute::kFast, "gpt2",
+                      "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1", "k8v4"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1",
                       "box:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1", "planes"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1",
@@ -349,6 +352,7 @@ std::vector<Setup> Setups() {
     // `ref` is slow, and has one loop for every type of weight.
     if (setups.back().IsRef()) continue;
     setups.push_back({kernels, Compute::kF32, "gpt2", "", "planes"});
+    setups.push_back({kernels, Compute::kF32, "llama-q4_1", "", "int8"});
     setups.push_back({kernels, Compute::kFast, "gpt2",
                       "hierarchical:ratio=0.4,min_tokens=0,min_context=0,sub=8,reuse=5", "planes"});
     setups.push_back({kernels, Compute::kFast, "gpt2",

@@ -216,18 +216,21 @@ TEST_P(Selection, AllPagesChosenIsDense) {
 
 TEST_P(Selection, AllCodedPagesChosenIsDense) {
   for (const char* name : {"box", "moments", "hierarchical", "streaming", "random", "oracle"}) {
-    Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0", "moments"}, 64, 2, "planes");
-    // In a window, at its ends, and in the first one, where nothing is coded.
-    for (const uint32_t position : {kTokens - 1, 959u, 960u, 64u, 63u, 5u}) {
-      const auto q = Query(position);
-      EXPECT_EQ(rig.Decode(1, q, 0, position), rig.Decode(1, q, 1, position)) << name << position;
+    for (const char* codec : {"planes", "int8", "k8v4", "int4"}) {
+      Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0", "moments"}, 64, 2, codec);
+      // In a window, at its ends, and in the first one, where nothing is coded.
+      for (const uint32_t position : {kTokens - 1, 959u, 960u, 64u, 63u, 5u}) {
+        const auto q = Query(position);
+        EXPECT_EQ(rig.Decode(1, q, 0, position), rig.Decode(1, q, 1, position))
+            << name << position << codec;
+      }
     }
   }
 }
 
 // Bounds of boxes hold for the keys that attention reads, whatever they are stored as.
 TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
-  for (const char* codec : {"f32", "f16", "bf16", "planes"}) {
+  for (const char* codec : {"f32", "f16", "bf16", "planes", "int8", "k8v4", "int4"}) {
     Rig rig(GetParam(), {"box", "moments"}, 64, 2, codec);
     const MetaLayout layout = rig.cache()->meta_layout(0);
     const uint32_t full = kTokens / 64 * 64;
@@ -297,7 +300,7 @@ TEST_P(Selection, BoxMissesNoKeyThatFewBoundsReach) {
 // At equal budgets no selector's pages have more of the attention than the oracle's.
 TEST_P(Selection, OracleHasTheMostAttention) {
   const std::string options = ":ratio=0.2,min_tokens=0,min_context=0";
-  for (const char* codec : {"f16", "planes"}) {
+  for (const char* codec : {"f16", "planes", "k8v4"}) {
     std::vector<std::string> specs;
     for (const char* name : {"oracle", "box", "moments", "hierarchical", "streaming", "random"})
       specs.push_back(name + options);
@@ -365,7 +368,8 @@ TEST_P(Selection, FindsAPlantedKey) {
         Case{"moments:tokens=64,pool=max", "f16"}, Case{"hierarchical:tokens=64", "f16"},
         Case{"hierarchical:tokens=96,pool=softmax,sub=8", "planes"},
         Case{"oracle:tokens=64", "f16"}, Case{"box:tokens=96", "planes"},
-        Case{"moments:tokens=96", "planes"}, Case{"oracle:tokens=96", "planes"}}) {
+        Case{"moments:tokens=96", "planes"}, Case{"box:tokens=96", "int4"},
+        Case{"oracle:tokens=96", "planes"}}) {
     Rig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"}, 64, 2,
             codec);
     std::vector<float> q = Query(6);

@@ -6,7 +6,7 @@
 #include "kernels/cpu/attention_ahead.inl"
 #include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
-#include "kernels/cpu/planes.inl"
+#include "kernels/cpu/coded.inl"
 
 namespace tinyserve {
 namespace {
@@ -320,16 +320,14 @@ void AttendDecode(const DecodeArgs* args) {
   DecodeScratch s;
   LayDecodeScratch(args->shape, args->group, args->scratch, &s);
   switch (args->shape.type) {
-    case KvType::kF32:
-    case KvType::kPlanes:  // unpacked to f32
-      DecodeSplit<PageF32>(*args, s);
-      break;
     case KvType::kF16:
       DecodeSplit<PageF16>(*args, s);
       break;
     case KvType::kBF16:
       DecodeSplit<PageBF16>(*args, s);
       break;
+    default:  // f32, or unpacked to f32
+      DecodeSplit<PageF32>(*args, s);
   }
   const uint32_t dim = args->shape.head_dim, v_stride = PaddedDim(args->shape);
   for (uint32_t h = 0; h < args->group; ++h) {

@@ -10,8 +10,9 @@
 #define TINYSERVE_KERNELS_CPU_ATTENTION_PAGE_INL_
 
 #include "kernels/kernels.h"
-#include "kernels/ref/planes.h"
+#include "kernels/ref/coded.h"
 #include "page/planes.h"
+#include "page/ranges.h"
 
 namespace tinyserve {
 namespace {
@@ -153,6 +154,12 @@ void ReadFromPage(const KvShape& shape, const uint8_t* page, uint32_t v_offset, 
 // ---- entries of the table ----
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
+  if (IsRanged(shape->type)) {
+    const RangesLayout at = RangesLayoutOf(shape->type, shape->head_dim);
+    *k_bytes = at.v_at;
+    *v_bytes = at.page_bytes - at.v_at;
+    return;
+  }
   if (IsCoded(shape->type)) {
     const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
     *k_bytes = at.v_at;
@@ -172,7 +179,7 @@ void Append(const AppendArgs* args) {
       return AppendToPages<PageF16>(*args);
     case KvType::kBF16:
       return AppendToPages<PageBF16>(*args);
-    case KvType::kPlanes:
+    default:
       __builtin_trap();  // tokens are written to open pages
   }
 }
@@ -186,8 +193,8 @@ void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, con
       return ReadFromPage<PageF16>(*shape, page, v_offset, slot, k, v);
     case KvType::kBF16:
       return ReadFromPage<PageBF16>(*shape, page, v_offset, slot, k, v);
-    case KvType::kPlanes:
-      return ref::ReadCoded(shape->head_dim, page, spread, slot, k, v);
+    default:
+      return ref::ReadCoded(*shape, page, spread, slot, k, v);
   }
 }
 

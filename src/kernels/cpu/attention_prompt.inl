@@ -4,7 +4,7 @@
 // Keys that a row may not see are left out of its maximum, sum and weights: a row's result is the
 // same bits whatever rows share the call, and whether or not a tile is filled.
 #include "kernels/cpu/attention_tiles.inl"
-#include "kernels/cpu/planes.inl"
+#include "kernels/cpu/coded.inl"
 
 namespace tinyserve {
 namespace {
@@ -418,7 +418,7 @@ void AttendAll(const PromptArgs& args) {
       case KvType::kBF16:
         AttendBlock<Forms, PageBF16>(args, row, rows, s);
         break;
-      case KvType::kPlanes:
+      default:
         __builtin_trap();  // coded keys are args.sealed
     }
   }

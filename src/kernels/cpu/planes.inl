@@ -4,15 +4,13 @@
 #define TINYSERVE_KERNELS_CPU_PLANES_INL_
 
 #include "kernels/cpu/attention_ahead.inl"
+#include "kernels/cpu/coding.inl"
 #include "kernels/cpu/fold.inl"
+#include "kernels/cpu/fours.inl"
 #include "page/planes.h"
 
 namespace tinyserve {
 namespace {
-
-// Below this the largest of some numbers counts as 0, and so do they.
-constexpr float kTinyTop = 1e-30f;
-constexpr float kF16Largest = 65504.0f;
 
 // The numbers of one page on their way to codes.
 struct SealScratch {
@@ -22,13 +20,6 @@ struct SealScratch {
   alignas(64) uint8_t codes[kPlanesHeadDimMax][kPlanesTokens];
 };
 
-TS_INLINE VF ClampFinite(VF a) { return Max(Min(a, Set(kF16Largest)), Set(-kF16Largest)); }
-TS_INLINE VI ClampCodes(VI a, int low, int high) {
-  return ToInt(Max(Min(ToFloat(a), Set((float)high)), Set((float)low)));
-}
-TS_INLINE float CodesPerUnit(float top, float code_max) {
-  return top < kTinyTop ? 0.0f : code_max / top;
-}
 // Largest magnitude of n floats, n a multiple of kLanes.
 TS_INLINE float TopOf(const float* x, uint32_t n) {
   VF top = Zero();
@@ -77,12 +68,8 @@ void SealSpread(const typename Page::Elem* k, uint32_t dim, uint32_t channels, u
   const float to_distance = CodesPerUnit(top, 255);
   scales.distance = to_distance == 0 ? 0 : top * (1.0f / 255.0f);
   for (uint32_t c = 0; c < channels; c += 4) {
-    const V4 up = _mm_ceil_ps(_mm_mul_ps(_mm_load_ps(s.distance + c), _mm_set1_ps(to_distance)));
-    const __m128i codes = _mm_cvtps_epi32(_mm_min_ps(up, _mm_set1_ps(255)));
-    const __m128i words = _mm_packus_epi32(codes, codes);
-    const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-    __builtin_memcpy(distance_codes + c, &bytes, 4);
-    const V4 distance = _mm_mul_ps(_mm_cvtepi32_ps(codes), _mm_set1_ps(scales.distance));
+    const V4 codes = StoreCodesUp(_mm_load_ps(s.distance + c), to_distance, distance_codes + c);
+    const V4 distance = _mm_mul_ps(codes, _mm_set1_ps(scales.distance));
     const V4 present = _mm_cmpneq_ps(distance, _mm_setzero_ps());
     _mm_store_ps(s.to_codes + c,
                  _mm_and_ps(present, _mm_div_ps(_mm_set1_ps(kPlanesTop), distance)));
@@ -119,14 +106,7 @@ TS_INLINE void PackCrumbs(const uint8_t (*codes)[kPlanesTokens], __m128i (&out)[
       bytes[j] = _mm_or_si128(bytes[j], _mm_slli_epi16(crumb, 2 * (int)i));
     }
   }
-  const __m128i low01 = _mm_unpacklo_epi8(bytes[0], bytes[1]);
-  const __m128i low23 = _mm_unpacklo_epi8(bytes[2], bytes[3]);
-  const __m128i high01 = _mm_unpackhi_epi8(bytes[0], bytes[1]);
-  const __m128i high23 = _mm_unpackhi_epi8(bytes[2], bytes[3]);
-  out[0] = _mm_unpacklo_epi16(low01, low23);
-  out[1] = _mm_unpackhi_epi16(low01, low23);
-  out[2] = _mm_unpacklo_epi16(high01, high23);
-  out[3] = _mm_unpackhi_epi16(high01, high23);
+  JoinFours(bytes, out);
 }
 
 // The lower four bits of a group's channels: out[n] holds 8 bytes of each of tokens 2n, 2n + 1.
@@ -236,19 +216,6 @@ void SealPlanes(const SealArgs& args) {
 
 // ---- decoding ----
 
-// Undoes PackCrumbs' order: from [16 tokens][4 bytes] to the 16 tokens of each byte.
-TS_INLINE void SplitCrumbs(const __m128i (&in)[4], __m128i (&bytes)[4]) {
-  const __m128i by_byte = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  __m128i a[4];
-  TS_UNROLL for (uint32_t n = 0; n < 4; ++n) a[n] = _mm_shuffle_epi8(in[n], by_byte);
-  const __m128i low0 = _mm_unpacklo_epi32(a[0], a[1]), high0 = _mm_unpackhi_epi32(a[0], a[1]);
-  const __m128i low1 = _mm_unpacklo_epi32(a[2], a[3]), high1 = _mm_unpackhi_epi32(a[2], a[3]);
-  bytes[0] = _mm_unpacklo_epi64(low0, low1);
-  bytes[1] = _mm_unpackhi_epi64(low0, low1);
-  bytes[2] = _mm_unpacklo_epi64(high0, high1);
-  bytes[3] = _mm_unpackhi_epi64(high0, high1);
-}
-
 // The nibble bytes of a group, by byte: the 16 tokens of each.
 TS_INLINE void SplitNibbles(const uint8_t* low, uint32_t stride, __m128i (&bytes)[8]) {
   __m128i a[8], b[8];
@@ -296,7 +263,7 @@ void UnpackPlanes(const uint8_t* page, const uint8_t* spread, uint32_t dim, floa
     TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
       rows[n] = _mm_load_si128((const __m128i*)(page + at.upper_at + group * 64 + n * 16));
     }
-    SplitCrumbs(rows, upper);
+    SplitFours(rows, upper);
     alignas(16) uint8_t gathered[64];
     TS_UNROLL for (uint32_t t = 0; t < kPlanesTokens; ++t) {
       __builtin_memcpy(gathered + t * 4, low + t * at.low_bytes + at.channels / 2 + group * 4, 4);
@@ -304,7 +271,7 @@ void UnpackPlanes(const uint8_t* page, const uint8_t* spread, uint32_t dim, floa
     TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
       rows[n] = _mm_load_si128((const __m128i*)gathered + n);
     }
-    SplitCrumbs(rows, crumbs);
+    SplitFours(rows, crumbs);
     SplitNibbles(low + group * 8, at.low_bytes, nibbles);
     for (uint32_t c = 0; c < 16 && group * 16 + c < dim; ++c) {
       const __m128i shift = _mm_cvtsi32_si128((int)(c / 4 * 2));
@@ -331,41 +298,6 @@ void UnpackPlanes(const uint8_t* page, const uint8_t* spread, uint32_t dim, floa
     for (uint32_t c = 0; c < v_stride; c += kLanes) {
       Store(v + c, Mul(ToFloat(LoadBytesSigned(row + c)), Set(scale)));
     }
-  }
-}
-
-// Floats of kBlockUnits unpacked pages.
-TS_INLINE uint64_t UnpackedFloats(uint32_t dim) {
-  return (uint64_t)kBlockTokens * (dim + RoundUp(dim, kLanes));
-}
-
-// The units of up to kBlockTokens tokens of coded pages, unpacked to `floats`.
-TS_INLINE void UnpackUnits(const KvShape& shape, const KvSlab& slab, const KvSlab& records,
-                           const MetaLayout& layout, const uint32_t* pages, uint32_t count,
-                           float* floats, Unit<PageF32>* units) {
-  const uint32_t dim = shape.head_dim;
-  float* v = floats + (uint64_t)kBlockTokens * dim;
-  for (uint32_t u = 0; u < count; ++u) {
-    units[u].k = floats + (uint64_t)u * kUnitTokens * dim;
-    units[u].v = v + (uint64_t)u * kUnitTokens * RoundUp(dim, kLanes);
-    UnpackPlanes(PageAt(slab, pages[u]), PageAt(records, pages[u]) + layout.spread_at, dim,
-                 (float*)units[u].k, (float*)units[u].v);
-  }
-}
-
-// ---- entries of the table ----
-
-void SealPage(const SealArgs* args) {
-  if (args->shape.head_dim > kPlanesHeadDimMax) __builtin_trap();
-  switch (args->open.type) {
-    case KvType::kF32:
-      return SealPlanes<PageF32>(*args);
-    case KvType::kF16:
-      return SealPlanes<PageF16>(*args);
-    case KvType::kBF16:
-      return SealPlanes<PageBF16>(*args);
-    case KvType::kPlanes:
-      __builtin_trap();
   }
 }
 

@@ -5,8 +5,8 @@
 // pages are made together.
 #include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
+#include "kernels/cpu/coded.inl"
 #include "kernels/cpu/fold.inl"
-#include "kernels/cpu/planes.inl"
 
 namespace tinyserve {
 namespace {
@@ -127,10 +127,10 @@ void SummariseKeys(const SummariseArgs& args) {
 // A coded page is decoded to a page of f32 first.
 void SummariseCoded(const SummariseArgs& args) {
   const uint32_t dim = args.shape.head_dim;
-  if (dim > kPlanesHeadDimMax) __builtin_trap();
-  alignas(64) float k[kPlanesHeadDimMax * kPlanesTokens], v[kPlanesHeadDimMax * kPlanesTokens];
+  if (dim > kCodedHeadDimMax) __builtin_trap();
+  alignas(64) float k[kCodedHeadDimMax * kCodedTokens], v[kCodedHeadDimMax * kCodedTokens];
   const uint8_t* spread = PageAt(args.records, args.page) + args.layout.spread_at;
-  UnpackPlanes(PageAt(args.slab, args.page), spread, dim, k, v);
+  UnpackPage(args.shape, PageAt(args.slab, args.page), spread, k, v);
   SummariseArgs decoded = args;
   decoded.shape.type = KvType::kF32;
   // Every page of this slab is this one.
@@ -342,7 +342,7 @@ void SummarisePage(const SummariseArgs* args) {
       return SummariseKeys<PageF16>(*args);
     case KvType::kBF16:
       return SummariseKeys<PageBF16>(*args);
-    case KvType::kPlanes:
+    default:
       return SummariseCoded(*args);
   }
 }

@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "base/check.h"
-#include "kernels/ref/planes.h"
+#include "kernels/ref/coded.h"
 #include "page/planes.h"
+#include "page/ranges.h"
 #include "tensor/convert.h"
 
 namespace tinyserve::ref {
@@ -108,6 +109,12 @@ class Rows {
 }  // namespace
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
+  if (IsRanged(shape->type)) {
+    const RangesLayout at = RangesLayoutOf(shape->type, shape->head_dim);
+    *k_bytes = at.v_at;
+    *v_bytes = at.page_bytes - at.v_at;
+    return;
+  }
   if (IsCoded(shape->type)) {
     const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
     *k_bytes = at.v_at;
@@ -132,7 +139,7 @@ void Append(const AppendArgs* args) {
 
 void ReadToken(const KvShape* shape, const uint8_t* page, uint32_t v_offset, const uint8_t* spread,
                uint32_t slot, float* k, float* v) {
-  if (IsCoded(shape->type)) return ReadCoded(shape->head_dim, page, spread, slot, k, v);
+  if (IsCoded(shape->type)) return ReadCoded(*shape, page, spread, slot, k, v);
   const uint8_t* row = page + slot * RowBytes(*shape);
   LoadRow(shape->type, row, shape->head_dim, k);
   LoadRow(shape->type, row + v_offset, shape->head_dim, v);

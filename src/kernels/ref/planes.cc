@@ -7,32 +7,12 @@
 #include <numeric>
 #include <vector>
 
-#include "base/check.h"
-#include "kernels/ref/attention.h"
+#include "kernels/ref/coding.h"
 #include "page/planes.h"
 #include "tensor/convert.h"
 
 namespace tinyserve::ref {
 namespace {
-
-constexpr float kF16Max = 65504.0f;
-// Below this the largest of some numbers counts as 0, and so do they.
-constexpr float kTiny = 1e-30f;
-
-// NaN becomes the largest.
-float Clamp(float x) {
-  const float below = x < kF16Max ? x : kF16Max;
-  return below > -kF16Max ? below : -kF16Max;
-}
-
-// To the nearest integer, ties to even, within [low, high].
-int Code(float x, int low, int high) {
-  return static_cast<int>(
-      std::clamp(std::nearbyintf(x), static_cast<float>(low), static_cast<float>(high)));
-}
-
-// What turns numbers up to `top` into codes up to code_max; 0 where there is nothing to code.
-float ToCodes(float top, float code_max) { return top < kTiny ? 0.0f : code_max / top; }
 
 // The scale of signed bytes for numbers up to `top`, rounded up to a bfloat16.
 uint16_t ValueScale(float top) {
@@ -41,17 +21,6 @@ uint16_t ValueScale(float top) {
   uint32_t bits;
   std::memcpy(&bits, &scale, sizeof bits);
   return static_cast<uint16_t>((bits + 0xffffu) >> 16);
-}
-
-template <class T>
-T Read(const uint8_t* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
-template <class T>
-void Write(T value, uint8_t* at) {
-  std::memcpy(at, &value, sizeof value);
 }
 
 // Where the bits of channel c are: byte and shift within a group's bytes.
@@ -169,29 +138,16 @@ void CodeValues(const std::vector<float>& values, const PlanesLayout& at, uint8_
 
 }  // namespace
 
-void SealPage(const SealArgs* args) {
-  TS_CHECK(args->shape.type == KvType::kPlanes && args->shape.page_tokens == kPlanesTokens);
-  const uint32_t dim = args->shape.head_dim;
-  const PlanesLayout at = PlanesLayoutOf(dim);
-  const uint8_t* open = PageAt(args->open_slab, args->open_page);
-  uint8_t* page = PageAt(args->slab, args->page);
-  uint8_t* spread = PageAt(args->records, args->page) + args->layout.spread_at;
-  std::vector<float> keys(uint64_t{kPlanesTokens} * at.channels), values(keys.size());
-  for (uint32_t t = 0; t < kPlanesTokens; ++t) {
-    float* k = keys.data() + uint64_t{t} * at.channels;
-    float* v = values.data() + uint64_t{t} * at.channels;
-    ReadToken(&args->open, open, args->open_slab.v_offset, nullptr, t, k, v);
-    std::transform(k, k + dim, k, Clamp);
-    std::transform(v, v + dim, v, Clamp);
-  }
+void SealPlanes(const KvShape& shape, const PageNumbers& numbers, uint8_t* page, uint8_t* spread) {
+  const PlanesLayout at = PlanesLayoutOf(shape.head_dim);
   std::memset(page, 0, at.page_bytes);
-  CodeSpread(keys, at.channels, spread);
-  CodeKeys(keys, at, spread, page);
-  CodeValues(values, at, page);
+  CodeSpread(numbers.keys, at.channels, spread);
+  CodeKeys(numbers.keys, at, spread, page);
+  CodeValues(numbers.values, at, page);
 }
 
-void ReadCoded(uint32_t head_dim, const uint8_t* page, const uint8_t* spread, uint32_t slot,
-               float* k, float* v) {
+void ReadPlanes(uint32_t head_dim, const uint8_t* page, const uint8_t* spread, uint32_t slot,
+                float* k, float* v) {
   const PlanesLayout at = PlanesLayoutOf(head_dim);
   const float scale = BF16ToF32(Read<uint16_t>(page + at.scales_at + 2 * slot));
   const auto* row = reinterpret_cast<const int8_t*>(page + at.v_at + slot * at.channels);
@@ -348,7 +304,7 @@ class Cascade {
       const float weight = std::exp(logits[t] - top);
       sum += weight;
       if (value_[t]) {
-        ReadCoded(dim_, Page(page), Spread(page), t % kPlanesTokens, k.data(), v.data());
+        ReadPlanes(dim_, Page(page), Spread(page), t % kPlanesTokens, k.data(), v.data());
       } else if (candidate_[page]) {
         ReadMeanValue(Page(page), v.data());
       } else {

@@ -1,16 +1,17 @@
 // Coded pages in two planes (page/planes.h), and the decode kernel that reads less of what matters
-// less, as plain loops. Coding is defined bit for bit: every target writes the same bytes.
+// less, as plain loops.
 #ifndef TINYSERVE_KERNELS_REF_PLANES_H_
 #define TINYSERVE_KERNELS_REF_PLANES_H_
 
 #include "kernels/kernels.h"
+#include "kernels/ref/coding.h"
 
 namespace tinyserve::ref {
 
-void SealPage(const SealArgs* args);
-// A token of a coded page, [head_dim] each. `spread` is that of its record.
-void ReadCoded(uint32_t head_dim, const uint8_t* page, const uint8_t* spread, uint32_t slot,
-               float* k, float* v);
+// Codes a page; `spread`: that of its record.
+void SealPlanes(const KvShape& shape, const PageNumbers& numbers, uint8_t* page, uint8_t* spread);
+void ReadPlanes(uint32_t head_dim, const uint8_t* page, const uint8_t* spread, uint32_t slot,
+                float* k, float* v);
 uint64_t CascadeScratchBytes(const KvShape* shape, uint32_t group, uint32_t pages_max);
 CascadeCounts AttendCascade(const CascadeArgs* args);
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/ref/attention.h"
+#include "kernels/ref/coded.h"
 #include "kernels/ref/planes.h"
 #include "kernels/ref/products.h"
 #include "kernels/ref/rows.h"
