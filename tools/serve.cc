@@ -38,6 +38,7 @@ struct ServeFlags {
   uint32_t step_tokens_max = EngineOptions().step_tokens_max;
   std::string api_key_file, config, log_level = "info";
   std::string cache_policy = "lru";
+  std::string tool_parser = "auto", reasoning_parser = "auto";
   bool insecure = false, no_prefix_cache = false, exact_reuse = false;
 };
 
@@ -102,6 +103,10 @@ Status CheckFlags(ServeFlags* flags) {
   if (flags->service.models.empty()) {
     flags->service.models = {std::filesystem::path(flags->engine.model).stem().string()};
   }
+  if (flags->tool_parser != "auto")
+    flags->service.parsers.tools = ParseToolFormat(flags->tool_parser);
+  if (flags->reasoning_parser != "auto")
+    flags->service.parsers.reasoning = flags->reasoning_parser == "think";
   flags->service.origins.loopback = IsLoopbackHost(flags->http.host);
   if (flags->step_tokens_max < flags->sequences_max) {
     return Status(Code::kInvalidArgument, "--step-tokens must be at least --sequences");
@@ -209,6 +214,15 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
         0, 86400);
   Choose(add("--log-level", &flags->log_level, "LEVEL", "Log on standard error", "Server"),
          {"debug", "info", "warning", "error", "off"});
+  Choose(add("--tool-parser", &flags->tool_parser, "FORMAT",
+             "How the model writes calls of tools; auto: as its chat template tells", "Server"),
+         {"auto", "hermes", "llama3_json", "mistral"});
+  Choose(
+      add("--reasoning-parser", &flags->reasoning_parser, "FORMAT",
+          "Whether <think>…</think> before an answer is its reasoning_content; auto: as its chat "
+          "template tells",
+          "Server"),
+      {"auto", "think", "none"});
   const auto limit = [&](const char* name, auto* value, const char* help, double low, double high) {
     Limit(add(name, value, "N", help, "Limits"), low, high);
   };

@@ -141,6 +141,7 @@ struct Request {
   std::optional<std::vector<std::string>> step_plugins;
   // Of this request alone; null: none. Not together with ignore_eos, min_tokens.
   std::shared_ptr<TokenConstraint> constraint;
+  bool spell_control = false;  // control tokens are in the answer's text as they are spelled
 };
 
 using RequestId = uint64_t;
@@ -314,6 +315,12 @@ class Engine {
   // true).
   virtual Result<std::string> RenderChat(const std::vector<Message>& messages,
                                          bool add_generation_prompt) const = 0;
+
+  // The same of all that templates take: messages as a JSON array with tool calls and the like, and
+  // a JSON object of further variables (tools, enable_thinking, …). Errors: the template's own.
+  virtual Result<std::string> RenderConversation(std::string_view messages_json,
+                                                 bool add_generation_prompt,
+                                                 std::string_view variables_json) const = 0;
 
   // A grammar for Request::constraint. `text` need not be trusted: its size, its depth and the work
   // of compiling it have limits. Errors: kInvalidArgument (what is wrong, or not supported).

@@ -50,6 +50,11 @@ class EngineImpl : public Engine {
   }
   Result<std::string> RenderChat(const std::vector<Message>& messages,
                                  bool add_generation_prompt) const override;
+  Result<std::string> RenderConversation(std::string_view messages_json, bool add_generation_prompt,
+                                         std::string_view variables_json) const override {
+    return template_->RenderJson(std::string(messages_json), add_generation_prompt,
+                                 std::string(variables_json));
+  }
   Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
                                                         std::string_view text) const override {
     return grammars_->Compile(kind, text);

@@ -209,7 +209,7 @@ Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
   const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
   if (!end_token) {
     if (job->request.constraint) TS_RETURN_IF_ERROR(job->request.constraint->Accept(token));
-    const Result<std::string> bytes = tokenizer_->TokenBytes(token, /*spell_special=*/false);
+    const Result<std::string> bytes = tokenizer_->TokenBytes(token, job->request.spell_control);
     if (bytes.ok()) event.text = job->answer->Push(*bytes);
   }
   job->sink(event);

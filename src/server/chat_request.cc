@@ -3,6 +3,7 @@
 #include <boost/json/array.hpp>
 #include <utility>
 
+#include "server/conversation_fields.h"
 #include "server/generation_fields.h"
 #include "server/openai_request.h"
 
@@ -10,67 +11,6 @@ namespace tinyserve {
 namespace {
 
 namespace json = boost::json;
-
-constexpr size_t kRoleBytesMax = 64;
-
-// The text of `content`: a string, or parts of type text, joined.
-void ReadContent(Fields* message, std::optional<ApiError>* error, std::string* out) {
-  const json::value* value = message->Find("content");
-  if (message->failed()) return;
-  if (value == nullptr)
-    return message->Fail("content", fmt::format("'{}' is missing", message->Path("content")));
-  if (const json::string* text = value->if_string()) {
-    *out = {text->data(), text->size()};
-    return;
-  }
-  const json::array* parts = value->if_array();
-  if (parts == nullptr) {
-    return message->Fail("content", fmt::format("'{}' must be a string or a list of parts",
-                                                message->Path("content")));
-  }
-  for (size_t i = 0; i < parts->size(); ++i) {
-    const std::string path = fmt::format("{}[{}]", message->Path("content"), i);
-    const json::object* object = (*parts)[i].if_object();
-    if (object == nullptr) {
-      return message->Fail(BadField(path, fmt::format("'{}' must be an object", path)));
-    }
-    Fields part(*object, path + ".", error);
-    std::string type, text;
-    part.String("type", kRoleBytesMax, &type);
-    if (type != "text") {
-      part.Fail("type",
-                fmt::format("'{}.type': this server understands parts of type text alone", path));
-    }
-    part.String("text", SIZE_MAX, &text);
-    if (part.Find("text") == nullptr) part.Fail("text", fmt::format("'{}.text' is missing", path));
-    part.RefuseOthers();
-    if (part.failed()) return;
-    *out += text;
-  }
-}
-
-std::optional<Message> ReadMessage(const json::value& value, const std::string& path,
-                                   std::optional<ApiError>* error) {
-  if (!value.is_object()) {
-    *error = BadField(path, fmt::format("'{}' must be an object", path));
-    return std::nullopt;
-  }
-  Fields fields(value.get_object(), path + ".", error);
-  Message message;
-  fields.String("role", kRoleBytesMax, &message.role);
-  if (message.role == "developer") message.role = "system";  // OpenAI's newer name
-  if (message.role != "system" && message.role != "user" && message.role != "assistant") {
-    fields.Fail("role",
-                fmt::format("'{}.role' must be system, developer, user or assistant", path));
-  }
-  ReadContent(&fields, error, &message.content);
-  // What answers of this API carry, for those who send them back as they came.
-  fields.RefuseUnlessEmpty({"tool_calls", "annotations"});
-  fields.RefuseUnsupported({"name", "function_call", "tool_call_id", "audio", "refusal"});
-  fields.RefuseOthers();
-  if (fields.failed()) return std::nullopt;
-  return message;
-}
 
 void ReadLogprobs(Fields* fields, ChatRequest* request) {
   bool wanted = false;
@@ -95,15 +35,6 @@ void ReadMaxTokens(Fields* fields, const RequestLimits& limits, GenerationOption
     }
     options->max_tokens = tokens;
   }
-}
-
-void ReadTools(Fields* fields) {
-  fields->RefuseUnlessEmpty({"tools", "functions"});
-  const json::value* choice = fields->Find("tool_choice");
-  if (choice != nullptr && *choice != "none" && *choice != "auto") {
-    fields->Fail("tool_choice", "'tool_choice': this server supports no tools");
-  }
-  fields->Accept({"parallel_tool_calls"});  // says nothing without tools
 }
 
 }  // namespace
@@ -149,33 +80,6 @@ std::vector<int32_t> ReadTokens(Fields* fields, std::string_view name, const jso
   return tokens;
 }
 
-std::vector<Message> ReadMessages(Fields* fields, const RequestLimits& limits) {
-  std::vector<Message> messages;
-  const json::value* value = fields->Find("messages");
-  if (fields->failed()) return messages;
-  const json::array* list = value != nullptr ? value->if_array() : nullptr;
-  if (list == nullptr || list->empty()) {
-    fields->Fail("messages", "'messages' must be a list of at least one message");
-    return messages;
-  }
-  if (list->size() > limits.messages_max) {
-    fields->Fail("messages", fmt::format("'messages' has {} messages: at most {} are allowed",
-                                         list->size(), limits.messages_max));
-    return messages;
-  }
-  for (size_t i = 0; i < list->size(); ++i) {
-    std::optional<ApiError> error;
-    std::optional<Message> message =
-        ReadMessage((*list)[i], fmt::format("messages[{}]", i), &error);
-    if (!message) {
-      fields->Fail(*std::move(error));
-      return messages;
-    }
-    messages.push_back(*std::move(message));
-  }
-  return messages;
-}
-
 std::optional<ChatRequest> ParseChatRequest(std::string_view body, const RequestLimits& limits,
                                             std::optional<ApiError>* error) {
   const std::optional<json::object> object = ParseBody(body, limits.json_depth_max, error);
@@ -183,14 +87,17 @@ std::optional<ChatRequest> ParseChatRequest(std::string_view body, const Request
   Fields fields(*object, "", error);
   ChatRequest request;
   ReadGenerationFields(&fields, limits, &request.options);
-  request.messages = ReadMessages(&fields, limits);
+  ReadConversation(&fields, limits, &request.conversation);
   ReadLogprobs(&fields, &request);
   ReadMaxTokens(&fields, limits, &request.options);
-  ReadTools(&fields);
-  fields.Bool("add_generation_prompt", &request.add_generation_prompt);
+  if (request.options.grammar && request.conversation.calls()) {
+    fields.Fail("tools", fmt::format("'{}' says what the answer must be, so that it can call no "
+                                     "tools: leave it out, or set 'tool_choice' to none",
+                                     request.options.grammar->field));
+  }
   fields.RefuseUnsupported({"audio", "prediction", "web_search_options", "reasoning_effort",
-                            "verbosity", "function_call", "chat_template", "chat_template_kwargs",
-                            "continue_final_message", "echo"});
+                            "verbosity", "function_call", "chat_template", "continue_final_message",
+                            "echo"});
   fields.RefuseOthers();
   if (fields.failed()) return std::nullopt;
   return request;

@@ -26,7 +26,7 @@ class CompletionForm : public ReplyForm {
   const char* id_prefix() const override { return "cmpl-"; }
   const char* object(bool) const override { return "text_completion"; }
 
-  std::optional<json::object> Opening(AnswerChoice* choice) const override {
+  std::optional<json::object> Opening(AnswerChoice* choice) override {
     if (!echo_) return std::nullopt;
     return json::object{{"index", choice->index},
                         {"text", echoes_[choice->index / n_]},
@@ -34,7 +34,7 @@ class CompletionForm : public ReplyForm {
                         {"finish_reason", nullptr}};
   }
 
-  json::object Choice(AnswerChoice* choice, bool chunk) const override {
+  std::optional<json::object> Choice(AnswerChoice* choice, bool chunk) override {
     const bool echo = echo_ && !chunk;
     json::value logprobs(nullptr);
     if (top_ >= 0) {
@@ -43,10 +43,10 @@ class CompletionForm : public ReplyForm {
       scored.insert(scored.end(), choice->scored.begin(), choice->scored.end());
       logprobs = CompletionLogprobs(*engine_, scored, top_ > 0, &choice->text_offset);
     }
-    return {{"index", choice->index},
-            {"text", (echo ? echoes_[choice->index / n_] : "") + choice->text},
-            {"logprobs", std::move(logprobs)},
-            {"finish_reason", FinishJson(choice->finish)}};
+    return json::object{{"index", choice->index},
+                        {"text", (echo ? echoes_[choice->index / n_] : "") + choice->text},
+                        {"logprobs", std::move(logprobs)},
+                        {"finish_reason", FinishJson(choice->finish)}};
   }
 
  private:

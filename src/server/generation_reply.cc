@@ -52,12 +52,6 @@ HttpReply GenerationHttpReply(std::unique_ptr<ReplyWork> work, bool stream) {
   return reply;
 }
 
-Result<std::vector<int32_t>> ChatTokens(const Engine& engine, const std::vector<Message>& messages,
-                                        bool add_generation_prompt, bool add_special) {
-  TS_ASSIGN_OR_RETURN(const std::string text, engine.RenderChat(messages, add_generation_prompt));
-  return engine.Tokenize(text, add_special, /*parse_special=*/true);
-}
-
 GenerationReply::GenerationReply(std::unique_ptr<Generation> generation,
                                  std::unique_ptr<ReplyForm> form, const GenerationOptions& options,
                                  std::vector<uint32_t> prompt_tokens, std::string model)
@@ -152,8 +146,10 @@ void GenerationReply::Take(const Arrival& arrival, std::string* out) {
   }
   // A token that completes no character waits for the one that does.
   if (choice.text.empty() && !finished) return;
-  Send(form_->Choice(&choice, true), choice, out);
+  std::optional<json::object> said = form_->Choice(&choice, true);
   choice.text.clear();
+  if (!said) return;
+  Send(*std::move(said), choice, out);
   choice.scored.clear();
 }
 
@@ -175,7 +171,7 @@ bool GenerationReply::Advance(std::string* out) {
 HttpReply GenerationReply::Whole() {
   if (error_) return ErrorReply(*error_);
   json::array list;
-  for (AnswerChoice& choice : choices_) list.push_back(form_->Choice(&choice, false));
+  for (AnswerChoice& choice : choices_) list.push_back(*form_->Choice(&choice, false));
   json::object body = Head(false);
   body["choices"] = std::move(list);
   body["usage"] = UsageJson();

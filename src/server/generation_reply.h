@@ -45,10 +45,10 @@ class ReplyForm {
   virtual const char* id_prefix() const = 0;
   virtual const char* object(bool chunk) const = 0;
   // The chunk that opens an answer's stream, or nothing.
-  virtual std::optional<boost::json::object> Opening(AnswerChoice* choice) const = 0;
+  virtual std::optional<boost::json::object> Opening(AnswerChoice* choice) = 0;
   // A member of `choices`: what is in `text` and `scored`, with why it ended where it has. `chunk`:
-  // of a stream.
-  virtual boost::json::object Choice(AnswerChoice* choice, bool chunk) const = 0;
+  // of a stream; nothing then: `text` was taken and completes nothing yet.
+  virtual std::optional<boost::json::object> Choice(AnswerChoice* choice, bool chunk) = 0;
 };
 
 class GenerationReply : public ReplyWork {
@@ -82,10 +82,6 @@ class GenerationReply : public ReplyWork {
 
 // A reply that waits for `work`, as a stream or whole.
 HttpReply GenerationHttpReply(std::unique_ptr<ReplyWork> work, bool stream);
-
-// The tokens that a conversation is for the model: its chat template, rendered and tokenised.
-Result<std::vector<int32_t>> ChatTokens(const Engine& engine, const std::vector<Message>& messages,
-                                        bool add_generation_prompt, bool add_special);
 
 // Unique over restarts, not only within this process.
 std::string NewReplyId(std::string_view prefix);

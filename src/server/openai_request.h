@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/api_error.h"
+#include "server/chat_conversation.h"
 #include "server/json_fields.h"
 #include "tinyserve/engine.h"
 
@@ -59,8 +60,7 @@ struct CompletionRequest {
 
 struct ChatRequest {
   GenerationOptions options;
-  std::vector<Message> messages;  // at least one
-  bool add_generation_prompt = true;
+  Conversation conversation;  // at least one message
 };
 
 // Nothing: `*error` says why.
@@ -74,8 +74,6 @@ std::optional<ChatRequest> ParseChatRequest(std::string_view body, const Request
 
 // `model`: absent, or one that is served; else 404 model_not_found.
 void ReadModel(Fields* fields, const RequestLimits& limits);
-// `messages`.
-std::vector<Message> ReadMessages(Fields* fields, const RequestLimits& limits);
 // A list of token ids of the vocabulary under `name`. REQUIRES: `value` is a list.
 std::vector<int32_t> ReadTokens(Fields* fields, std::string_view name,
                                 const boost::json::array& value, const RequestLimits& limits);

@@ -215,14 +215,16 @@ TEST(OpenAiRequest, ChatMessagesAndParts) {
       "tools": [], "tool_choice": "auto", "parallel_tool_calls": true, "stream": true,
       "response_format": {"type": "text"}, "modalities": ["text"],
       "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");
-  ASSERT_EQ(request.messages.size(), 3u);
-  EXPECT_EQ(request.messages[0].role, "system");
-  EXPECT_EQ(request.messages[2].content, "xy");
+  const auto& messages = request.conversation.messages;
+  ASSERT_EQ(messages.size(), 3u);
+  EXPECT_EQ(messages[0].at("role"), "system");
+  EXPECT_EQ(messages[2].at("content"), "xy");
+  EXPECT_FALSE(request.conversation.calls());
   EXPECT_EQ(request.options.max_tokens, 5u);
   EXPECT_EQ(request.options.engine.top_logprobs, 3);
   EXPECT_TRUE(request.options.include_usage);
   EXPECT_TRUE(request.options.continuous_usage);
-  EXPECT_TRUE(request.add_generation_prompt);
+  EXPECT_TRUE(request.conversation.add_generation_prompt);
 }
 
 TEST(OpenAiRequest, ChatsThatAreRefusedNameTheField) {
@@ -243,7 +245,14 @@ TEST(OpenAiRequest, ChatsThatAreRefusedNameTheField) {
       {R"({"messages": [{"role": "user", "content": "x", "nam": "n"}]})", "messages[0].nam",
        "unknown"},
       {R"({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]})",
+       "messages[0].tool_calls[0].function", "missing"},
+      {R"({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]})",
        "messages[0].tool_calls", "not supported"},
+      {R"({"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "type": "function",
+           "function": {"name": "f", "arguments": "[1]"}}]}]})",
+       "messages[0].tool_calls[0].function.arguments", "JSON object"},
+      {R"({"messages": [{"role": "tool", "content": "x"}]})", "messages[0].tool_call_id",
+       "missing"},
       {R"({"messages": [1, 2, 3, 4]})", "messages", "at most 3"},
   };
   for (const Refusal& refusal : refusals) {
@@ -254,8 +263,18 @@ TEST(OpenAiRequest, ChatsThatAreRefusedNameTheField) {
     EXPECT_NE(error->message.find(refusal.words), std::string::npos) << error->message;
   }
   const std::pair<const char*, const char*> fields[] = {
-      {R"("tools": [{}])", "tools"},
+      {R"("tools": [{}])", "tools[0].type"},
+      {R"("tools": [{"type": "function", "function": {"name": "a b"}}])", "tools[0].function.name"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}},
+                    {"type": "function", "function": {"name": "a"}}])",
+       "tools[1].function.name"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}],
+          "tool_choice": {"type": "function", "function": {"name": "b"}})",
+       "tool_choice"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}], "guided_regex": "a")",
+       "tools"},
       {R"("tool_choice": "required")", "tool_choice"},
+      {R"("chat_template_kwargs": {"messages": []})", "chat_template_kwargs.messages"},
       {R"("top_logprobs": 1)", "top_logprobs"},
       {R"("max_tokens": 0)", "max_tokens"},
       {R"("max_tokens": 1, "max_completion_tokens": 2)", "max_tokens"},

@@ -15,6 +15,7 @@
 #include "server/metrics.h"
 #include "server/openai_request.h"
 #include "server/request_origin.h"
+#include "server/tool_format.h"
 #include "tinyserve/engine.h"
 
 namespace tinyserve {
@@ -23,6 +24,7 @@ struct ServiceOptions {
   std::vector<std::string> models;  // served names; the first is the one that replies carry
   OriginRules origins;
   RequestLimits limits;
+  AnswerParsers parsers;
   std::string config_json = "{}";  // what /config answers: effective options without secrets
   std::string version;
 };

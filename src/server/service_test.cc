@@ -172,6 +172,85 @@ TEST_F(ServiceTest, LogprobsOfTokensWithoutTextComeWithTheNextChunk) {
   EXPECT_TRUE(Choice(events[2]).at("logprobs").is_null());
 }
 
+constexpr const char* kToolsAsked =
+    R"("messages": [{"role": "user", "content": "q"}], "tools": [{"type": "function", "function":
+       {"name": "f", "parameters": {"type": "object",
+        "properties": {"a": {"type": "integer"}}}}}])";
+
+TEST_F(ServiceTest, CallsOfToolsAreStreamedAsTheyAreWritten) {
+  engine_.model().context_tokens = 4096;
+  HttpReply reply =
+      Post("/v1/chat/completions", std::string("{\"stream\": true, ") + kToolsAsked + "}");
+  const Request& request = engine_.submitted.at(1).request;
+  // The template of the fake takes no tools, so they are told in the system message.
+  EXPECT_EQ(engine_.Detokenize(request.prompt)->rfind("system:You can call", 0), 0u);
+  EXPECT_TRUE(request.spell_control);
+  EXPECT_EQ(request.constraint, nullptr);
+  engine_.Say(1, "Well <tool");
+  engine_.Say(1, "_call>\n{\"name\": \"f\",");
+  std::vector<std::string> events = Events(&reply, false);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(Choice(events[1]).at("delta").at("content"), "Well");
+  engine_.Say(1, " \"arguments\": {\"a\"");
+  engine_.Say(1, ": 1}}\n</tool_call>");
+  engine_.Finish(1, FinishReason::kStop);
+  events = Events(&reply, true);
+  ASSERT_EQ(events.size(), 4u);
+  const json::object first = Choice(events[0]), second = Choice(events[1]);
+  const json::object& begun = first.at("delta").at("tool_calls").at(0).as_object();
+  EXPECT_EQ(begun.at("function").at("name"), "f");
+  EXPECT_EQ(begun.at("id").as_string().size(), 9u);
+  EXPECT_EQ(begun.at("index"), 0);
+  EXPECT_EQ(begun.at("function").at("arguments"), "{\"a\"");
+  const json::object& more = second.at("delta").at("tool_calls").at(0).as_object();
+  EXPECT_EQ(more.at("function").at("arguments"), ": 1}");
+  EXPECT_FALSE(more.contains("id"));
+  EXPECT_EQ(Choice(events[2]).at("finish_reason"), "tool_calls");
+}
+
+TEST_F(ServiceTest, RequiredCallsAreBoundByAGrammar) {
+  engine_.model().context_tokens = 4096;
+  engine_.tokenizer().chat_template = "{{ tools }} [TOOL_CALLS]";
+  HttpReply reply = Post("/v1/chat/completions",
+                         std::string("{\"tool_choice\": \"required\", ") + kToolsAsked + "}");
+  ASSERT_EQ(engine_.grammars.size(), 1u);
+  EXPECT_EQ(engine_.grammars[0].first, GrammarKind::kLark);
+  EXPECT_NE(engine_.grammars[0].second.find("%json {"), std::string::npos);
+  const Request& request = engine_.submitted.at(1).request;
+  const std::string prompt = *engine_.Detokenize(request.prompt);
+  EXPECT_TRUE(prompt.ends_with("assistant:[TOOL_CALLS]")) << prompt;
+  EXPECT_NE(prompt.find("\"tools\": [{"), std::string::npos);
+  engine_.Say(1, "[{\"name\": \"f\", \"arguments\": {\"a\": 2}}]");
+  engine_.Finish(1, FinishReason::kStop);
+  const json::object whole = Whole(&reply);
+  const json::object& choice = whole.at("choices").at(0).as_object();
+  EXPECT_EQ(choice.at("finish_reason"), "tool_calls");
+  EXPECT_TRUE(choice.at("message").at("content").is_null());
+  const json::object& call = choice.at("message").at("tool_calls").at(0).as_object();
+  EXPECT_EQ(call.at("function").at("arguments"), "{\"a\": 2}");
+  EXPECT_FALSE(call.contains("index"));
+}
+
+TEST_F(ServiceTest, ToolsThatMayNotBeCalledAreNotTold) {
+  Post("/v1/chat/completions", std::string("{\"tool_choice\": \"none\", ") + kToolsAsked + "}");
+  EXPECT_EQ(*engine_.Detokenize(engine_.submitted.at(1).request.prompt), "user:q;assistant:");
+}
+
+TEST_F(ServiceTest, ReasoningIsApartFromTheAnswer) {
+  engine_.tokenizer().chat_template = "<think></think>";
+  engine_.prompt_end = "<think>\n";
+  HttpReply reply = Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "q"}],
+      "chat_template_kwargs": {"enable_thinking": true}})");
+  const std::string prompt = *engine_.Detokenize(engine_.submitted.at(1).request.prompt);
+  EXPECT_NE(prompt.find("{\"enable_thinking\": true}"), std::string::npos) << prompt;
+  engine_.Say(1, "Hm.\n</think>\n\nYes.");
+  engine_.Finish(1, FinishReason::kStop);
+  const json::object whole = Whole(&reply);
+  const json::object& message = whole.at("choices").at(0).at("message").as_object();
+  EXPECT_EQ(message.at("reasoning_content"), "Hm.");
+  EXPECT_EQ(message.at("content"), "Yes.");
+}
+
 TEST_F(ServiceTest, ContinuousUsageIsInEveryChunk) {
   HttpReply reply = Post("/v1/completions", R"({"prompt": "a", "stream": true, "echo": true,
       "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");

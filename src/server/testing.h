@@ -2,6 +2,8 @@
 #ifndef TINYSERVE_SERVER_TESTING_H_
 #define TINYSERVE_SERVER_TESTING_H_
 
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <map>
 #include <string>
 #include <string_view>
@@ -82,6 +84,20 @@ class FakeEngine : public Engine {
     for (const Message& m : messages) text += m.role + ":" + m.content + ";";
     return add_generation_prompt ? text + "assistant:" : text;
   }
+  // "role:content;" of each message, calls and variables as JSON.
+  Result<std::string> RenderConversation(std::string_view messages_json, bool add_generation_prompt,
+                                         std::string_view variables_json) const override {
+    std::string text;
+    const boost::json::value messages = boost::json::parse(std::string(messages_json));
+    for (const boost::json::value& m : messages.as_array()) {
+      text += std::string(m.at("role").as_string()) + ":" +
+              std::string(m.at("content").as_string()) + ";";
+      if (m.as_object().contains("tool_calls"))
+        text += boost::json::serialize(m.at("tool_calls")) + ";";
+    }
+    if (variables_json != "{}") text += std::string(variables_json) + ";";
+    return (add_generation_prompt ? text + "assistant:" : text) + prompt_end;
+  }
   // A grammar that allows everything; `grammars` has what was asked for.
   Result<std::shared_ptr<const Grammar>> CompileGrammar(GrammarKind kind,
                                                         std::string_view text) const override {
@@ -151,6 +167,9 @@ class FakeEngine : public Engine {
   size_t submissions_max = 1000;
   Status refusal;
   mutable std::vector<std::pair<GrammarKind, std::string>> grammars;
+  std::string prompt_end;  // what the chat template writes last
+  TokenizerInfo& tokenizer() { return tokenizer_; }
+  ModelInfo& model() { return info_; }
 
  private:
   ModelInfo info_;

@@ -3,7 +3,8 @@
 #include <boost/json/object.hpp>
 #include <utility>
 
-#include "server/generation_reply.h"
+#include "server/chat_prompt.h"
+#include "server/conversation_fields.h"
 #include "server/json_fields.h"
 #include "server/logprobs_json.h"
 #include "server/openai_request.h"
@@ -17,9 +18,8 @@ namespace json = boost::json;
 
 struct TokenizeRequest {
   std::optional<std::string> prompt;
-  std::vector<Message> messages;
+  Conversation conversation;
   bool add_special = true;
-  bool add_generation_prompt = true;
   bool token_texts = false;
 };
 
@@ -36,16 +36,23 @@ std::optional<TokenizeRequest> ParseTokenize(std::string_view body, const Reques
     fields.String("prompt", SIZE_MAX, &*request.prompt);
     fields.Bool("add_special_tokens", &request.add_special);
   } else {
-    request.messages = ReadMessages(&fields, limits);
+    ReadConversation(&fields, limits, &request.conversation);
     request.add_special = false;  // the template has written them
     fields.Bool("add_special_tokens", &request.add_special);
-    fields.Bool("add_generation_prompt", &request.add_generation_prompt);
-    fields.RefuseUnlessEmpty({"tools"});
-    fields.RefuseUnsupported({"continue_final_message", "chat_template", "chat_template_kwargs"});
+    fields.RefuseUnsupported({"continue_final_message", "chat_template"});
   }
   fields.RefuseOthers();
   if (fields.failed()) return std::nullopt;
   return request;
+}
+
+Result<std::vector<int32_t>> Tokens(const Engine& engine, const AnswerParsers& parsers,
+                                    const TokenizeRequest& request) {
+  if (request.prompt)
+    return engine.Tokenize(*request.prompt, request.add_special, /*parse_special=*/true);
+  TS_ASSIGN_OR_RETURN(ChatPrompt prompt,
+                      PromptOf(engine, parsers, request.conversation, request.add_special));
+  return std::move(prompt.tokens);
 }
 
 }  // namespace
@@ -56,11 +63,7 @@ HttpReply Tokenize(const Service& service, const HttpRequest& http) {
   std::optional<ApiError> error;
   const std::optional<TokenizeRequest> request = ParseTokenize(http.body, service.limits(), &error);
   if (!request) return ErrorReply(*error);
-  const Result<std::vector<int32_t>> tokens =
-      request->prompt ? engine->Tokenize(*request->prompt, request->add_special,
-                                         /*parse_special=*/true)
-                      : ChatTokens(*engine, request->messages, request->add_generation_prompt,
-                                   request->add_special);
+  const Result<std::vector<int32_t>> tokens = Tokens(*engine, service.options().parsers, *request);
   if (!tokens.ok()) return ErrorReply(ErrorOf(tokens.status()));
   json::array ids, texts;
   for (const int32_t token : *tokens) {

@@ -64,7 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   error.reset();
   if (const auto request = ParseChatRequest(body, limits, &error)) {
     CheckOptions(request->options, limits);
-    TS_CHECK(!request->messages.empty());
+    TS_CHECK(!request->conversation.messages.empty());
   } else {
     CheckError(error);
   }

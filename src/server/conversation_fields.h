@@ -1,0 +1,27 @@
+// The fields of a chat request that make its conversation: messages, tools, the template's
+// variables.
+#ifndef TINYSERVE_SERVER_CONVERSATION_FIELDS_H_
+#define TINYSERVE_SERVER_CONVERSATION_FIELDS_H_
+
+#include "server/chat_conversation.h"
+#include "server/json_fields.h"
+#include "server/openai_request.h"
+
+namespace tinyserve {
+
+// `messages`, `tools`, `tool_choice`, `parallel_tool_calls`, `chat_template_kwargs`,
+// `add_generation_prompt`; those that only older clients know are refused.
+void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation* conversation);
+
+// One tool, {"type": "function", "function": {"name", "description", "parameters", "strict"}}, at
+// `path`. Nothing: `*error` says why.
+std::optional<Tool> ReadTool(const boost::json::value& value, const std::string& path,
+                             std::optional<ApiError>* error);
+
+// Keeps of `conversation`'s tools what `choice` allows: "none", "auto", "required" or the name of
+// one. False: there is no such tool.
+bool ChooseTools(std::string_view choice, Conversation* conversation);
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_SERVER_CONVERSATION_FIELDS_H_
