@@ -391,7 +391,7 @@ class Measure(unittest.TestCase):
     def test_methods_over_different_storages_are_compared_in_one_run(self):
         cascade = ("cascade:ratio=0.5,min_tokens=0,min_context=0,wide_layers=0,"
                    "full=0.1,min_full=8,values=0.3,min_values=16")
-        full = "cascade:ratio=1,min_context=0,full=1,values=1"  # everything is read
+        full = "cascade:ratio=1,min_context=0,full=1,values=1,least_share=0"  # everything is read
         selectors = ("full", cascade, "full@planes", "default")
         args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "70", "--depth", "100,320", "--batch", "1,3",
                 "--repeat", "2", "--text", __file__, *(a for s in selectors for a in ("--selector", s)))

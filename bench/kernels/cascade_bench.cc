@@ -102,6 +102,7 @@ class Items {
             .candidates = share(options_.candidates, options_.pages),
             .full_tokens = share(options_.full, tokens),
             .value_tokens = share(options_.values, tokens),
+            .least_share = 0,
             .alpha = 1,
             .group = options_.group,
             .scale = 1 / std::sqrt(static_cast<float>(options_.head_dim)),

@@ -43,6 +43,8 @@ typedef struct tinyserve_cascade {
   uint32_t min_values;  /* tokens */
   uint32_t wide_layers; /* first layers in which everything is twice as much */
   float alpha;          /* score = q.mean + alpha * |q * distance|_2 */
+  float least_share; /* of the softmax, 0 .. 1: tokens that weigh less, on average over the heads,
+                      * give no value. A table of before leaves it at 0: all do */
 } tinyserve_cascade;
 
 /* Where the records of one (layer, KV head) lie: page p's at

@@ -620,6 +620,7 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
       .candidates = std::min(wide * budget.PagesOf(pages.count, page_tokens), pages.count),
       .full_tokens = share(cascade.full, cascade.min_full),
       .value_tokens = share(cascade.values, cascade.min_values),
+      .least_share = cascade.least_share,
       .alpha = cascade.alpha,
       .group = QueryGroup(group),
       .scale = options_.scale,

@@ -18,6 +18,7 @@ constexpr float kScale = 0.125f;
 
 struct Budgets {
   uint32_t sink, recent, candidates, full_tokens, value_tokens;
+  float least_share = 0;
 };
 constexpr Budgets kEverything = {1, 1, UINT32_MAX, UINT32_MAX, UINT32_MAX};
 
@@ -43,6 +44,7 @@ Result RunCascade(const SealedHead& head, const Tokens& t, uint32_t pages, const
                          .candidates = budgets.candidates,
                          .full_tokens = budgets.full_tokens,
                          .value_tokens = budgets.value_tokens,
+                         .least_share = budgets.least_share,
                          .alpha = 1,
                          .group = group,
                          .scale = kScale,
@@ -116,6 +118,31 @@ TEST_P(Cascade, ReadsWhatThePlainLoopsRead) {
             << dim << " " << group << " " << budgets.candidates;
       }
     }
+  }
+}
+
+// Where attention is narrow the share decides, where it is wide the numbers do.
+TEST_P(Cascade, WhatWeighsLessThanTheShareIsNotRead) {
+  for (const uint32_t group : {1u, 3u}) {
+    const Tokens t = MakeUnevenTokens(640, 64, group, 61 + group);
+    const SealedHead head(kernels(), t, KvType::kF16, 3), plain(*RefKernels(), t, KvType::kF16, 3);
+    uint32_t before = UINT32_MAX;
+    for (const float least : {0.0f, 0.001f, 0.004f, 0.02f}) {
+      const Budgets budgets = {1, 1, 20, 96, 200, least};
+      const Result got = RunCascade(head, t, 40, budgets, Nothing(t));
+      const Result want = RunCascade(plain, t, 40, budgets, Nothing(t));
+      // Rounding puts a token now and then into the bin beside.
+      EXPECT_NEAR(got.counts.full_tokens, want.counts.full_tokens, 4) << least;
+      EXPECT_NEAR(got.counts.value_tokens, want.counts.value_tokens, 4) << least;
+      EXPECT_LE(got.counts.full_tokens, got.counts.value_tokens);
+      EXPECT_LE(got.counts.value_tokens, before);
+      EXPECT_GT(SnrDb(got.out, want.out), group == 1 ? 30 : 15) << least;
+      before = got.counts.value_tokens;
+    }
+    EXPECT_LT(before, 200u);
+    // Pages that are forced are read whatever they weigh.
+    EXPECT_EQ(RunCascade(head, t, 40, {1, 1, 20, 96, 200, 1.0f}, Nothing(t)).counts.value_tokens,
+              32u);
   }
 }
 

@@ -204,7 +204,8 @@ struct Cascade {
                            .min_full = static_cast<uint32_t>(number("min_full")),
                            .min_values = static_cast<uint32_t>(number("min_values")),
                            .wide_layers = static_cast<uint32_t>(number("wide_layers")),
-                           .alpha = static_cast<float>(number("alpha"))};
+                           .alpha = static_cast<float>(number("alpha")),
+                           .least_share = static_cast<float>(number("least_share"))};
     *self = cascade.release();
     return 0;
   }
@@ -223,7 +224,8 @@ constexpr char kCascadeSchema[] = R"({"type":"object","properties":{
   "values":{"type":"number","minimum":0,"maximum":1,"default":0.15},
   "min_values":{"type":"integer","minimum":0,"maximum":16777216,"default":768},
   "wide_layers":{"type":"integer","minimum":0,"maximum":1024,"default":2},
-  "alpha":{"type":"number","minimum":0,"maximum":100,"default":1}}})";
+  "alpha":{"type":"number","minimum":0,"maximum":100,"default":1},
+  "least_share":{"type":"number","minimum":0,"maximum":1,"default":0.00006}}})";
 constexpr char kBoxSchema[] = R"({"type":"object","properties":{
   "pool":{"type":"string","enum":["max","sum","softmax"],"default":"max"}}})";
 constexpr char kMomentsSchema[] = R"({"type":"object","properties":{

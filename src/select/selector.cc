@@ -42,6 +42,7 @@ static const char* Wrong(const tinyserve_cascade& c) {
   }
   if (c.min_values > kTokensMax) return "min_values is more than 16777216";
   if (!(c.alpha >= 0 && c.alpha <= 100)) return "alpha must be from 0 to 100";
+  if (!(c.least_share >= 0 && c.least_share <= 1)) return "least_share must be from 0 to 1";
   return nullptr;
 }
 

@@ -192,7 +192,7 @@ TEST_P(CodedPages, AreAllReadByACascadeThatMayReadAll) {
   KvCache* cache = rig.cache();
   const auto tokens = RandomTokens(rig.config().vocab);
   const uint32_t all =
-      *rig.executor()->FindSelector("cascade:ratio=1,min_context=0,full=1,values=1");
+      *rig.executor()->FindSelector("cascade:ratio=1,min_context=0,full=1,values=1,least_share=0");
   const uint32_t some = *rig.executor()->FindSelector(
       "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.05,min_full=4,values=0.1,min_values=4,"
       "wide_layers=0");

@@ -79,30 +79,36 @@ struct RankCut {
   uint32_t threshold, ties;
 };
 
-// Whole vectors are read: ranks past `count` are 0. REQUIRES: 0 < n <= count.
+// How many ranks are `least` or more. Whole vectors are read: ranks past `count` are 0.
 template <class T>
-TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
+TS_INLINE uint32_t CountAtLeast(const T* ranks, uint32_t count, uint32_t least) {
   constexpr uint32_t kPerVector = kVectorBytes / sizeof(T);
   // Counts of a byte's lane stay below 256.
   constexpr uint32_t kStretch = 252 * kPerVector;
+  const VI leasts = sizeof(T) == 1 ? SetByte((int8_t)least) : SetInt16((int16_t)least);
+  VI sums = ZeroInt();
+  for (uint32_t begin = 0; begin < count; begin += kStretch) {
+    const uint32_t end = Smaller(count, begin + kStretch);
+    VI lanes = ZeroInt();
+#pragma GCC unroll 4
+    for (uint32_t i = begin; i < end; i += kPerVector) {
+      const VI x = LoadInt(ranks + i);
+      lanes = sizeof(T) == 1 ? CountBytesAtLeast(lanes, x, leasts)
+                             : CountWordsAtLeast(lanes, x, leasts);
+    }
+    sums = AddInt64(sums, SumBytes(lanes));
+  }
+  // Sums of a call's tokens fit 32 bits: the upper halves are 0.
+  return (uint32_t)SumLanesInt(sums);
+}
+
+// REQUIRES: 0 < n <= count.
+template <class T>
+TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
   uint32_t threshold = 0, above = 0;
   for (uint32_t bit = 1u << (8 * sizeof(T) - 1); bit != 0; bit >>= 1) {
     const uint32_t tried = threshold | bit;
-    const VI least = sizeof(T) == 1 ? SetByte((int8_t)tried) : SetInt16((int16_t)tried);
-    VI sums = ZeroInt();
-    for (uint32_t begin = 0; begin < count; begin += kStretch) {
-      const uint32_t end = Smaller(count, begin + kStretch);
-      VI lanes = ZeroInt();
-#pragma GCC unroll 4
-      for (uint32_t i = begin; i < end; i += kPerVector) {
-        const VI x = LoadInt(ranks + i);
-        lanes = sizeof(T) == 1 ? CountBytesAtLeast(lanes, x, least)
-                               : CountWordsAtLeast(lanes, x, least);
-      }
-      sums = AddInt64(sums, SumBytes(lanes));
-    }
-    // Sums of a call's tokens fit 32 bits: the upper halves are 0.
-    const uint32_t reached = (uint32_t)SumLanesInt(sums);
+    const uint32_t reached = CountAtLeast(ranks, count, tried);
     if (reached >= n) {
       threshold = tried;
     } else {
@@ -112,18 +118,18 @@ TS_INLINE RankCut CutRanks(const T* ranks, uint32_t count, uint32_t n) {
   return {threshold, n - above};
 }
 
-// Marks those of largest rank, sixteen at a time in order, the first of equals.
+// Marks those of largest rank, sixteen at a time in order, the first of equals: n of them at most,
+// and none of a rank below `least`. Ranks that are given are at least 1 where `least` is.
 template <class T>
 struct RankChoice {
   RankCut cut;
 
-  TS_PHASE RankChoice(const T* ranks, uint32_t count, uint32_t n) : cut{0, UINT32_MAX} {
-    if (n >= count) return;  // all that are given are marked
-    if (n == 0) {
-      cut = {(T)~0u, 0};
-      return;
-    }
-    cut = CutRanks<T>(ranks, count, n);
+  TS_PHASE RankChoice(const T* ranks, uint32_t count, uint32_t n, uint32_t least)
+      : cut{least, UINT32_MAX} {
+    if (n >= count) return;
+    // Most often few reach it: then one pass does for the eight that look for a threshold.
+    if (least > 0 && CountAtLeast(ranks, count, least) <= n) return;
+    cut = n == 0 ? RankCut{(T)~0u, 0} : CutRanks<T>(ranks, count, n);
   }
 
   TS_INLINE uint32_t Mask(const T* ranks) {
@@ -166,7 +172,7 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
   for (uint32_t p = count; p < padded; ++p) s.page_rank[p] = 0;
   for (uint32_t p = 0; p < call.args.sink; ++p) s.page_rank[p] = 0xffff;
   for (uint32_t p = count - call.args.recent; p < count; ++p) s.page_rank[p] = 0xffff;
-  RankChoice<uint16_t> choice(s.page_rank, count, call.args.candidates);
+  RankChoice<uint16_t> choice(s.page_rank, count, call.args.candidates, 0);
   uint32_t n = 0;
   for (uint32_t p = 0; p < count; p += 16) {
     const uint32_t mask = choice.Mask(s.page_rank + p);
@@ -333,10 +339,21 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
 
 // ---- 3: weights of tokens, and which of them read what ----
 
-// Ranks of tokens: bins of the sums of their weights, each times its head's share.
+// Ranks of tokens are bins of 1/8 octave up to 2^4, which no weight reaches, from kLowestRank to
+// kHighestRank; 255 is left to pages that are forced.
+constexpr int32_t kLowestBin = (127 + 4) * 8 - 255;
+constexpr uint8_t kLowestRank = 1, kHighestRank = 254;
+
+TS_INLINE uint32_t RankOf(float weight) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &weight, sizeof bits);
+  const int32_t rank = (bits >> 20) - kLowestBin;
+  return rank < kLowestRank ? kLowestRank : Smaller((uint32_t)rank, kHighestRank);
+}
+
+// Ranks tokens by the sums of their weights, each times its head's share.
 TS_INLINE void RankWeights(const CascadeCall& call, uint32_t tokens) {
-  // Bins of 1/8 octave up to 2^4, which no weight reaches; 255 is left to pages that are forced.
-  const VI lowest = SetInt((127 + 4) * 8 - 255);
+  const VI lowest = SetInt(kLowestBin);
   const uint64_t row = call.s.pages * kPlanesTokens;
   for (uint32_t t = 0; t < tokens; t += kPlanesTokens) {
     VF sums[kTokenVectors];
@@ -353,7 +370,7 @@ TS_INLINE void RankWeights(const CascadeCall& call, uint32_t tokens) {
     TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
       bins[v] = SubInt(ShiftRight((VI)sums[v], 20), lowest);
     }
-    StoreSixteenClamped(call.s.rank + t, bins, 1, 254);
+    StoreSixteenClamped(call.s.rank + t, bins, kLowestRank, kHighestRank);
   }
 }
 
@@ -418,8 +435,9 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   });
   RankTokens(call);
   const uint32_t tokens = call.candidates * kPlanesTokens;
-  RankChoice<uint8_t> full(s.rank, tokens, args->full_tokens);
-  RankChoice<uint8_t> value(s.rank, tokens, args->value_tokens);
+  const uint32_t least = RankOf(args->least_share * (float)group);
+  RankChoice<uint8_t> full(s.rank, tokens, args->full_tokens, least);
+  RankChoice<uint8_t> value(s.rank, tokens, args->value_tokens, least);
   for (uint32_t i = 0; i < call.candidates; ++i) {
     const uint8_t* ranks = s.rank + i * kPlanesTokens;
     const TokenMasks of_page = {(uint16_t)full.Mask(ranks), (uint16_t)value.Mask(ranks)};
@@ -441,8 +459,7 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   if (args->chosen != nullptr) {
     __builtin_memcpy(args->chosen, s.candidates, call.candidates * sizeof(uint32_t));
   }
-  return {args->count, call.candidates, Smaller(args->full_tokens, tokens),
-          Smaller(args->value_tokens, tokens)};
+  return {args->count, call.candidates, call.exact_tokens, call.value_rows - call.candidates};
 }
 
 }  // namespace

@@ -268,8 +268,13 @@ class Cascade {
       if (!candidate_[t / kPlanesTokens]) return 0;
       return Forced(t / kPlanesTokens) ? UINT32_MAX : WeightBin(weight[t]) + 1;
     };
-    full_ = Best(tokens_, args_.full_tokens, rank);
-    value_ = Best(tokens_, args_.value_tokens, rank);
+    const uint32_t least = WeightBin(args_.least_share * static_cast<float>(args_.group)) + 1;
+    const auto rank_if_any = [&](uint32_t t) {
+      const uint32_t of_token = rank(t);
+      return of_token < least ? 0 : of_token;
+    };
+    full_ = Best(tokens_, args_.full_tokens, rank_if_any);
+    value_ = Best(tokens_, args_.value_tokens, rank_if_any);
   }
 
   // Bins of 1/8 octave up to 2^4, which no weight reaches; 0 holds what is below all others.
