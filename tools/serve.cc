@@ -39,6 +39,7 @@ struct ServeFlags {
   std::string api_key_file, config, log_level = "info";
   std::string cache_policy = "lru";
   std::string tool_parser = "auto", reasoning_parser = "auto";
+  double target_itl_ms = 0, min_ratio = EngineOptions().min_ratio;
   bool insecure = false, no_prefix_cache = false, exact_reuse = false;
 };
 
@@ -130,6 +131,14 @@ EngineOptions EngineOptionsOf(const ServeFlags& flags) {
   options.prefix_cache = !flags.no_prefix_cache;
   options.exact_reuse = flags.exact_reuse;
   options.cache_policy = flags.cache_policy;
+  options.target_itl_ms = flags.target_itl_ms;
+  options.min_ratio = flags.min_ratio;
+  options.on_tuning = [](const TuningStats& t) {
+    spdlog::info(
+        "tuning: steps take {:.1f} ms, rung {} of {}: prompt chunks of {} tokens, ratio {}, "
+        "{} requests at once",
+        1e3 * t.step_seconds, t.rung, t.rungs - 1, t.chunk_tokens, t.ratio, t.sequences);
+  };
   return options;
 }
 
@@ -242,9 +251,28 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
   limit("--heartbeat-seconds", &http.heartbeat_seconds, "Between comments in a silent stream", 1,
         3600);
   RequestLimits& limits = flags->service.limits;
+  limit("--json-depth", &limits.json_depth_max, "Nesting of a body", 4, 128);
+  limit("--prompts", &limits.prompts_max, "Prompts of a request", 1, 4096);
+  limit("--choices", &limits.choices_max, "Answers of a request: prompts times n", 1, 4096);
+}
+
+// What is kept of earlier requests, and what gives way under load.
+void AddReuseOptions(CLI::App* app, ServeFlags* flags) {
   app->add_flag("--no-prefix-cache", flags->no_prefix_cache,
                 "Compute every prompt whole: nothing of earlier ones is used again")
       ->group("Server");
+  Limit(app->add_option("--target-itl-ms", flags->target_itl_ms,
+                        "Time between two tokens to hold, by smaller chunks of prompts, then a "
+                        "smaller ratio for new requests, then fewer requests at once; 0: off")
+            ->type_name("MS")
+            ->capture_default_str()
+            ->group("Server"),
+        0, 60000);
+  Limit(app->add_option("--min-ratio", flags->min_ratio, "The least ratio that it may choose")
+            ->type_name("SHARE")
+            ->capture_default_str()
+            ->group("Server"),
+        0.001, 1);
   Choose(app->add_option("--cache-policy", flags->cache_policy,
                          "What of earlier requests gives way first: what was not used for longest, "
                          "what was used least often, or uses times the work of computing it anew")
@@ -255,9 +283,6 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
   app->add_flag("--exact-reuse", flags->exact_reuse,
                 "Of earlier requests use only what prefill computed, never what was generated")
       ->group("Server");
-  limit("--json-depth", &limits.json_depth_max, "Nesting of a body", 4, 128);
-  limit("--prompts", &limits.prompts_max, "Prompts of a request", 1, 4096);
-  limit("--choices", &limits.choices_max, "Answers of a request: prompts times n", 1, 4096);
 }
 
 void AddAccessOptions(CLI::App* app, ServeFlags* flags) {
@@ -291,6 +316,7 @@ void AddServe(CLI::App* parent, Command* run) {
                   "TOML file with these options (port = 8080); the command line wins")
       ->type_name("FILE");
   AddHttpOptions(app, flags.get());
+  AddReuseOptions(app, flags.get());
   AddAccessOptions(app, flags.get());
   AddEngineOptions(app, &flags->engine);
   AddSelectorOptions(app, &flags->engine);

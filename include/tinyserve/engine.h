@@ -30,6 +30,16 @@
 
 namespace tinyserve {
 
+// What EngineOptions::target_itl_ms does at the moment.
+struct TuningStats {
+  uint32_t rung = 0, rungs = 0;  // 0 of how many: everything allowed; rungs is 0 where it is off
+  uint64_t moves = 0;
+  double step_seconds = 0;    // mean of the last window of steps that generated
+  uint32_t chunk_tokens = 0;  // of prompts beside generation, at most
+  double ratio = 0;           // of new requests' selector; 0: it has none that moves
+  uint32_t sequences = 0;     // that run at once, at most
+};
+
 struct EngineOptions {
   std::string model_path;  // a GGUF file (any shard's first file of a split model)
   uint32_t threads = 0;    // compute threads; 0: the cores this process may really use
@@ -68,13 +78,20 @@ struct EngineOptions {
   std::string trace_path;
   // Keys and values of earlier prompts and answers are used again where a prompt begins like them.
   bool prefix_cache = true;
-  // Which of them give way first when memory is needed: lru, what was not used for longest; lfu,
-  // what was used least often, aged; cost, by uses times the work of computing it anew.
-  std::string cache_policy = "lru";
   // Of them only what prefill made, so that an answer is bit for bit that of an engine which never
   // saw the earlier request. Else also what was generated under the same selector: the text that a
   // conversation goes on from is then kept in the numbers with which it was generated.
   bool exact_reuse = false;
+  // Which of them give way first when memory is needed: lru, what was not used for longest; lfu,
+  // what was used least often, aged; cost, by uses times the work of computing it anew.
+  std::string cache_policy = "lru";
+  // Time between two tokens to hold, 0.1..60000; 0: off. Where steps take longer, prompts get
+  // smaller chunks, then new requests the selector with a smaller ratio, never below min_ratio,
+  // then fewer requests run at once. A request's selector is settled when it is admitted: its text
+  // does not depend on load that comes later.
+  double target_itl_ms = 0;
+  double min_ratio = 0.1;                                 // 0.001..1
+  std::function<void(const TuningStats&)> on_tuning;      // after each move, on the engine's thread
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 
@@ -277,7 +294,8 @@ struct EngineStats {
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
   uint64_t decode_tokens = 0;    // of those steps
   SelectionStats selection;
-  std::vector<ShadowStats> shadow;            // by selectors that were checked
+  std::vector<ShadowStats> shadow;  // by selectors that were checked
+  TuningStats tuning;
   std::vector<StepPluginStats> step_plugins;  // that were on
 };
 

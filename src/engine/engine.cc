@@ -100,10 +100,33 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
   chunks_ = std::make_unique<ChunkSizer>(o.step_tokens_max);
+  TS_RETURN_IF_ERROR(OpenTuner(selector));
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = o.step_tokens_max,
                                                            .sequences_max = o.sequences_max,
                                                            .blocks = stats_.blocks_total,
                                                            .block_tokens = o.block_tokens});
+  return Status();
+}
+
+Status EngineImpl::OpenTuner(const SelectorSpec& selector) {
+  if (options_.target_itl_ms == 0) return Status();
+  // What reads everything, or a number of tokens, has no ratio.
+  const bool by_ratio = selector.table != nullptr && selector.budget.tokens == 0;
+  const double ratio = by_ratio ? selector.budget.ratio : 0;
+  tuner_ = std::make_unique<LatencyTuner>(
+      TunerBounds{.target_seconds = options_.target_itl_ms / 1e3,
+                  .chunk_tokens = std::max(LatencyTuner::kChunkLeast, options_.step_tokens_max),
+                  .ratio = ratio,
+                  .ratio_min = std::min(ratio, options_.min_ratio),
+                  .sequences = options_.sequences_max});
+  const char separator = selector.typed.find(':') == std::string::npos ? ':' : ',';
+  for (uint32_t rung = 0; rung < tuner_->rungs(); ++rung) {
+    const double at = tuner_->setting_of(rung).ratio;
+    const std::string text =
+        by_ratio ? fmt::format("{}{}ratio={}", selector.typed, separator, at) : selector.typed;
+    TS_ASSIGN_OR_RETURN(tuned_selectors_.emplace_back(), executor_->FindSelector(text));
+  }
+  stats_.tuning = StatsOf(*tuner_);
   return Status();
 }
 

@@ -19,6 +19,7 @@
 #include "engine/executor.h"
 #include "engine/grammar_constraint.h"
 #include "engine/job.h"
+#include "engine/latency_tuner.h"
 #include "engine/scheduler.h"
 #include "model/model.h"
 #include "text/chat_template.h"
@@ -68,6 +69,8 @@ class EngineImpl : public Engine {
  private:
   Status OpenText(const GgufFile& file);
   Status OpenExecutor(const Kernels* kernels, Compute compute);
+  // Where a target is set.
+  Status OpenTuner(const SelectorSpec& selector);
   void DescribeModel(const GgufFile& file, const Kernels* kernels);
   Status Check(const Request& request) const;
   void Loop();
@@ -83,6 +86,7 @@ class EngineImpl : public Engine {
   void Preempt(Job* job);
   void AddRow(const ScheduledRow& row);
   void ObserveTime(double seconds);
+  void Retune();
   void Share(const Job& job);
   void RunStep();
   void CountDecode();
@@ -123,6 +127,8 @@ class EngineImpl : public Engine {
   std::vector<RequestId> admitted_;  // and not started, in order
   ScheduledStep step_;
   std::unique_ptr<ChunkSizer> chunks_;
+  std::unique_ptr<LatencyTuner> tuner_;    // or null
+  std::vector<uint32_t> tuned_selectors_;  // by its rungs: the executor's
   StepBatch batch_;
   uint64_t shadow_checks_ = 0;     // that stats_ tells of
   std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows

@@ -97,8 +97,12 @@ Status EngineImpl::Prepare(Job* job) {
   job->running = true;
   if (job->sampler != nullptr) return Status();  // it was preempted
   const std::string& selector = job->request.selector;
-  TS_ASSIGN_OR_RETURN(job->selector,
-                      executor_->FindSelector(selector.empty() ? options_.selector : selector));
+  if (selector.empty() && tuner_ != nullptr) {
+    job->selector = tuned_selectors_[tuner_->rung()];
+  } else {
+    TS_ASSIGN_OR_RETURN(job->selector,
+                        executor_->FindSelector(selector.empty() ? options_.selector : selector));
+  }
   TS_ASSIGN_OR_RETURN(
       job->steps, executor_->FindSteps(job->request.step_plugins.value_or(options_.step_plugins)));
   if (const StepPlugins* steps = executor_->steps_of(job->steps))

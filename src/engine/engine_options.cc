@@ -24,6 +24,15 @@ Status CheckEngineOptions(const EngineOptions& o) {
     return Status(Code::kInvalidArgument,
                   fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));
   }
+  if (o.target_itl_ms != 0 && !(o.target_itl_ms >= 0.1 && o.target_itl_ms <= 60000)) {
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("target_itl_ms is {}: allowed are 0 (off) and 0.1 to 60000", o.target_itl_ms));
+  }
+  if (!(o.min_ratio >= 0.001 && o.min_ratio <= 1)) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("min_ratio is {}: allowed are 0.001 to 1", o.min_ratio));
+  }
   TS_RETURN_IF_ERROR(ParseEvictionKind(o.cache_policy).status());
   TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
   TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));

@@ -28,7 +28,10 @@ uint32_t TopWanted(const Request& request) {
 
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
-  scheduler_->Plan(chunks_->tokens(), &step_);
+  const uint32_t chunk = tuner_ != nullptr
+                             ? std::min(chunks_->tokens(), tuner_->setting().chunk_tokens)
+                             : chunks_->tokens();
+  scheduler_->Plan(chunk, &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
   batch_.Clear();
@@ -86,6 +89,17 @@ void EngineImpl::ObserveTime(double seconds) {
   uint32_t generated = 0, prompt = 0;
   for (const ScheduledRow& row : step_.rows) (row.prompt ? prompt : generated) += row.length;
   chunks_->Observe(generated, prompt, seconds);
+  if (tuner_ != nullptr && generated > 0 && tuner_->Observe(seconds)) Retune();
+}
+
+void EngineImpl::Retune() {
+  scheduler_->SetRunningMax(tuner_->setting().sequences);
+  const TuningStats tuning = StatsOf(*tuner_);
+  {
+    std::lock_guard lock(mutex_);
+    stats_.tuning = tuning;
+  }
+  if (options_.on_tuning) options_.on_tuning(tuning);
 }
 
 void EngineImpl::CountDecode() {

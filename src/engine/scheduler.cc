@@ -101,7 +101,7 @@ bool Scheduler::Remove(RequestId id) {
 
 std::vector<RequestId> Scheduler::Admit() {
   std::vector<RequestId> admitted;
-  while (waiting_count_ > 0 && running_.size() < limits_.sequences_max) {
+  while (waiting_count_ > 0 && running_.size() < running_max_) {
     const size_t c = NextClass();
     const auto line = NextLine(&waiting_[c]);
     const Waiting next = line->second.front();

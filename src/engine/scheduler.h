@@ -56,7 +56,11 @@ struct ScheduledStep {
 // overtaken by a smaller request.
 class Scheduler {
  public:
-  explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
+  explicit Scheduler(const SchedulerLimits& limits)
+      : limits_(limits), running_max_(limits.sequences_max) {}
+
+  // Admits while fewer than this run, from now on. REQUIRES: 1 .. sequences_max.
+  void SetRunningMax(uint32_t sequences) { running_max_ = sequences; }
 
   // KV blocks that a request can come to need. The last generated token is never fed back.
   uint32_t BlocksFor(const ScheduledRequest& request) const;
@@ -115,6 +119,7 @@ class Scheduler {
   std::vector<Running>::iterator FindRunning(RequestId id);
 
   SchedulerLimits limits_;
+  uint32_t running_max_;
   Lines waiting_[3];  // by class
   uint32_t waiting_count_ = 0;
   uint64_t passes_[3] = {};  // by class: admissions over weight

@@ -84,6 +84,7 @@ class PrometheusMetrics : public Metrics {
   void SetEngineSeries(const EngineStats& stats);
   void SetShadowSeries(const ShadowStats& stats);
   void SetStepSeries(const StepPluginStats& stats);
+  void SetTuningSeries(const TuningStats& stats);
 
   prometheus::Registry registry_{prometheus::Registry::InsertBehavior::Merge};
   const prometheus::Labels labels_;
@@ -185,6 +186,18 @@ void PrometheusMetrics::SetStepSeries(const StepPluginStats& stats) {
   follow("tinyserve:step_plugin_errors_total", "Of those, the ones that failed", stats.errors);
 }
 
+void PrometheusMetrics::SetTuningSeries(const TuningStats& stats) {
+  AddGauge("tinyserve:tuning_rung", "How far the settings are below what is allowed")
+      .Set(stats.rung);
+  AddGauge("tinyserve:tuning_moves", "Moves to another rung since the start")
+      .Set(static_cast<double>(stats.moves));
+  AddGauge("tinyserve:tuning_step_seconds", "Mean step of the last window").Set(stats.step_seconds);
+  AddGauge("tinyserve:tuning_ratio", "Of pages that new requests read").Set(stats.ratio);
+  AddGauge("tinyserve:tuning_chunk_tokens", "Of prompts beside generation, at most")
+      .Set(stats.chunk_tokens);
+  AddGauge("tinyserve:tuning_sequences", "Requests that run at once, at most").Set(stats.sequences);
+}
+
 void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   std::lock_guard lock(mutex_);
   running_.Set(stats.running);
@@ -208,6 +221,7 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   failures_.To(stats.selection.failures);
   for (const ShadowStats& shadow : stats.shadow) SetShadowSeries(shadow);
   for (const StepPluginStats& plugin : stats.step_plugins) SetStepSeries(plugin);
+  if (stats.tuning.rungs > 0) SetTuningSeries(stats.tuning);
 }
 
 std::string PrometheusMetrics::Text(const EngineStats* stats) {

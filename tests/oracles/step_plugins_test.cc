@@ -51,6 +51,37 @@ TEST(StepPlugins, EndAnswersWhereTheyMay) {
   EXPECT_EQ(stats[0].effects, 2u);
 }
 
+// The selector moves for new requests alone: a text is that of an engine without a target.
+TEST(Tuning, ARequestKeepsTheSelectorThatItWasAdmittedWith) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.threads = 1;
+  options.sequences_max = 4;
+  options.step_tokens_max = 32;
+  options.context_tokens = 512;
+  options.selector = "box:ratio=0.5,min_tokens=0,min_context=0";
+  Request request = Prompt(100);
+  request.max_tokens = 300;
+  request.ignore_eos = true;
+  const Answer expected = Ask(Engine::Open(options)->get(), request);
+  options.target_itl_ms = 1e-3;
+  EXPECT_NE(Engine::Open(options).status().message().find("target_itl_ms"), std::string::npos);
+  options.target_itl_ms = 0.1;
+  options.min_ratio = 0.2;
+  std::vector<TuningStats> moves;
+  options.on_tuning = [&](const TuningStats& t) { moves.push_back(t); };
+  auto engine = *Engine::Open(options);
+  EXPECT_EQ(engine->stats().tuning.ratio, 0.5);
+  EXPECT_EQ(Ask(engine.get(), request).tokens, expected.tokens);
+  const TuningStats tuning = engine->stats().tuning;
+  engine.reset();
+  EXPECT_EQ(tuning.moves, moves.size());
+  for (const TuningStats& move : moves) {
+    EXPECT_GE(move.ratio, 0.2);
+    EXPECT_GE(move.sequences, 1u);
+  }
+}
+
 TEST(StepPlugins, BadOnesAreRefused) {
   const auto engine = Open({});
   Request request = Prompt();
