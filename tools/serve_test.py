@@ -201,7 +201,9 @@ class Serve(unittest.TestCase):
             if stream:
                 next(events_of(connection.getresponse()))
             else:
-                self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") > 0, "it runs")
+                # It may be over before the metrics are asked for the first time.
+                self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") > 0
+                                       or self.server.metric("vllm:request_success_total") > aborted, "it runs")
             connection.sock.shutdown(socket.SHUT_RDWR)
             connection.close()
             self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 0, "it is cancelled")
