@@ -5,7 +5,7 @@
 #include <cmath>
 #include <string>
 
-#include "kernels/planes_testing.h"
+#include "kernels/coded_testing.h"
 #include "kernels/tables.h"
 #include "kernels/targets.h"
 

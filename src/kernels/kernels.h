@@ -193,12 +193,12 @@ struct ScoreArgs {
 //   3. the `full_tokens` of largest weight get exact logits;
 //   4. the `value_tokens` of largest weight, those included, give their value;
 //   5. the other candidates keep their approximate logits, and give their page's mean value.
-// Tokens that weigh less than `least_share` on average over the heads are in neither of the last
-// two. What is lost by a page's mean in place of a token's value grows with the square of its
-// weight, so one threshold for all heads and layers loses least for what it reads; the numbers are
-// caps where attention is spread wide.
-// Weights are compared in bins of 1/8 octave, ties by position. The first `sink` and the last
-// `recent` pages are candidates whose tokens are read in full; they count in all three budgets.
+// Tokens that weigh less than `least_share` on average over the heads are in neither 3 nor 4. What
+// is lost by a page's mean in place of a token's value grows with the square of its weight, so one
+// threshold for all heads and layers loses least for what it reads; the numbers are caps where
+// attention is spread wide. Weights are compared in bins of 1/8 octave, ties by position. The first
+// `sink` and the last `recent` pages are candidates whose tokens are read in full; they count in
+// all three budgets.
 struct CascadeArgs {
   KvShape shape;  // kPlanes
   KvSlab slab, records;

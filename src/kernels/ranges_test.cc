@@ -1,15 +1,13 @@
-// Pages of codes within ranges, of every target that this machine has: the same bytes as `ref`, and
-// attention over what they stand for.
+// What codes within ranges stand for, on every target that this machine has.
 #include "page/ranges.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
-#include <string>
+#include <vector>
 
-#include "kernels/planes_testing.h"
-#include "kernels/tables.h"
+#include "kernels/coded_testing.h"
 #include "kernels/targets.h"
 
 namespace tinyserve {
@@ -19,7 +17,6 @@ using namespace testing;
 
 constexpr uint32_t kDims[] = {5, 15, 16, 33, 64, 72, 80, 128, 256};
 constexpr KvType kTypes[] = {KvType::kInt8, KvType::kK8V4, KvType::kInt4};
-constexpr float kScale = 0.125f;
 
 class Ranges : public ::testing::TestWithParam<const Kernels*> {
  protected:
@@ -28,37 +25,6 @@ class Ranges : public ::testing::TestWithParam<const Kernels*> {
     return SealedHead(kernels(), t, open, seed, 0, type);
   }
 };
-
-TEST_P(Ranges, BytesAreThoseOfThePlainLoops) {
-  for (const uint32_t dim : kDims) {
-    for (const KvType type : kTypes) {
-      for (const KvType open : {KvType::kF32, KvType::kF16, KvType::kBF16}) {
-        const Tokens t = MakeOddTokens(64, dim, 1, dim);
-        const SealedHead head = Seal(t, type, 1, open);
-        const SealedHead plain(*RefKernels(), t, open, 1, 0, type);
-        for (uint32_t page = 0; page < head.pages(); ++page) {
-          ASSERT_EQ(head.SpreadBytes(page), plain.SpreadBytes(page)) << dim << " page " << page;
-          ASSERT_EQ(head.PageBytes(page), plain.PageBytes(page)) << dim << " page " << page;
-        }
-      }
-    }
-  }
-}
-
-// Beyond the half float range, and no numbers: some bytes, the same each time, and nothing trips.
-TEST_P(Ranges, NumbersThatAreNoneAreCoded) {
-  Tokens t = MakeTokens(64, 64, 1, 5);
-  t.k[3] = NAN;
-  t.k[64 * 20 + 1] = INFINITY;
-  t.v[64 * 20 + 2] = -INFINITY;
-  t.v[64 * 40] = NAN;
-  t.k[64 * 50] = 3e38f;
-  for (const KvType type : kTypes) {
-    const Tokens decoded = Seal(t, type, 1).Decoded();
-    for (const float x : decoded.k) ASSERT_TRUE(std::isfinite(x));
-    for (const float x : decoded.v) ASSERT_TRUE(std::isfinite(x));
-  }
-}
 
 // Numbers with one range, and what they are decoded to.
 struct Range {
@@ -145,60 +111,6 @@ TEST_P(Ranges, TheRecordsBoxHoldsTheKeys) {
             ASSERT_LE(std::fabs(k - middle), reach + slack) << dim << " " << token << " " << c;
           }
         }
-      }
-    }
-  }
-}
-
-// Padding is written too: what a page held before leaves no trace.
-TEST_P(Ranges, EqualTokensMakeEqualBytes) {
-  Tokens t = MakeTokens(32, 72, 1, 9);
-  std::copy_n(t.k.begin(), 16 * 72, t.k.begin() + 16 * 72);
-  std::copy_n(t.v.begin(), 16 * 72, t.v.begin() + 16 * 72);
-  for (const KvType type : kTypes) {
-    const SealedHead head = Seal(t, type, 1, KvType::kF16);
-    EXPECT_EQ(head.PageBytes(0), head.PageBytes(1));
-    EXPECT_EQ(head.SpreadBytes(0), head.SpreadBytes(1));
-  }
-}
-
-TEST_P(Ranges, DecodeAttendsToWhatCodesStandFor) {
-  for (const uint32_t dim : {16u, 33u, 64u, 72u, 128u, 256u}) {
-    for (const uint32_t group : {1u, 3u, 4u, 7u}) {
-      for (const KvType type : kTypes) {
-        const Tokens t = MakeTokens(208, dim, group, dim + group);
-        const SealedHead head = Seal(t, type, 3, KvType::kF16);
-        const Tokens decoded = head.Decoded();
-        std::vector<OwnedPartial> parts;
-        parts.push_back(head.Decode(kScale, 0, 96));
-        parts.push_back(head.Decode(kScale, 96, 208));
-        EXPECT_EQ(Mismatch(Merge(kernels(), parts, group, dim), Exact(decoded, kScale, 0, 208),
-                           AttentionTolerance(decoded, kScale, 0, 208, {})),
-                  "")
-            << dim << " " << group;
-      }
-    }
-  }
-}
-
-TEST_P(Ranges, PromptReadsCodedKeysThenOpenOnes) {
-  const uint32_t sealed_tokens = 128, tokens = 180, first = 131, group = 3;
-  for (const uint32_t dim : {64u, 80u}) {
-    for (const KvType type : kTypes) {
-      const Tokens t = MakeTokens(192, dim, group, 11);
-      const SealedHead head = Seal(t, type, 4, KvType::kF16);
-      const Tokens seen = head.Seen(sealed_tokens, tokens);
-      const size_t width = size_t{group} * dim;
-      const std::vector<float> out =
-          head.Prompt(kScale, sealed_tokens, first, tokens, Compute::kF32);
-      ASSERT_EQ(out.size(), (tokens - first) * width);
-      for (uint32_t row = first; row < tokens; ++row) {
-        const auto begin = out.begin() + static_cast<long>((row - first) * width);
-        ASSERT_EQ(Mismatch(std::vector<float>(begin, begin + static_cast<long>(width)),
-                           Exact(seen, kScale, row, row + 1),
-                           AttentionTolerance(seen, kScale, row, row + 1, {})),
-                  "")
-            << dim << " " << row;
       }
     }
   }

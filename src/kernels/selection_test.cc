@@ -7,7 +7,7 @@
 #include <string>
 
 #include "kernels/attention_testing.h"
-#include "kernels/planes_testing.h"
+#include "kernels/coded_testing.h"
 #include "kernels/tables.h"
 #include "kernels/targets.h"
 #include "tensor/convert.h"

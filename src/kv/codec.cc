@@ -2,8 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "page/planes.h"
-#include "page/ranges.h"
+#include "page/coded.h"
 
 namespace tinyserve {
 namespace {
@@ -49,13 +48,11 @@ Result<const Codec*> FindCodec(const std::string& name) {
 
 Status CheckCodec(const Codec& codec, uint32_t page_tokens, uint32_t head_dim) {
   if (codec.identity()) return Status();
-  const bool ranged = IsRanged(codec.sealed_type);
-  const uint32_t tokens = ranged ? kRangesTokens : kPlanesTokens;
-  const uint32_t head_dim_max = ranged ? kRangesHeadDimMax : kPlanesHeadDimMax;
-  if (page_tokens != tokens) {
+  const uint32_t head_dim_max = CodedHeadDimMax(codec.sealed_type);
+  if (page_tokens != kCodedTokens) {
     return Status(Code::kInvalidArgument,
                   fmt::format("page_tokens is {}: the KV type {} has pages of {} tokens",
-                              page_tokens, codec.name, tokens));
+                              page_tokens, codec.name, kCodedTokens));
   }
   if (head_dim > head_dim_max) {
     return Status(Code::kInvalidArgument,

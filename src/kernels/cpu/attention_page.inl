@@ -11,8 +11,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/ref/coded.h"
-#include "page/planes.h"
-#include "page/ranges.h"
+#include "page/coded.h"
 
 namespace tinyserve {
 namespace {
@@ -154,18 +153,7 @@ void ReadFromPage(const KvShape& shape, const uint8_t* page, uint32_t v_offset, 
 // ---- entries of the table ----
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
-  if (IsRanged(shape->type)) {
-    const RangesLayout at = RangesLayoutOf(shape->type, shape->head_dim);
-    *k_bytes = at.v_at;
-    *v_bytes = at.page_bytes - at.v_at;
-    return;
-  }
-  if (IsCoded(shape->type)) {
-    const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
-    *k_bytes = at.v_at;
-    *v_bytes = at.page_bytes - at.v_at;
-    return;
-  }
+  if (IsCoded(shape->type)) return CodedPageBytes(*shape, k_bytes, v_bytes);
   const uint32_t elem = ElemBytes(shape->type) * shape->page_tokens;
   *k_bytes = RoundUp(shape->head_dim * elem, kLineBytes);
   *v_bytes = RoundUp(PaddedDim(*shape) * elem, kLineBytes);

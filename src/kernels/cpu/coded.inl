@@ -5,14 +5,10 @@
 
 #include "kernels/cpu/planes.inl"
 #include "kernels/cpu/ranges.inl"
+#include "page/coded.h"
 
 namespace tinyserve {
 namespace {
-
-constexpr uint32_t kCodedTokens = 16;       // of a page
-constexpr uint32_t kCodedHeadDimMax = 256;  // of all kinds
-static_assert(kPlanesTokens == kCodedTokens && kRangesTokens == kCodedTokens);
-static_assert(kPlanesHeadDimMax <= kCodedHeadDimMax && kRangesHeadDimMax <= kCodedHeadDimMax);
 
 // One page as a unit of f32: keys [channel][16], values [16][padded dim]. `spread`: that of its
 // record, or its range.
@@ -45,7 +41,7 @@ TS_INLINE void UnpackUnits(const KvShape& shape, const KvSlab& slab, const KvSla
 
 void SealPage(const SealArgs* args) {
   const bool ranged = IsRanged(args->shape.type);
-  if (args->shape.head_dim > (ranged ? kRangesHeadDimMax : kPlanesHeadDimMax)) __builtin_trap();
+  if (args->shape.head_dim > CodedHeadDimMax(args->shape.type)) __builtin_trap();
   switch (args->open.type) {
     case KvType::kF32:
       return ranged ? SealRanges<PageF32>(*args) : SealPlanes<PageF32>(*args);

@@ -7,8 +7,7 @@
 
 #include "base/check.h"
 #include "kernels/ref/coded.h"
-#include "page/planes.h"
-#include "page/ranges.h"
+#include "page/coded.h"
 #include "tensor/convert.h"
 
 namespace tinyserve::ref {
@@ -109,18 +108,7 @@ class Rows {
 }  // namespace
 
 void PageBytes(const KvShape* shape, uint32_t* k_bytes, uint32_t* v_bytes) {
-  if (IsRanged(shape->type)) {
-    const RangesLayout at = RangesLayoutOf(shape->type, shape->head_dim);
-    *k_bytes = at.v_at;
-    *v_bytes = at.page_bytes - at.v_at;
-    return;
-  }
-  if (IsCoded(shape->type)) {
-    const PlanesLayout at = PlanesLayoutOf(shape->head_dim);
-    *k_bytes = at.v_at;
-    *v_bytes = at.page_bytes - at.v_at;
-    return;
-  }
+  if (IsCoded(shape->type)) return CodedPageBytes(*shape, k_bytes, v_bytes);
   const uint64_t bytes = (RowBytes(*shape) * shape->page_tokens + 63) / 64 * 64;
   TS_CHECK(bytes <= std::numeric_limits<uint32_t>::max());
   *k_bytes = *v_bytes = static_cast<uint32_t>(bytes);

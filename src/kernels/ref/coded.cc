@@ -5,6 +5,7 @@
 #include "kernels/ref/coding.h"
 #include "kernels/ref/planes.h"
 #include "kernels/ref/ranges.h"
+#include "page/coded.h"
 
 namespace tinyserve::ref {
 namespace {
@@ -35,7 +36,7 @@ PageNumbers ReadOpen(const SealArgs& args) {
 }  // namespace
 
 void SealPage(const SealArgs* args) {
-  TS_CHECK(IsCoded(args->shape.type) && args->shape.page_tokens == 16);
+  TS_CHECK(IsCoded(args->shape.type) && args->shape.page_tokens == kCodedTokens);
   const PageNumbers numbers = ReadOpen(*args);
   uint8_t* page = PageAt(args->slab, args->page);
   uint8_t* spread = PageAt(args->records, args->page) + args->layout.spread_at;

@@ -1,6 +1,6 @@
 // For the tests and benchmarks of coded pages: one KV head whose pages are sealed.
-#ifndef TINYSERVE_KERNELS_PLANES_TESTING_H_
-#define TINYSERVE_KERNELS_PLANES_TESTING_H_
+#ifndef TINYSERVE_KERNELS_CODED_TESTING_H_
+#define TINYSERVE_KERNELS_CODED_TESTING_H_
 
 #include <algorithm>
 #include <vector>
@@ -187,4 +187,4 @@ class SealedHead {
 
 }  // namespace tinyserve::testing
 
-#endif  // TINYSERVE_KERNELS_PLANES_TESTING_H_
+#endif  // TINYSERVE_KERNELS_CODED_TESTING_H_
