@@ -1,4 +1,5 @@
-// What the tables of the built-in selectors have in common.
+// What the tables of the built-in selectors have in common; the first three also those of the
+// built-in step plugins.
 #ifndef TINYSERVE_SELECT_BUILTIN_PARTS_H_
 #define TINYSERVE_SELECT_BUILTIN_PARTS_H_
 

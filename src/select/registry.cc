@@ -45,6 +45,18 @@ std::vector<const tinyserve_selector_v2*> AllSelectors() {
   return all;
 }
 
+// The two come first in every version: nothing else is read before they are right.
+Status CheckPluginVersion(uint32_t abi_version, uint32_t struct_size, uint32_t version,
+                          size_t version_bytes) {
+  if (abi_version != version)
+    return Bad(fmt::format("abi_version is {}: {} is needed", abi_version, version));
+  if (struct_size < version_bytes) {
+    return Bad(fmt::format("struct_size is {}: version {} has {} bytes", struct_size, version,
+                           version_bytes));
+  }
+  return Status();
+}
+
 Status CheckPluginName(const char* name) {
   if (name != nullptr && IsName({name, ::strnlen(name, kNameMax + 1)})) return Status();
   return Bad(fmt::format("name must be 1 to {} characters of a-z, 0-9, _ and -", kNameMax));
@@ -52,15 +64,9 @@ Status CheckPluginName(const char* name) {
 
 Status CheckSelectorTable(const tinyserve_selector_v2* table) {
   if (table == nullptr) return Bad("the table is null");
-  // These two come first in every version: nothing else is read before they are right.
-  if (table->abi_version != TINYSERVE_SELECTOR_ABI_VERSION) {
-    return Bad(fmt::format("abi_version is {}: {} is needed", table->abi_version,
-                           TINYSERVE_SELECTOR_ABI_VERSION));
-  }
-  if (table->struct_size < sizeof(tinyserve_selector_v2)) {
-    return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
-                           table->abi_version, sizeof(tinyserve_selector_v2)));
-  }
+  TS_RETURN_IF_ERROR(CheckPluginVersion(table->abi_version, table->struct_size,
+                                        TINYSERVE_SELECTOR_ABI_VERSION,
+                                        sizeof(tinyserve_selector_v2)));
   TS_RETURN_IF_ERROR(CheckPluginName(table->name));
   constexpr uint64_t kKnown =
       TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS | TINYSERVE_NEEDS_PLANES;

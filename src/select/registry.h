@@ -16,6 +16,10 @@ std::vector<const tinyserve_selector_v2*> AllSelectors();
 // Whether a table can be used. Errors: kInvalidArgument, naming the field and what is allowed.
 Status CheckSelectorTable(const tinyserve_selector_v2* table);
 
+// Whether a plugin's table is of the version that is wanted, and whole: to be asked before anything
+// else of it is read. Errors: kInvalidArgument, naming the field and what is needed.
+Status CheckPluginVersion(uint32_t abi_version, uint32_t struct_size, uint32_t version,
+                          size_t version_bytes);
 // Whether a table may have this name. Errors: kInvalidArgument, with what is allowed.
 Status CheckPluginName(const char* name);
 

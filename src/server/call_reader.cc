@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <boost/json/basic_parser_impl.hpp>
-#include <boost/json/parse.hpp>
 #include <utility>
+
+#include "server/message_fields.h"
 
 namespace tinyserve {
 namespace {
@@ -133,15 +134,6 @@ class CallHandler {
   std::string key_;
 };
 
-bool IsObject(std::string_view text) {
-  json::error_code failed;
-  json::parse_options options;
-  options.max_depth = kDepthMax;
-  const json::value value =
-      json::parse(json::string_view(text.data(), text.size()), failed, {}, options);
-  return !failed && value.is_object();
-}
-
 }  // namespace
 
 class CallReader::Parser : public json::basic_parser<CallHandler> {
@@ -168,7 +160,7 @@ bool CallReader::Emit(std::vector<AnswerPart>* out) {
   if (!begun_ && std::find(names_->begin(), names_->end(), handler.name) == names_->end())
     return false;
   if (handler.has_quoted) {
-    if (!IsObject(handler.quoted)) return false;
+    if (!ParseObject(handler.quoted, kDepthMax)) return false;
     arguments_ = std::exchange(handler.quoted, "");
     handler.has_quoted = false;
   }

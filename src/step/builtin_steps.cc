@@ -1,25 +1,17 @@
 #include "step/builtin_steps.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <boost/json/parse.hpp>
 #include <boost/json/value.hpp>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 
+#include "select/builtin_parts.h"
 #include "step/entropy.h"
 
 namespace tinyserve {
 namespace {
-
-boost::json::object Options(const char* config_json) {
-  return boost::json::parse(config_json).as_object();
-}
-
-template <class T>
-void Close(void* self) {
-  std::unique_ptr<T>(static_cast<T*>(self));
-}
 
 // ---- early_exit: the token leaves where the model is sure of the next one already ----
 //
@@ -40,10 +32,8 @@ struct EarlyExit {
                   .entropy = options.at("entropy").to_number<double>()});
     if (exit->layer == 0) exit->layer = std::max(1u, shape->layers * 2 / 3);
     if (exit->layer >= shape->layers) {
-      std::snprintf(error->message, sizeof error->message,
-                    "layer is %u: the model has %u layers, and fewer must do", exit->layer,
-                    shape->layers);
-      return 1;
+      return Refuse(error, fmt::format("layer is {}: the model has {} layers, and fewer must do",
+                                       exit->layer, shape->layers));
     }
     *self = exit.release();
     return 0;

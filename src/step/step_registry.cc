@@ -46,15 +46,8 @@ std::vector<const tinyserve_step_v1*> AllStepPlugins() {
 
 Status CheckStepTable(const tinyserve_step_v1* table) {
   if (table == nullptr) return Bad("the table is null");
-  // These two come first in every version: nothing else is read before they are right.
-  if (table->abi_version != TINYSERVE_STEP_ABI_VERSION) {
-    return Bad(fmt::format("abi_version is {}: {} is needed", table->abi_version,
-                           TINYSERVE_STEP_ABI_VERSION));
-  }
-  if (table->struct_size < sizeof(tinyserve_step_v1)) {
-    return Bad(fmt::format("struct_size is {}: version {} has {} bytes", table->struct_size,
-                           table->abi_version, sizeof(tinyserve_step_v1)));
-  }
+  TS_RETURN_IF_ERROR(CheckPluginVersion(table->abi_version, table->struct_size,
+                                        TINYSERVE_STEP_ABI_VERSION, sizeof(tinyserve_step_v1)));
   TS_RETURN_IF_ERROR(CheckPluginName(table->name));
   if (table->open == nullptr || table->close == nullptr) {
     return Bad("open and close must both be there");

@@ -144,24 +144,26 @@ TEST_P(CodedPages, ACopyGoesOnLikeTheOriginal) {
 }
 
 TEST_P(CodedPages, RewindingLeavesNoTrace) {
-  Rig rig(GetParam(), "int4");
-  KvCache* cache = rig.cache();
-  const auto tokens = RandomTokens(rig.config().vocab);
-  const SequenceSlot straight = *cache->AddSequence(), back = *cache->AddSequence();
-  rig.Run(straight, tokens, 0, 150, TokenClass::kPrompt);
-  const auto expected = rig.Run(straight, tokens, 150, 151, TokenClass::kGenerated);
-  rig.Run(back, tokens, 0, kTokens, TokenClass::kPrompt);
-  cache->Commit(back, kTokens);
-  cache->Rewind(back, 128);
-  EXPECT_EQ(cache->CheckIntegrity(), "");
-  rig.Run(back, tokens, 128, 150, TokenClass::kPrompt);
-  EXPECT_EQ(rig.Run(back, tokens, 150, 151, TokenClass::kGenerated), expected);
-  // And on to windows that were coded before.
-  cache->Commit(back, 192);
-  rig.Run(back, tokens, 192, 200, TokenClass::kPrompt);
-  rig.Run(straight, tokens, 150, 200, TokenClass::kPrompt);
-  EXPECT_EQ(rig.Run(back, tokens, 200, 201, TokenClass::kGenerated),
-            rig.Run(straight, tokens, 200, 201, TokenClass::kGenerated));
+  for (const char* kv : {"planes", "int4"}) {
+    Rig rig(GetParam(), kv);
+    KvCache* cache = rig.cache();
+    const auto tokens = RandomTokens(rig.config().vocab);
+    const SequenceSlot straight = *cache->AddSequence(), back = *cache->AddSequence();
+    rig.Run(straight, tokens, 0, 150, TokenClass::kPrompt);
+    const auto expected = rig.Run(straight, tokens, 150, 151, TokenClass::kGenerated);
+    rig.Run(back, tokens, 0, kTokens, TokenClass::kPrompt);
+    cache->Commit(back, kTokens);
+    cache->Rewind(back, 128);
+    EXPECT_EQ(cache->CheckIntegrity(), "");
+    rig.Run(back, tokens, 128, 150, TokenClass::kPrompt);
+    EXPECT_EQ(rig.Run(back, tokens, 150, 151, TokenClass::kGenerated), expected);
+    // And on to windows that were coded before.
+    cache->Commit(back, 192);
+    rig.Run(back, tokens, 192, 200, TokenClass::kPrompt);
+    rig.Run(straight, tokens, 150, 200, TokenClass::kPrompt);
+    EXPECT_EQ(rig.Run(back, tokens, 200, 201, TokenClass::kGenerated),
+              rig.Run(straight, tokens, 200, 201, TokenClass::kGenerated));
+  }
 }
 
 TEST_P(CodedPages, AreCountedInTheFormInWhichTheyAreRead) {

@@ -67,11 +67,7 @@ void ExpectSameAnswersInCompany(Engine* engine) {
 TEST(Engine, SameAnswersAloneAndInCompany) {
   ExpectSameAnswersInCompany(OpenTiny().get());
   ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) { o->kv = "planes"; }).get());
-  ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) {
-                               o->selector =
-                                   "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,"
-                                   "min_full=4,values=0.3,min_values=8,wide_layers=0";
-                             }).get());
+  ExpectSameAnswersInCompany(OpenTiny([](EngineOptions* o) { o->selector = kTinyCascade; }).get());
 }
 
 TEST(Engine, ShadowChecksChangeNothingAndAreToldBySelector) {
@@ -82,9 +78,7 @@ TEST(Engine, ShadowChecksChangeNothingAndAreToldBySelector) {
     options.threads = 2;
     options.context_tokens = 256;
     options.sequences_max = 2;
-    options.selector =
-        "cascade:ratio=0.3,min_tokens=0,min_context=0,full=0.1,min_full=4,values=0.3,min_values=8,"
-        "wide_layers=0";
+    options.selector = kTinyCascade;
     options.shadow_check = share;
     auto engine = *Engine::Open(options);
     for (const char* selector : {"", "streaming:ratio=0.1,min_tokens=0,min_context=0"}) {

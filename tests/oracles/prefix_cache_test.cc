@@ -5,6 +5,7 @@
 #include <mutex>
 #include <random>
 
+#include "kv/codec.h"
 #include "tests/oracles/answers.h"
 
 namespace tinyserve {
@@ -52,7 +53,7 @@ class PrefixCache : public testing::TestWithParam<Setup> {
     return *std::move(engine);
   }
   // Tokens that blocks or windows are shared by.
-  uint32_t unit() const { return std::string(GetParam().kv) == "f16" ? 32 : 64; }
+  uint32_t unit() const { return (*FindCodec(GetParam().kv))->identity() ? 32 : 64; }
 };
 
 void ExpectSame(const Answer& a, const Answer& b) {
