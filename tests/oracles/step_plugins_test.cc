@@ -60,6 +60,7 @@ TEST(Tuning, ARequestKeepsTheSelectorThatItWasAdmittedWith) {
   options.step_tokens_max = 32;
   options.context_tokens = 512;
   options.selector = "box:ratio=0.5,min_tokens=0,min_context=0";
+  options.target = "ref";  // so that every step takes longer than the shortest target
   Request request = Prompt(100);
   request.max_tokens = 300;
   request.ignore_eos = true;
@@ -76,6 +77,8 @@ TEST(Tuning, ARequestKeepsTheSelectorThatItWasAdmittedWith) {
   const TuningStats tuning = engine->stats().tuning;
   engine.reset();
   EXPECT_EQ(tuning.moves, moves.size());
+  ASSERT_FALSE(moves.empty());
+  EXPECT_LT(moves.back().ratio, 0.5);
   for (const TuningStats& move : moves) {
     EXPECT_GE(move.ratio, 0.2);
     EXPECT_GE(move.sequences, 1u);
