@@ -253,6 +253,10 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
   RequestLimits& limits = flags->service.limits;
   limit("--json-depth", &limits.json_depth_max, "Nesting of a body", 4, 128);
   limit("--prompts", &limits.prompts_max, "Prompts of a request", 1, 4096);
+  ResponseStoreLimits& responses = flags->service.responses;
+  limit("--responses", &responses.responses_max, "Responses that are kept; the oldest give way", 0,
+        1 << 20);
+  limit("--responses-bytes", &responses.bytes_max, "All of them", 0, 1099511627776.0);
   limit("--choices", &limits.choices_max, "Answers of a request: prompts times n", 1, 4096);
 }
 

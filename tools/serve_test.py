@@ -3,12 +3,14 @@
 
 MODEL is a tiny random model; only Python's standard library talks to it."""
 
+import base64
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -184,6 +186,52 @@ class Serve(unittest.TestCase):
         head = self.server.post("/v1/completions", prompt=tokens[:4], logprobs=20, max_tokens=1, temperature=0)[1]
         best = max(head["choices"][0]["logprobs"]["top_logprobs"][0].values())
         self.assertAlmostEqual(best, max(logprobs["top_logprobs"][4].values()), places=3)
+
+    def test_responses_go_on_from_each_other(self):
+        first = self.server.post("/v1/responses", input="Hi", max_output_tokens=4, ignore_eos=True)[1]
+        self.assertEqual((first["status"], first["usage"]["output_tokens"]), ("incomplete", 4), first)
+        connection = self.server.connect()
+        connection.request("POST", "/v1/responses", json.dumps({
+            "input": "And?", "previous_response_id": first["id"], "stream": True, "max_output_tokens": 4}))
+        events = [json.loads(e) for e in events_of(connection.getresponse())]
+        self.assertEqual([e["sequence_number"] for e in events], list(range(len(events))))
+        second = events[-1]["response"]
+        text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+        self.assertEqual(second["output"][0]["content"][0]["text"], text)
+        self.assertGreater(second["usage"]["input_tokens"], first["usage"]["input_tokens"] + 4)
+        connection.close()
+        for response in (first, second):
+            path = "/v1/responses/" + response["id"]
+            self.assertEqual(self.server.ask("GET", path)[1], response)
+            self.assertEqual(self.server.ask("DELETE", path)[0], 200)
+            self.assertEqual(self.server.ask("GET", path)[0], 404)
+
+    def test_a_response_is_cancelled_by_another_request(self):
+        connection = self.server.connect()
+        connection.request("POST", "/v1/responses", json.dumps({"input": "a", "stream": True, "ignore_eos": True}))
+        events = events_of(connection.getresponse())
+        path = "/v1/responses/" + json.loads(next(events))["response"]["id"]
+        self.assertEqual(self.server.ask("GET", path)[1]["status"], "in_progress")
+        self.assertEqual(self.server.ask("POST", path + "/cancel")[0], 200)
+        self.assertEqual(json.loads(list(events)[-1])["response"]["status"], "cancelled")
+        self.assertEqual(self.server.ask("GET", path)[1]["status"], "cancelled")
+        connection.close()
+
+    def test_embeddings_of_texts_and_of_their_tokens(self):
+        texts = ["The cat sat", "A dog", "The cat sat on the mat"]
+        status, reply, _ = self.server.post("/v1/embeddings", input=texts)
+        self.assertEqual(status, 200, reply)
+        vectors = [d["embedding"] for d in reply["data"]]
+        for vector in vectors:
+            self.assertAlmostEqual(sum(x * x for x in vector), 1, places=5)
+        self.assertNotEqual(vectors[0], vectors[1])
+        tokens = [self.server.post("/tokenize", prompt=text)[1]["tokens"] for text in texts]
+        coded = self.server.post("/v1/embeddings", input=tokens, encoding_format="base64")[1]
+        self.assertEqual(coded["usage"]["prompt_tokens"], sum(map(len, tokens)))
+        for vector, data in zip(vectors, coded["data"]):
+            found = struct.unpack(f"<{len(vector)}f", base64.b64decode(data["embedding"]))
+            for a, b in zip(vector, found):
+                self.assertAlmostEqual(a, b, places=6)
 
     def test_chat_and_several_answers(self):
         status, reply, _ = self.server.post("/v1/chat/completions", messages=[{"role": "user", "content": "Hi"}], n=3,

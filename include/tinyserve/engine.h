@@ -110,6 +110,13 @@ struct SamplingOptions {
 
 enum class Priority : uint8_t { kHigh, kNormal, kLow };
 
+// How the hidden states of a prompt's tokens, after the last norm, become one vector.
+enum class Pooling : uint8_t {
+  kNone,
+  kMean,  // of all tokens; none of them is taken from the cache
+  kLast,  // that of the last token, which has seen all others
+};
+
 // What the tokens of one answer must follow, one step at a time. Called by the engine's thread.
 class TokenConstraint {
  public:
@@ -147,7 +154,9 @@ struct Request {
   uint32_t min_tokens = 0;    // end tokens are not sampled before
   int32_t top_logprobs = -1;  // -1: none; 0: of the chosen token; n <= 20: and of the n best
   bool prompt_logprobs =
-      false;            // log-probability of every prompt token after the first, in the final event
+      false;  // log-probability of every prompt token after the first, in the final event
+  // Other than kNone: the prompt's embedding, in the final event. With max_tokens 0 alone.
+  Pooling pooling = Pooling::kNone;
   std::string session;  // conversation that this request belongs to
   std::string salt;     // cached prefixes are shared only among equal salts; at most 256 bytes
   Priority priority = Priority::kNormal;
@@ -206,6 +215,8 @@ struct TokenEvent {
   // Of kFinished, beside prompt_logprobs: the top_logprobs likeliest tokens at each place, best
   // first.
   std::vector<std::vector<TokenLogprob>> prompt_top;
+  // Of kFinished: [ModelInfo::dim], of length 1, where Request::pooling asks for it.
+  std::vector<float> embedding;
   Usage usage;  // of kFinished
 };
 
@@ -223,7 +234,7 @@ struct ModelInfo {
   uint64_t tensor_bytes = 0;       // as stored in the file
   uint64_t packed_bytes = 0;       // as repacked in memory
   uint64_t step_weight_bytes = 0;  // packed weights that every decode step reads
-  uint32_t layers = 0, vocab = 0, threads = 0;
+  uint32_t layers = 0, dim = 0, vocab = 0, threads = 0;
   uint32_t context_trained = 0;  // tokens
   uint32_t context_tokens = 0;   // longest sequence of this engine
   uint64_t kv_bytes_per_token = 0;

@@ -140,6 +140,7 @@ void EngineImpl::DescribeModel(const GgufFile& file, const Kernels* kernels) {
   info_.packed_bytes = model_->packed_bytes();
   info_.step_weight_bytes = model_->CostOf(1, 1).weight_bytes;
   info_.layers = config.layers;
+  info_.dim = config.dim;
   info_.vocab = config.vocab;
   info_.threads = threads_->threads();
   info_.context_trained = config.context;

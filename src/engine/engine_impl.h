@@ -91,6 +91,7 @@ class EngineImpl : public Engine {
   void RunStep();
   void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
+  void PoolStates(Job* job, const ScheduledRow& row, size_t index);
   Status TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
   Status EmitToken(Job* job, const ScheduledRow& row, size_t index);
   Status NotFinite(const char* what, const ScheduledRow& row) const;
@@ -132,6 +133,7 @@ class EngineImpl : public Engine {
   StepBatch batch_;
   uint64_t shadow_checks_ = 0;     // that stats_ tells of
   std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows
+  std::vector<float> state_;       // scratch of PoolStates, [dim]
   std::thread thread_;
 };
 

@@ -115,14 +115,15 @@ Status EngineImpl::Prepare(Job* job) {
 // ---- prompts that begin like others -------------------------------------------------------------
 
 PrefixMaker EngineImpl::MakerOf(const Job& job) const {
-  if (options_.exact_reuse) return kMadeByPrefill;
+  // An embedding is that of its prompt alone, whatever was generated before.
+  if (options_.exact_reuse || job.request.pooling != Pooling::kNone) return kMadeByPrefill;
   return kMadeByPrefill + 1 + executor_->MakerOf(job.selector, job.steps);
 }
 
 // Whether a job waits for one that has started and computes a prompt which begins like its own:
 // those of n > 1, or a batch that shares its instructions. What has started waits for nobody.
 bool EngineImpl::Follows(Job* job) {
-  if (!options_.prefix_cache || job->request.prompt_logprobs) return false;
+  if (!options_.prefix_cache || job->computes_whole_prompt()) return false;
   const KvCache& cache = *executor_->cache();
   const auto computes = [](const Job& other, uint32_t tokens) {
     return other.planned && other.done < other.prompt_tokens && other.done < tokens;
@@ -151,10 +152,9 @@ bool EngineImpl::Follows(Job* job) {
 
 void EngineImpl::Adopt(Job* job) {
   if (!options_.prefix_cache) return;
-  // At least one token is computed: the first of the answer comes from its logits. And prompts
-  // whose log-probabilities are wanted are computed whole.
-  const bool resumed = job->started != 0, scored = job->request.prompt_logprobs;
-  const std::span<const int32_t> wanted = scored && job->generated() == 0
+  // At least one token is computed: the first of the answer comes from its logits.
+  const bool resumed = job->started != 0;
+  const std::span<const int32_t> wanted = job->computes_whole_prompt() && job->generated() == 0
                                               ? std::span<const int32_t>()
                                               : job->prompt().first(job->prompt_tokens - 1);
   // Who computed its prompt itself, does so again.
@@ -178,6 +178,7 @@ void EngineImpl::Preempt(Job* job) {
   if (job->generated() == 0) {
     job->prompt_logprobs.clear();
     job->prompt_top.clear();
+    job->pooled.Clear();
   }
   std::lock_guard lock(mutex_);
   ++stats_.preemptions;

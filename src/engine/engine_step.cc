@@ -142,6 +142,7 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
       Status taken = TakePromptLogprobs(job, row, index);
       if (!taken.ok()) return Finish(job, FinishReason::kError, "", std::move(taken));
     }
+    if (job->request.pooling != Pooling::kNone) PoolStates(job, row, index);
     TokenEvent event;
     event.kind = TokenEvent::Kind::kPrefill;
     event.request = job->id;
@@ -153,6 +154,17 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
   Status emitted = EmitToken(job, row, index);
   if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
+}
+
+void EngineImpl::PoolStates(Job* job, const ScheduledRow& row, size_t index) {
+  state_.resize(info_.dim);
+  const bool all = job->request.pooling == Pooling::kMean;
+  const bool last = job->done == job->prompt_tokens;
+  for (uint32_t i = 0; i < row.length; ++i) {
+    if (!all && !(last && i + 1 == row.length)) continue;
+    executor_->FinalState(index, i, state_);
+    job->pooled.Add(state_);
+  }
 }
 
 // What damaged weights give, or values beyond the types that they are computed and kept in.
@@ -273,6 +285,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   event.status = std::move(status);
   event.prompt_logprobs = std::move(job->prompt_logprobs);
   event.prompt_top = std::move(job->prompt_top);
+  if (reason == FinishReason::kLength) event.embedding = job->pooled.Unit();
   Usage& usage = event.usage;
   usage.prompt_tokens = job->prompt_tokens;
   usage.cached_tokens = job->cached_tokens;

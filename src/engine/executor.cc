@@ -329,6 +329,11 @@ std::span<const float> Executor::hidden(size_t row) const {
   return {step_->x() + first_row_[row] * dim, length_[row] * dim};
 }
 
+void Executor::FinalState(size_t row, uint32_t i, std::span<float> out) const {
+  TS_CHECK(i < length_[row] && out.size() == model_->config().dim);
+  model_->FinalState(*step_, first_row_[row] + i, out.data());
+}
+
 StepCost Executor::cost() const {
   ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
   if (exits_->any())

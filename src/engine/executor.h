@@ -80,6 +80,8 @@ class Executor {
   }
   std::span<const float> hidden(
       size_t row) const;  // kHidden: [length][dim] of the residual stream after the last layer
+  // The state of a row's i-th token after the final norm, into `out` [dim].
+  void FinalState(size_t row, uint32_t i, std::span<float> out) const;
   // Records what was sampled after a row, for ~row inputs of the next step.
   void SetSampled(size_t row, int32_t token) { sampled_[row] = token; }
 

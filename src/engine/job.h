@@ -9,6 +9,7 @@
 
 #include "base/trace.h"
 #include "engine/answer_text.h"
+#include "engine/pooled_state.h"
 #include "engine/sampler.h"
 #include "kv/kv_cache.h"
 #include "tinyserve/engine.h"
@@ -39,8 +40,13 @@ struct Job {
   std::unique_ptr<AnswerText> answer;
   std::vector<float> prompt_logprobs;
   std::vector<std::vector<TokenLogprob>> prompt_top;
+  PooledState pooled;
 
   uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
+  // Something is wanted of every token of its prompt, so that none can come from the cache.
+  bool computes_whole_prompt() const {
+    return request.prompt_logprobs || request.pooling == Pooling::kMean;
+  }
   std::span<const int32_t> prompt() const { return std::span(tokens).first(prompt_tokens); }
 };
 

@@ -43,6 +43,10 @@ Status CheckRequest(const Request& r, uint32_t vocab, uint32_t context_tokens) {
         "ignore_eos and min_tokens are not allowed with a constraint, which says itself "
         "where an answer may end");
   }
+  if (r.pooling != Pooling::kNone && r.max_tokens != 0) {
+    return bad(fmt::format(
+        "max_tokens is {}: an embedding is that of the prompt alone, allowed is 0", r.max_tokens));
+  }
   if (r.stop.size() > kStopStringsMax) {
     return bad(fmt::format("stop holds {} strings: at most {} are allowed", r.stop.size(),
                            kStopStringsMax));

@@ -42,6 +42,10 @@ class Model {
   void Logits(Step* step, std::span<const uint32_t> wanted, float* out) const {
     step->Logits(wanted, final_norm_, config_.norm_eps, head_tied_ ? embedding_ : head_, out);
   }
+  // What the head sees of one row of the step, [dim].
+  void FinalState(const Step& step, uint32_t row, float* out) const {
+    step.FinalState(row, final_norm_, config_.norm_eps, out);
+  }
 
   const ModelConfig& config() const { return config_; }
   // Layer -> layer group of the cache, and the groups' shapes are the caller's to derive from

@@ -316,4 +316,8 @@ void Step::Logits(std::span<const uint32_t> wanted, const Norm& norm, float eps,
   Project(head, {0, rows}, out, sizes_.vocab, Epilogue::kStore);
 }
 
+void Step::FinalState(uint32_t row, const Norm& norm, float eps, float* out) const {
+  NormRow(norm, eps, x() + uint64_t{place_of_[row]} * sizes_.dim, out);
+}
+
 }  // namespace tinyserve

@@ -79,11 +79,14 @@ class Step {
   // out[i] = head(norm(x[wanted[i]])) for at most logits_max rows; out is [wanted.size()][vocab].
   void Logits(std::span<const uint32_t> wanted, const Norm& norm, float eps, const Linear& head,
               float* out);
+  // out = norm(x[row]); out is [dim].
+  void FinalState(uint32_t row, const Norm& norm, float eps, float* out) const;
 
   uint32_t rows() const { return rows_; }
   // [rows][dim]. While tokens have left, row i is the state of active()[i], and behind those of all
   // active ones come the others.
   float* x() { return x_.as<float>(); }
+  const float* x() const { return x_.as<float>(); }
   const StepSizes& sizes() const { return sizes_; }
 
  private:

@@ -1,11 +1,8 @@
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <boost/json/array.hpp>
-#include <utility>
-
 #include "server/generation_fields.h"
 #include "server/openai_request.h"
+#include "server/prompt_fields.h"
 
 namespace tinyserve {
 namespace {
@@ -13,43 +10,6 @@ namespace {
 namespace json = boost::json;
 
 constexpr uint32_t kMaxTokensDefault = 16;  // OpenAI's
-
-void FailPrompt(Fields* fields) {
-  fields->Fail("prompt",
-               "'prompt' must be a string, a list of token ids, a list of strings or a list of "
-               "lists of token ids");
-}
-
-// A string, or a list of token ids.
-void ReadPrompt(Fields* fields, const json::value& value, const RequestLimits& limits,
-                std::vector<Prompt>* prompts) {
-  if (const json::string* text = value.if_string()) {
-    prompts->emplace_back(std::string(text->data(), text->size()));
-  } else if (const json::array* list = value.if_array()) {
-    if (list->empty()) return fields->Fail("prompt", "'prompt' is empty: give at least one token");
-    prompts->emplace_back(ReadTokens(fields, "prompt", *list, limits));
-  } else {
-    FailPrompt(fields);
-  }
-}
-
-void ReadPrompts(Fields* fields, const RequestLimits& limits, std::vector<Prompt>* prompts) {
-  const json::value* value = fields->Find("prompt");
-  if (fields->failed()) return;
-  if (value == nullptr) return fields->Fail("prompt", "'prompt' is missing");
-  const json::array* list = value->if_array();
-  const bool several = list != nullptr && !list->empty() && !list->front().is_number();
-  if (!several) return ReadPrompt(fields, *value, limits, prompts);
-  if (list->size() > limits.prompts_max) {
-    return fields->Fail("prompt", fmt::format("'prompt' has {} prompts: at most {} are allowed",
-                                              list->size(), limits.prompts_max));
-  }
-  for (const json::value& element : *list) {
-    if (element.is_string() != list->front().is_string()) return FailPrompt(fields);
-    ReadPrompt(fields, element, limits, prompts);
-    if (fields->failed()) return;
-  }
-}
 
 void ReadLogprobs(Fields* fields, CompletionRequest* request) {
   if (fields->Find("logprobs") == nullptr) return;
@@ -70,7 +30,7 @@ std::optional<CompletionRequest> ParseCompletionRequest(std::string_view body,
   GenerationOptions& options = request.options;
   options.add_special = true;
   ReadGenerationFields(&fields, limits, &options);
-  ReadPrompts(&fields, limits, &request.prompts);
+  request.prompts = ReadPrompts(&fields, "prompt", limits.prompts_max, limits);
   ReadLogprobs(&fields, &request);
   uint32_t max_tokens = kMaxTokensDefault;
   fields.Count("max_tokens", 0, limits.context_tokens, &max_tokens);

@@ -86,9 +86,7 @@ void ReadChoice(Fields* fields, Conversation* conversation) {
       if (!IsToolName(choice)) function.Fail("name", "'tool_choice.function.name' names no tool");
     }
     if (error) return fields->Fail(*std::move(error));
-    const bool found = std::any_of(conversation->tools.begin(), conversation->tools.end(),
-                                   [&](const Tool& tool) { return tool.name == choice; });
-    if (!found) {
+    if (!HasTool(*conversation, choice)) {
       return fields->Fail("tool_choice", fmt::format("'tool_choice' names '{}', which is none of "
                                                      "'tools'",
                                                      choice));
@@ -105,6 +103,11 @@ void ReadChoice(Fields* fields, Conversation* conversation) {
 }
 
 }  // namespace
+
+bool HasTool(const Conversation& conversation, std::string_view name) {
+  return std::any_of(conversation.tools.begin(), conversation.tools.end(),
+                     [&](const Tool& tool) { return tool.name == name; });
+}
 
 bool ChooseTools(std::string_view choice, Conversation* conversation) {
   std::vector<Tool>& tools = conversation->tools;
@@ -138,21 +141,27 @@ std::optional<Tool> ReadTool(const json::value& value, const std::string& path,
   }
   fields.RefuseOthers();
   Fields function(*inner, path + ".function.", error);
+  std::optional<Tool> tool = ReadFunction(&function);
+  function.RefuseOthers();
+  return function.failed() ? std::nullopt : std::move(tool);
+}
+
+std::optional<Tool> ReadFunction(Fields* function) {
   Tool tool;
   std::string description;
   bool strict = false;
-  function.String("name", kNameBytesMax, &tool.name);
-  if (!function.failed() && !IsToolName(tool.name)) {
-    function.Fail("name", fmt::format("'{}.function.name' must be 1 to {} letters, digits, _ or -",
-                                      path, kNameBytesMax));
+  function->String("name", kNameBytesMax, &tool.name);
+  if (!function->failed() && !IsToolName(tool.name)) {
+    function->Fail("name", fmt::format("'{}' must be 1 to {} letters, digits, _ or -",
+                                       function->Path("name"), kNameBytesMax));
   }
-  function.String("description", SIZE_MAX, &description);
-  function.Bool("strict", &strict);
-  if (const json::object* parameters = function.Object("parameters")) tool.parameters = *parameters;
+  function->String("description", SIZE_MAX, &description);
+  function->Bool("strict", &strict);
+  if (const json::object* parameters = function->Object("parameters"))
+    tool.parameters = *parameters;
   if (tool.parameters.empty())
     tool.parameters = {{"type", "object"}, {"properties", json::object()}};
-  function.RefuseOthers();
-  if (function.failed()) return std::nullopt;
+  if (function->failed()) return std::nullopt;
   json::object shown = {{"name", tool.name}};
   if (!description.empty()) shown["description"] = description;
   shown["parameters"] = tool.parameters;
@@ -166,6 +175,11 @@ void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation*
   fields->Bool("parallel_tool_calls", &conversation->parallel_calls);
   ReadChoice(fields, conversation);
   fields->Bool("add_generation_prompt", &conversation->add_generation_prompt);
+  ReadTemplateVariables(fields, conversation);
+  fields->RefuseUnlessEmpty({"functions"});
+}
+
+void ReadTemplateVariables(Fields* fields, Conversation* conversation) {
   if (const json::object* variables = fields->Object("chat_template_kwargs")) {
     for (const char* own : {"messages", "tools", "add_generation_prompt"}) {
       if (!variables->contains(own)) continue;
@@ -175,7 +189,6 @@ void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation*
     }
     conversation->variables = *variables;
   }
-  fields->RefuseUnlessEmpty({"functions"});
 }
 
 }  // namespace tinyserve

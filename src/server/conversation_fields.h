@@ -18,6 +18,15 @@ void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation*
 std::optional<Tool> ReadTool(const boost::json::value& value, const std::string& path,
                              std::optional<ApiError>* error);
 
+// The members of a function's object: name, description, parameters, strict.
+std::optional<Tool> ReadFunction(Fields* function);
+
+// `chat_template_kwargs`.
+void ReadTemplateVariables(Fields* fields, Conversation* conversation);
+
+// Whether one of the tools has this name.
+bool HasTool(const Conversation& conversation, std::string_view name);
+
 // Keeps of `conversation`'s tools what `choice` allows: "none", "auto", "required" or the name of
 // one. False: there is no such tool.
 bool ChooseTools(std::string_view choice, Conversation* conversation);

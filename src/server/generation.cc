@@ -106,6 +106,12 @@ Generation::~Generation() {
   }
 }
 
+std::function<void()> Generation::canceller() const {
+  return [engine = engine_, ids = ids_] {
+    for (const RequestId id : ids) engine->Cancel(id);
+  };
+}
+
 std::vector<Arrival> Generation::Take() {
   std::vector<Arrival> arrivals = queue_->Take();
   overflowed_ = queue_->overflowed();

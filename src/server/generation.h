@@ -32,6 +32,8 @@ class Generation {
 
   uint32_t choices() const { return static_cast<uint32_t>(ids_.size()); }
   void SetWake(std::function<void()> wake) { queue_->SetWake(std::move(wake)); }
+  // Cancels what still runs, from any thread, as long as the engine lives.
+  std::function<void()> canceller() const;
   // Events since the last call.
   std::vector<Arrival> Take();
   // Every request has finished, or this one was given up because its events were not taken in time.

@@ -98,29 +98,6 @@ void ReadEnd(Fields* fields, const RequestLimits& limits, Request* request) {
   request->stop_tokens = ReadTokens(fields, "stop_token_ids", tokens->get_array(), limits);
 }
 
-// OpenAI's service_tier or vLLM's priority (a lower number is served first), as the engine's three
-// classes.
-void ReadPriority(Fields* fields, Request* request) {
-  int64_t priority = 0;
-  const bool numbered = fields->Find("priority") != nullptr;
-  fields->Integer("priority", std::numeric_limits<int32_t>::min(),
-                  std::numeric_limits<int32_t>::max(), &priority);
-  if (priority != 0) request->priority = priority < 0 ? Priority::kHigh : Priority::kLow;
-  std::string tier;
-  fields->String("service_tier", kNameBytesMax, &tier);
-  if (tier.empty()) return;
-  if (numbered) {
-    return fields->Fail("service_tier", "'service_tier' and 'priority' both: give one of them");
-  }
-  if (tier == "priority") {
-    request->priority = Priority::kHigh;
-  } else if (tier == "flex") {
-    request->priority = Priority::kLow;
-  } else if (tier != "auto" && tier != "default") {
-    fields->Fail("service_tier", "'service_tier' is none of auto, default, priority, flex");
-  }
-}
-
 void ReadStream(Fields* fields, std::optional<ApiError>* error, GenerationOptions* options) {
   fields->Bool("stream", &options->stream);
   const json::object* object = fields->Object("stream_options");
@@ -182,13 +159,35 @@ void ReadModalities(Fields* fields) {
 
 }  // namespace
 
+Priority ReadPriority(Fields* fields) {
+  Priority result = Priority::kNormal;
+  int64_t priority = 0;
+  const bool numbered = fields->Find("priority") != nullptr;
+  fields->Integer("priority", std::numeric_limits<int32_t>::min(),
+                  std::numeric_limits<int32_t>::max(), &priority);
+  if (priority != 0) result = priority < 0 ? Priority::kHigh : Priority::kLow;
+  std::string tier;
+  fields->String("service_tier", kNameBytesMax, &tier);
+  if (tier.empty()) return result;
+  if (numbered) {
+    fields->Fail("service_tier", "'service_tier' and 'priority' both: give one of them");
+  } else if (tier == "priority") {
+    result = Priority::kHigh;
+  } else if (tier == "flex") {
+    result = Priority::kLow;
+  } else if (tier != "auto" && tier != "default") {
+    fields->Fail("service_tier", "'service_tier' is none of auto, default, priority, flex");
+  }
+  return result;
+}
+
 void ReadGenerationFields(Fields* fields, const RequestLimits& limits, GenerationOptions* options) {
   std::optional<ApiError> error;  // of inner objects
   ReadModel(fields, limits);
   ReadSampling(fields, limits, &options->engine.sampling);
   ReadBias(fields, limits, &options->engine.sampling);
   ReadEnd(fields, limits, &options->engine);
-  ReadPriority(fields, &options->engine);
+  options->engine.priority = ReadPriority(fields);
   ReadStream(fields, &error, options);
   ReadOwn(fields, &error, &options->engine);
   options->grammar = ReadStructured(fields, &error);

@@ -1,4 +1,4 @@
-// The fields that completion and chat requests have in common.
+// The fields that several routes have in common.
 #ifndef TINYSERVE_SERVER_GENERATION_FIELDS_H_
 #define TINYSERVE_SERVER_GENERATION_FIELDS_H_
 
@@ -9,6 +9,9 @@ namespace tinyserve {
 
 // Reads and checks them, those that are only accepted and those that are refused included.
 void ReadGenerationFields(Fields* fields, const RequestLimits& limits, GenerationOptions* options);
+// OpenAI's service_tier or vLLM's priority (a lower number is served first), as the engine's three
+// classes.
+Priority ReadPriority(Fields* fields);
 
 }  // namespace tinyserve
 

@@ -1,14 +1,12 @@
 #include "server/generation_reply.h"
 
-#include <fmt/format.h>
-#include <sys/random.h>
-
 #include <algorithm>
 #include <boost/json/array.hpp>
 #include <ctime>
 #include <utility>
 
 #include "base/check.h"
+#include "server/reply_id.h"
 #include "server/sse.h"
 #include "text/json_text.h"
 
@@ -23,7 +21,22 @@ json::object TokenCounts(uint64_t prompt, uint64_t completion) {
           {"total_tokens", prompt + completion}};
 }
 
-ApiError TooSlow() {
+}  // namespace
+
+json::object TimesJson(const Usage& usage) {
+  return {{"queue_seconds", usage.queue_seconds},
+          {"prefill_seconds", usage.prefill_seconds},
+          {"decode_seconds", usage.decode_seconds},
+          {"first_token_seconds", usage.first_token_seconds}};
+}
+
+ApiError ErrorOfFinish(const TokenEvent& event) {
+  return event.finish == FinishReason::kError
+             ? ErrorOf(event.status)
+             : Unavailable("the request was cancelled: the server is stopping");
+}
+
+ApiError SlowReaderError() {
   return {.status = 503,
           .message = "the stream was read too slowly, so the request was cancelled",
           .type = "server_error",
@@ -31,17 +44,9 @@ ApiError TooSlow() {
           .code = "slow_reader"};
 }
 
-}  // namespace
-
 json::value FinishJson(FinishReason reason) {
   if (reason == FinishReason::kNone) return nullptr;
   return reason == FinishReason::kStop ? "stop" : "length";
-}
-
-std::string NewReplyId(std::string_view prefix) {
-  uint64_t bits[2] = {};
-  TS_CHECK(getrandom(bits, sizeof bits, 0) == sizeof bits);
-  return fmt::format("{}{:016x}{:016x}", prefix, bits[0], bits[1]);
 }
 
 HttpReply GenerationHttpReply(std::unique_ptr<ReplyWork> work, bool stream) {
@@ -96,10 +101,7 @@ json::object GenerationReply::UsageJson() const {
   }
   json::object usage = TokenCounts(prompt, completion);
   usage["prompt_tokens_details"] = {{"cached_tokens", cached}};
-  usage["tinyserve"] = {{"queue_seconds", times.queue_seconds},
-                        {"prefill_seconds", times.prefill_seconds},
-                        {"decode_seconds", times.decode_seconds},
-                        {"first_token_seconds", times.first_token_seconds}};
+  usage["tinyserve"] = TimesJson(times);
   return usage;
 }
 
@@ -130,10 +132,8 @@ void GenerationReply::Take(const Arrival& arrival, std::string* out) {
     choice.usage = event.usage;
     choice.prompt_logprobs = event.prompt_logprobs;
     choice.prompt_top = event.prompt_top;
-    if (event.finish == FinishReason::kError) return Fail(ErrorOf(event.status), out);
-    if (event.finish == FinishReason::kCancelled) {
-      return Fail(Unavailable("the request was cancelled: the server is stopping"), out);
-    }
+    if (event.finish == FinishReason::kError || event.finish == FinishReason::kCancelled)
+      return Fail(ErrorOfFinish(event), out);
   } else {
     ++choice.tokens;
     if (scored_) choice.scored.push_back({event.token, event.logprob, event.top});
@@ -155,7 +155,7 @@ void GenerationReply::Take(const Arrival& arrival, std::string* out) {
 
 bool GenerationReply::Advance(std::string* out) {
   for (const Arrival& arrival : generation_->Take()) Take(arrival, out);
-  if (generation_->overflowed()) Fail(TooSlow(), out);
+  if (generation_->overflowed()) Fail(SlowReaderError(), out);
   if (!generation_->done() && !error_) return false;
   if (!stream_ || error_) return true;
   if (include_usage_) {

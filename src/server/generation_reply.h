@@ -80,11 +80,14 @@ class GenerationReply : public ReplyWork {
   std::optional<ApiError> error_;
 };
 
+// What usage says of TinyServe's own: times.
+boost::json::object TimesJson(const Usage& usage);
+// Of an answer that ended without being one: kError, kCancelled, a slow reader's.
+ApiError ErrorOfFinish(const TokenEvent& event);
+ApiError SlowReaderError();
+
 // A reply that waits for `work`, as a stream or whole.
 HttpReply GenerationHttpReply(std::unique_ptr<ReplyWork> work, bool stream);
-
-// Unique over restarts, not only within this process.
-std::string NewReplyId(std::string_view prefix);
 
 }  // namespace tinyserve
 

@@ -26,8 +26,8 @@
 #include <utility>
 
 #include "server/api_error.h"
-#include "server/generation_reply.h"
 #include "server/http_text.h"
+#include "server/reply_id.h"
 #include "server/sse.h"
 
 namespace tinyserve {
@@ -246,13 +246,16 @@ net::awaitable<bool> Connection::ReadHead(Parser* parser, HttpRequest* request) 
   }
   if (const std::string_view id = request->Header("x-request-id"); IsPlainId(id)) request->id = id;
   const auto target = message.target();
-  const std::optional<std::string> path =
-      PathOfTarget(std::string_view(target.data(), target.size()));
-  if (!path) {
+  const std::string_view text(target.data(), target.size());
+  const std::optional<std::string> path = PathOfTarget(text);
+  std::optional<HeaderList> query = QueryOfTarget(text);
+  if (!path || !query) {
     co_return co_await Refuse(
-        *request, ErrorReply(Refused(400, "the request's target is no path", "bad_http")));
+        *request,
+        ErrorReply(Refused(400, "the request's target is no path with a query", "bad_http")));
   }
   request->path = *path;
+  request->query = *std::move(query);
   co_return true;
 }
 

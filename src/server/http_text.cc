@@ -80,6 +80,28 @@ std::string FormatChunk(std::string_view data) {
   return chunk;
 }
 
+namespace {
+
+// Nothing: what follows a % is no byte, or it decodes to a control character.
+std::optional<std::string> PercentDecoded(std::string_view text) {
+  std::string decoded;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i];
+    if (c == '%') {
+      if (i + 2 >= text.size()) return std::nullopt;
+      const int high = HexDigit(text[i + 1]), low = HexDigit(text[i + 2]);
+      if (high < 0 || low < 0) return std::nullopt;
+      c = static_cast<char>(high * 16 + low);
+      i += 2;
+    }
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) return std::nullopt;
+    decoded += c;
+  }
+  return decoded;
+}
+
+}  // namespace
+
 std::optional<std::string> PathOfTarget(std::string_view target) {
   if (target.starts_with("http://") || target.starts_with("https://")) {
     const size_t slash = target.find('/', target.find("//") + 2);
@@ -87,20 +109,30 @@ std::optional<std::string> PathOfTarget(std::string_view target) {
   }
   target = target.substr(0, target.find_first_of("?#"));
   if (!target.starts_with('/')) return std::nullopt;
-  std::string path;
-  for (size_t i = 0; i < target.size(); ++i) {
-    char c = target[i];
-    if (c == '%') {
-      if (i + 2 >= target.size()) return std::nullopt;
-      const int high = HexDigit(target[i + 1]), low = HexDigit(target[i + 2]);
-      if (high < 0 || low < 0) return std::nullopt;
-      c = static_cast<char>(high * 16 + low);
-      i += 2;
-    }
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) return std::nullopt;
-    path += c;
+  return PercentDecoded(target);
+}
+
+std::optional<HeaderList> QueryOfTarget(std::string_view target) {
+  constexpr size_t kParametersMax = 64;
+  HeaderList query;
+  target = target.substr(0, target.find('#'));
+  const size_t begin = target.find('?');
+  std::string_view rest = begin == std::string_view::npos ? "" : target.substr(begin + 1);
+  while (!rest.empty()) {
+    const std::string_view one = rest.substr(0, rest.find('&'));
+    rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+    if (one.empty()) continue;
+    std::string text(one);
+    std::replace(text.begin(), text.end(), '+', ' ');
+    const size_t equals = text.find('=');
+    const std::string_view whole = text;
+    std::optional<std::string> name = PercentDecoded(whole.substr(0, equals));
+    std::optional<std::string> value =
+        PercentDecoded(equals == std::string::npos ? "" : whole.substr(equals + 1));
+    if (!name || !value || query.size() == kParametersMax) return std::nullopt;
+    query.emplace_back(*std::move(name), *std::move(value));
   }
-  return path;
+  return query;
 }
 
 bool IsPlainId(std::string_view text) {

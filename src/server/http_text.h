@@ -33,6 +33,10 @@ inline constexpr std::string_view kLastChunk = "0\r\n\r\n";
 // Nothing: it is not one, or decodes to a control character.
 std::optional<std::string> PathOfTarget(std::string_view target);
 
+// Its query's parameters, percent-decoded, "+" being a space. Nothing: too many (64), or one that
+// decodes to a control character.
+std::optional<HeaderList> QueryOfTarget(std::string_view target);
+
 // Whether a client's X-Request-Id may be repeated in logs and replies: 1 to 128 of letters, digits
 // and "-_.:".
 bool IsPlainId(std::string_view text);

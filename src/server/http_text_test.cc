@@ -34,6 +34,14 @@ TEST(HttpText, Targets) {
   EXPECT_EQ(PathOfTarget("/v1/models/a%2Fb"), "/v1/models/a/b");
   for (const char* wrong : {"", "*", "a", "/%", "/%2", "/%zz", "/%00", "/%0d%0a", "host:80"})
     EXPECT_FALSE(PathOfTarget(wrong)) << wrong;
+  EXPECT_EQ(*QueryOfTarget("/a?limit=1&after=x%2Fy+z&&flag#b?c=d"),
+            (HeaderList{{"limit", "1"}, {"after", "x/y z"}, {"flag", ""}}));
+  EXPECT_TRUE(QueryOfTarget("/a")->empty());
+  for (const char* wrong : {"/a?b=%", "/a?b=%0a", "/a?%zz=1"})
+    EXPECT_FALSE(QueryOfTarget(wrong)) << wrong;
+  std::string many = "/a?";
+  for (int i = 0; i < 65; ++i) many += "x=1&";
+  EXPECT_FALSE(QueryOfTarget(many));
 }
 
 TEST(HttpText, IdsThatMayBeRepeated) {

@@ -17,8 +17,9 @@ using HeaderList = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
   std::string method;
-  std::string path;    // of the target, percent-decoded
-  HeaderList headers;  // names in lower case
+  std::string path;                                        // of the target, percent-decoded
+  std::vector<std::pair<std::string, std::string>> query;  // of the target, percent-decoded
+  HeaderList headers;                                      // names in lower case
   std::string body;
   std::string id;       // of the log line and the reply's X-Request-Id
   uint64_t client = 0;  // of ApiKeys::Find: whose key it carries; 0: none

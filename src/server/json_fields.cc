@@ -7,6 +7,7 @@
 #include <boost/json/parser.hpp>
 #include <cmath>
 
+#include "server/field_names.h"
 #include "text/json_text.h"
 
 namespace tinyserve {
@@ -60,6 +61,7 @@ void Fields::Fail(std::string_view name, std::string message) {
 }
 
 const json::value* Fields::Find(std::string_view name) {
+  FieldNames::Ask(prefix_, name);
   seen_.push_back(name);
   if (failed()) return nullptr;
   const json::value* value = object_.if_contains(json::string_view(name.data(), name.size()));
@@ -129,11 +131,13 @@ const json::object* Fields::Object(std::string_view name) {
 }
 
 void Fields::Accept(std::initializer_list<std::string_view> names) {
+  for (const std::string_view name : names) FieldNames::Ask(prefix_, name);
   seen_.insert(seen_.end(), names);
 }
 
 void Fields::RefuseUnsupported(std::initializer_list<std::string_view> names) {
   for (const std::string_view name : names) {
+    FieldNames::Refuse(prefix_, name);
     if (Find(name) != nullptr) {
       Fail(name, fmt::format("'{}' is not supported by this server", Path(name)));
     }
@@ -142,6 +146,7 @@ void Fields::RefuseUnsupported(std::initializer_list<std::string_view> names) {
 
 void Fields::RefuseUnlessEmpty(std::initializer_list<std::string_view> names) {
   for (const std::string_view name : names) {
+    FieldNames::Refuse(prefix_, name);
     const json::value* value = Find(name);
     if (value == nullptr) continue;
     const bool empty = (value->is_array() && value->get_array().empty()) ||

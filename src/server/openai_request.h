@@ -24,6 +24,7 @@ struct RequestLimits {
   uint32_t context_tokens = 0;
   uint32_t json_depth_max = 32;
   uint32_t prompts_max = 128;  // of one request
+  uint32_t inputs_max = 2048;  // of a request for embeddings
   uint32_t choices_max = 128;  // prompts times n
   uint32_t messages_max = 4096;
 };
@@ -63,12 +64,37 @@ struct ChatRequest {
   Conversation conversation;  // at least one message
 };
 
+struct ResponseRequest {
+  GenerationOptions options;
+  Conversation conversation;  // without `instructions` and what came before; may be empty
+  std::string instructions;
+  std::string previous;  // id of the response that it goes on from; "": none
+  bool store = true;
+  boost::json::array input;  // the items of `conversation`, as the API has them, with ids
+  boost::json::object echo;  // members of the request that the response repeats
+};
+
+struct EmbeddingRequest {
+  std::vector<Prompt> inputs;  // at least one
+  Pooling pooling = Pooling::kMean;
+  Priority priority = Priority::kNormal;
+  bool base64 = false;  // else lists of numbers
+  bool add_special = true;
+};
+
 // Nothing: `*error` says why.
 std::optional<CompletionRequest> ParseCompletionRequest(std::string_view body,
                                                         const RequestLimits& limits,
                                                         std::optional<ApiError>* error);
 std::optional<ChatRequest> ParseChatRequest(std::string_view body, const RequestLimits& limits,
                                             std::optional<ApiError>* error);
+std::optional<ResponseRequest> ParseResponseRequest(std::string_view body,
+                                                    const RequestLimits& limits,
+                                                    std::optional<ApiError>* error);
+// `dim`: of the model's embeddings.
+std::optional<EmbeddingRequest> ParseEmbeddingRequest(std::string_view body,
+                                                      const RequestLimits& limits, uint32_t dim,
+                                                      std::optional<ApiError>* error);
 
 // ---- parts, for other routes --------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 #ifndef TINYSERVE_SERVER_ROUTES_H_
 #define TINYSERVE_SERVER_ROUTES_H_
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -11,11 +12,13 @@
 namespace tinyserve {
 
 struct Route {
-  std::string_view method, path;  // a path that ends in "/*" stands for all that begin so
-  bool open;                      // answers without an API key
+  // In a path, "*" stands for one or more characters, without a slash but at its end.
+  std::string_view method, path;
+  bool open;  // answers without an API key
   HttpReply (*handle)(const Service& service, const HttpRequest& request);
 };
 
+std::span<const Route> AllRoutes();
 // Null: there is none. A HEAD is answered as a GET is.
 const Route* FindRoute(std::string_view method, std::string_view path);
 // "GET, POST" of a path that has routes; else "".
@@ -26,6 +29,14 @@ std::string LoggedPath(std::string_view path);
 // completions_route.cc, chat_route.cc
 HttpReply Complete(const Service& service, const HttpRequest& request);
 HttpReply Chat(const Service& service, const HttpRequest& request);
+// responses_route.cc
+HttpReply Respond(const Service& service, const HttpRequest& request);
+HttpReply OneResponse(const Service& service, const HttpRequest& request);
+HttpReply DeleteResponse(const Service& service, const HttpRequest& request);
+HttpReply CancelResponse(const Service& service, const HttpRequest& request);
+HttpReply ResponseInput(const Service& service, const HttpRequest& request);
+// embeddings_route.cc
+HttpReply Embed(const Service& service, const HttpRequest& request);
 // models_route.cc
 HttpReply ListModels(const Service& service, const HttpRequest& request);
 HttpReply OneModel(const Service& service, const HttpRequest& request);
@@ -38,6 +49,7 @@ HttpReply Health(const Service& service, const HttpRequest& request);
 HttpReply Ready(const Service& service, const HttpRequest& request);
 HttpReply Version(const Service& service, const HttpRequest& request);
 HttpReply Config(const Service& service, const HttpRequest& request);
+HttpReply OpenApi(const Service& service, const HttpRequest& request);
 HttpReply MetricsText(const Service& service, const HttpRequest& request);
 // dashboard_route.cc
 HttpReply Dashboard(const Service& service, const HttpRequest& request);

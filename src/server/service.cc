@@ -21,7 +21,7 @@ HttpReply Preflight() {
   HttpReply reply;
   reply.status = 204;
   reply.content_type.clear();
-  reply.headers = {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+  reply.headers = {{"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
                    {"Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id"},
                    {"Access-Control-Max-Age", "600"}};
   return reply;
@@ -47,6 +47,7 @@ Service::Service(ServiceOptions options, ApiKeys* keys, Metrics* metrics)
       keys_(keys),
       metrics_(metrics),
       created_(std::time(nullptr)),
+      responses_(std::make_unique<ResponseStore>(options_.responses)),
       limits_(options_.limits) {}
 
 void Service::SetEngine(Engine* engine) {

@@ -15,6 +15,7 @@
 #include "server/metrics.h"
 #include "server/openai_request.h"
 #include "server/request_origin.h"
+#include "server/response_store.h"
 #include "server/tool_format.h"
 #include "tinyserve/engine.h"
 
@@ -25,6 +26,7 @@ struct ServiceOptions {
   OriginRules origins;
   RequestLimits limits;
   AnswerParsers parsers;
+  ResponseStoreLimits responses;
   std::string config_json = "{}";  // what /config answers: effective options without secrets
   std::string version;
 };
@@ -53,6 +55,7 @@ class Service : public HttpHandler {
   const RequestLimits& limits() const { return limits_; }  // REQUIRES: engine() is there
   Engine* engine() const { return engine_.load(std::memory_order_acquire); }
   Metrics* metrics() const { return metrics_; }
+  ResponseStore* responses() const { return responses_.get(); }
   double loading() const { return loading_; }
   bool stopping() const { return stopping_; }
   // Set on a request: prompts of clients with different keys share nothing.
@@ -64,6 +67,7 @@ class Service : public HttpHandler {
   ApiKeys* const keys_;
   Metrics* const metrics_;
   const int64_t created_;
+  const std::unique_ptr<ResponseStore> responses_;
   RequestLimits limits_;  // written once, before engine_
   std::atomic<Engine*> engine_{nullptr};
   std::atomic<double> loading_{0};

@@ -6,74 +6,12 @@
 #include <boost/json/object.hpp>
 #include <boost/json/parse.hpp>
 
-#include "server/testing.h"
+#include "server/service_testing.h"
 
 namespace tinyserve {
 namespace {
 
 namespace json = boost::json;
-
-// The service before an engine of which every event is a test's own.
-class ServiceTest : public testing::Test {
- protected:
-  ServiceTest() {
-    ServiceOptions options;
-    options.models = {"fake", "alias"};
-    options.config_json = R"({"port": 1})";
-    options.version = "9.9";
-    options.origins.cors = {"https://a.example"};
-    service_ = std::make_unique<Service>(options, &keys_, metrics_.get());
-    service_->SetEngine(&engine_);
-  }
-
-  HttpReply Ask(const std::string& method, const std::string& path, const std::string& body = "",
-                HeaderList headers = {}) {
-    HttpRequest request{.method = method, .path = path, .headers = std::move(headers)};
-    request.headers.emplace_back("host", "localhost:8080");
-    std::optional<HttpReply> refused = service_->Refuse(&request);
-    if (refused) return *std::move(refused);
-    request.body = body;
-    return service_->Handle(request);
-  }
-  HttpReply Post(const std::string& path, const std::string& body) {
-    return Ask("POST", path, body);
-  }
-  json::object GetJson(const std::string& path) {
-    return json::parse(Ask("GET", path).body).as_object();
-  }
-
-  // What a finished reply says.
-  static json::object Whole(HttpReply* reply) {
-    std::string none;
-    EXPECT_TRUE(reply->work->Advance(&none));
-    EXPECT_EQ(none, "");
-    HttpReply whole = reply->work->Whole();
-    EXPECT_EQ(whole.status, 200) << whole.body;
-    return json::parse(whole.body).as_object();
-  }
-
-  // Data of the events that have come since the last call.
-  static std::vector<std::string> Events(HttpReply* reply, bool done) {
-    std::string text;
-    EXPECT_EQ(reply->work->Advance(&text), done);
-    std::vector<std::string> events;
-    while (!text.empty()) {
-      const size_t end = text.find("\n\n");
-      EXPECT_EQ(text.substr(0, 6), "data: ");
-      events.push_back(text.substr(6, end - 6));
-      text.erase(0, end + 2);
-    }
-    return events;
-  }
-  static json::object Choice(const std::string& event) {
-    return json::parse(event).at("choices").at(0).as_object();
-  }
-
-  FakeEngine engine_;
-  ApiKeys keys_;
-  std::unique_ptr<Metrics> metrics_ = Metrics::Create("fake");
-  std::unique_ptr<Service> service_;
-};
 
 TEST_F(ServiceTest, CompletionAnswersEveryPromptNTimes) {
   HttpReply reply =
@@ -338,6 +276,79 @@ TEST_F(ServiceTest, EveryAnswerHasAStateOfTheGrammarOfItsOwn) {
   EXPECT_EQ(json::parse(refused.body).at("error").at("param"), "guided_regex");
 }
 
+TEST_F(ServiceTest, EmbeddingsComeInTheOrderOfTheirInputs) {
+  HttpReply reply = Post("/v1/embeddings", R"({"model": "alias", "input": ["a", "bc"],
+      "tinyserve": {"pooling": "last"}, "user": "u", "dimensions": 2})");
+  ASSERT_EQ(engine_.submitted.size(), 2u) << reply.body;
+  EXPECT_EQ(engine_.submitted[2].request.prompt, (std::vector<int32_t>{'^', 'b', 'c'}));
+  EXPECT_EQ(engine_.submitted[1].request.pooling, Pooling::kLast);
+  EXPECT_EQ(engine_.submitted[1].request.max_tokens, 0u);
+  engine_.Finish(2, FinishReason::kLength);
+  std::string none;
+  EXPECT_FALSE(reply.work->Advance(&none));
+  engine_.Finish(1, FinishReason::kLength);
+  json::object whole = Whole(&reply);
+  EXPECT_EQ(whole.at("object"), "list");
+  EXPECT_EQ(whole.at("model"), "fake");
+  EXPECT_EQ(whole.at("usage").at("prompt_tokens"), 5);
+  EXPECT_EQ(whole.at("usage").at("total_tokens"), 5);
+  EXPECT_EQ(whole.at("data").at(0).at("embedding"), (json::array{0.5, 97}));
+  EXPECT_EQ(whole.at("data").at(1).at("index"), 1);
+  EXPECT_EQ(whole.at("data").at(1).at("embedding"), (json::array{0.5, 99}));
+  HttpReply coded = Post("/v1/embeddings", R"({"input": [97, 98], "encoding_format": "base64"})");
+  EXPECT_EQ(engine_.submitted[3].request.pooling, Pooling::kMean);
+  engine_.Finish(3, FinishReason::kLength);
+  EXPECT_EQ(Whole(&coded).at("data").at(0).at("embedding"), "AAAAPwAAxEI=");
+}
+
+TEST_F(ServiceTest, EmbeddingsOfManyInputsAreAskedForInTurn) {
+  const std::string many = [] {
+    std::string list = "[[1]";
+    for (int i = 1; i < 100; ++i) list += ",[1]";
+    return list + "]";
+  }();
+  HttpReply reply = Post("/v1/embeddings", R"({"input": )" + many + "}");
+  EXPECT_EQ(engine_.submitted.size(), 32u);
+  std::string none;
+  for (RequestId id = 1; id <= 40; ++id) {
+    engine_.submissions_max = id < 20 ? 40 : 1000;  // others fill the queue for a while
+    engine_.Finish(id, FinishReason::kLength);
+    EXPECT_FALSE(reply.work->Advance(&none));
+  }
+  EXPECT_EQ(engine_.submitted.size(), 72u);
+  reply.work.reset();
+  for (RequestId id = 1; id <= 72; ++id)
+    EXPECT_EQ(engine_.submitted.at(id).cancelled, id > 40) << id;
+}
+
+TEST_F(ServiceTest, EmbeddingsRefuseByName) {
+  const struct {
+    const char *body, *param;
+  } cases[] = {{R"({})", "input"},
+               {R"({"input": []})", "input"},
+               {R"({"input": ""})", "input"},
+               {R"({"input": ["a", 5]})", "input"},
+               {R"({"input": [[1], "a"]})", "input"},
+               {R"({"input": [256]})", "input"},
+               {R"({"input": "a", "dimensions": 1})", "dimensions"},
+               {R"({"input": "a", "encoding_format": "int8"})", "encoding_format"},
+               {R"({"input": "a", "tinyserve": {"pooling": "max"}})", "tinyserve.pooling"},
+               {R"({"input": "a", "tinyserve": {"selector": "full"}})", "tinyserve.selector"},
+               {R"({"input": "a", "stream": true})", "stream"}};
+  for (const auto& c : cases) {
+    std::string body = c.body;
+    if (body == R"({"input": ""})") body.insert(1, R"("add_special_tokens": false, )");
+    const HttpReply reply = Post("/v1/embeddings", body);
+    EXPECT_EQ(reply.status, 400) << body;
+    EXPECT_EQ(json::parse(reply.body).at("error").at("param"), c.param) << body;
+  }
+  const HttpReply reply = Post("/v1/embeddings", R"({"input": ")" + std::string(128, 'a') + "\"}");
+  EXPECT_EQ(json::parse(reply.body).at("error").at("code"), "context_length_exceeded");
+  EXPECT_TRUE(engine_.submitted.empty());
+  engine_.submissions_max = 0;
+  EXPECT_EQ(Post("/v1/embeddings", R"({"input": "a"})").status, 429);
+}
+
 TEST_F(ServiceTest, AFullQueueGivesA429AndCancelsTheRest) {
   engine_.submissions_max = 1;
   const HttpReply reply = Post("/v1/completions", R"({"prompt": "a", "n": 2})");
@@ -483,7 +494,8 @@ TEST_F(ServiceTest, WhileTheModelLoadsRoutesSaySo) {
   EXPECT_EQ(ask("GET", "/health").status, 200);
   EXPECT_EQ(ask("GET", "/ready").status, 503);
   EXPECT_EQ(json::parse(ask("GET", "/ready").body).at("progress"), 0.5);
-  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"})
+  for (const char* path :
+       {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/embeddings"})
     EXPECT_EQ(ask("POST", path).status, 503) << path;
   EXPECT_EQ(ask("GET", "/metrics").status, 200);
   EXPECT_EQ(ask("GET", "/dashboard/state").status, 200);

@@ -15,4 +15,11 @@ void AppendEvent(std::string_view data, std::string* out) {
   *out += '\n';
 }
 
+void AppendNamedEvent(std::string_view name, std::string_view data, std::string* out) {
+  *out += "event: ";
+  *out += name;
+  *out += '\n';
+  AppendEvent(data, out);
+}
+
 }  // namespace tinyserve

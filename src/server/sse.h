@@ -15,6 +15,8 @@ inline constexpr std::string_view kHeartbeat = ": waiting\n\n";
 
 // Appends an event whose data is `data`; each line of it becomes a data field.
 void AppendEvent(std::string_view data, std::string* out);
+// The same of an event with a name of its own, which is one line.
+void AppendNamedEvent(std::string_view name, std::string_view data, std::string* out);
 
 }  // namespace tinyserve
 

@@ -1,7 +1,9 @@
-// How the server is: GET /health, /ready, /version, /config, /metrics.
+// How the server is: GET /health, /ready, /version, /config, /metrics,
+// /openapi.json.
 #include <boost/json/object.hpp>
 
 #include "server/api_error.h"
+#include "server/openapi.h"
 #include "server/routes.h"
 #include "text/json_text.h"
 
@@ -37,6 +39,12 @@ HttpReply Version(const Service& service, const HttpRequest&) {
 HttpReply Config(const Service& service, const HttpRequest&) {
   HttpReply reply;
   reply.body = service.options().config_json;
+  return reply;
+}
+
+HttpReply OpenApi(const Service& service, const HttpRequest&) {
+  HttpReply reply;
+  reply.body = ToJson(OpenApiDocument(service.options().version));
   return reply;
 }
 

@@ -78,6 +78,18 @@ void ReadChoice(Fields* fields, std::string_view name, OneGrammar* out) {
   out->Set(fields->Path(name), GrammarKind::kLark, std::move(grammar));
 }
 
+// The members of a schema with a name, which chats nest in an object and responses do not.
+void ReadNamedSchema(Fields* named, OneGrammar* out) {
+  std::string name, description;
+  bool strict = false;
+  named->String("name", kNameBytesMax, &name);
+  named->String("description", kGrammarBytesMax, &description);
+  named->Bool("strict", &strict);  // a schema is always kept to
+  if (named->Find("schema") == nullptr)
+    named->Fail("schema", fmt::format("'{}' is missing", named->Path("schema")));
+  ReadSchema(named, "schema", /*text_allowed=*/false, out);
+}
+
 void ReadResponseFormat(Fields* fields, std::optional<ApiError>* error, OneGrammar* out) {
   const json::object* object = fields->Object("response_format");
   if (object == nullptr) return;
@@ -92,15 +104,7 @@ void ReadResponseFormat(Fields* fields, std::optional<ApiError>* error, OneGramm
       return format.Fail("json_schema", "'response_format.json_schema' is missing");
     }
     Fields named(*inner, "response_format.json_schema.", error);
-    std::string name, description;
-    bool strict = false;
-    named.String("name", kNameBytesMax, &name);
-    named.String("description", kGrammarBytesMax, &description);
-    named.Bool("strict", &strict);  // a schema is always kept to
-    if (named.Find("schema") == nullptr) {
-      named.Fail("schema", "'response_format.json_schema.schema' is missing");
-    }
-    ReadSchema(&named, "schema", /*text_allowed=*/false, out);
+    ReadNamedSchema(&named, out);
     named.RefuseOthers();
   } else if (type != "text") {
     format.Fail("type", "'response_format.type' is none of text, json_object, json_schema");
@@ -135,6 +139,25 @@ std::optional<GrammarSpec> ReadStructured(Fields* fields, std::optional<ApiError
   ReadText(fields, "guided_regex", GrammarKind::kRegex, &grammar);
   ReadText(fields, "guided_grammar", GrammarKind::kLark, &grammar);
   ReadChoice(fields, "guided_choice", &grammar);
+  return grammar.Take();
+}
+
+std::optional<GrammarSpec> ReadTextFormat(Fields* text, std::optional<ApiError>* error) {
+  const json::object* object = text->Object("format");
+  if (object == nullptr) return std::nullopt;
+  OneGrammar grammar(text);
+  const std::string path = text->Path("format");
+  Fields format(*object, path + ".", error);
+  std::string type;
+  format.String("type", kTypeBytesMax, &type);
+  if (type == "json_object") {
+    grammar.Set(path, GrammarKind::kJsonSchema, kAnyObject);
+  } else if (type == "json_schema") {
+    ReadNamedSchema(&format, &grammar);
+  } else if (type != "text") {
+    format.Fail("type", fmt::format("'{}.type' is none of text, json_object, json_schema", path));
+  }
+  format.RefuseOthers();
   return grammar.Take();
 }
 

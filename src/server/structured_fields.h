@@ -12,6 +12,8 @@ namespace tinyserve {
 // response_format, structured_outputs, guided_json, guided_regex, guided_choice, guided_grammar; no
 // two of them together. Nothing: the answer is free.
 std::optional<GrammarSpec> ReadStructured(Fields* fields, std::optional<ApiError>* error);
+// `format` of a response's `text`: the same of the responses' API.
+std::optional<GrammarSpec> ReadTextFormat(Fields* text, std::optional<ApiError>* error);
 
 }  // namespace tinyserve
 

@@ -41,6 +41,7 @@ class FakeEngine : public Engine {
   FakeEngine() {
     info_.name = "fake";
     info_.vocab = 256;
+    info_.dim = 2;
     info_.context_tokens = 128;
     info_.has_chat_template = true;
     tokenizer_.bos_token = "<s>";
@@ -160,6 +161,8 @@ class FakeEngine : public Engine {
         event.prompt_top.push_back({{s.request.prompt[i], -static_cast<float>(i)}});
       }
     }
+    if (s.request.pooling != Pooling::kNone)
+      event.embedding = {0.5f, static_cast<float>(s.request.prompt.back())};
     s.sink(event);
   }
 

@@ -1,4 +1,4 @@
-// Bodies of the server's completion routes: any bytes are parsed, or refused with a reason.
+// Bodies of the server's routes: any bytes are parsed, or refused with a reason.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -33,10 +33,9 @@ void CheckOptions(const GenerationOptions& options, const RequestLimits& limits)
   }
 }
 
-void CheckPrompts(const CompletionRequest& request, const RequestLimits& limits) {
-  TS_CHECK(!request.prompts.empty() && request.prompts.size() <= limits.prompts_max);
-  TS_CHECK(request.prompts.size() * request.options.n <= limits.choices_max);
-  for (const Prompt& prompt : request.prompts) {
+void CheckInputs(const std::vector<Prompt>& prompts, size_t count_max) {
+  TS_CHECK(!prompts.empty() && prompts.size() <= count_max);
+  for (const Prompt& prompt : prompts) {
     const auto* tokens = std::get_if<std::vector<int32_t>>(&prompt);
     if (tokens == nullptr) continue;
     TS_CHECK(!tokens->empty() && tokens->size() <= kContextTokens);
@@ -57,7 +56,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::optional<ApiError> error;
   if (const auto request = ParseCompletionRequest(body, limits, &error)) {
     CheckOptions(request->options, limits);
-    CheckPrompts(*request, limits);
+    CheckInputs(request->prompts, limits.prompts_max);
+    TS_CHECK(request->prompts.size() * request->options.n <= limits.choices_max);
   } else {
     CheckError(error);
   }
@@ -65,6 +65,20 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (const auto request = ParseChatRequest(body, limits, &error)) {
     CheckOptions(request->options, limits);
     TS_CHECK(!request->conversation.messages.empty());
+  } else {
+    CheckError(error);
+  }
+  error.reset();
+  if (const auto request = ParseResponseRequest(body, limits, &error)) {
+    CheckOptions(request->options, limits);
+    TS_CHECK(request->options.n == 1);
+  } else {
+    CheckError(error);
+  }
+  error.reset();
+  if (const auto request = ParseEmbeddingRequest(body, limits, /*dim=*/8, &error)) {
+    CheckInputs(request->inputs, limits.inputs_max);
+    TS_CHECK(request->pooling != Pooling::kNone);
   } else {
     CheckError(error);
   }

@@ -15,7 +15,7 @@ namespace tinyserve {
 struct Answer {
   std::string text;
   std::vector<int32_t> tokens;
-  std::vector<float> logprobs, prompt_logprobs;
+  std::vector<float> logprobs, prompt_logprobs, embedding;
   FinishReason finish = FinishReason::kNone;
   Status status;
   Usage usage;
@@ -36,6 +36,7 @@ inline EventSink CollectInto(Answer* answer) {
       answer->status = event.status;
       answer->usage = event.usage;
       answer->prompt_logprobs = event.prompt_logprobs;
+      answer->embedding = event.embedding;
       ++answer->finished_events;
     }
   };
