@@ -218,6 +218,7 @@ inline std::vector<float> Exact(const Tokens& t, float scale, uint32_t query, ui
 // How far integer codes may lie from what they stand for: half a code of the largest magnitude.
 struct CodeSteps {
   double q = 0, k = 0, v = 0, weight = 0;  // 1 / largest code; 0: f32
+  double product = 0;                      // what else q.k may be off by
 };
 
 // Bound on |out - exact| of attention over tokens 0 .. keys - 1 by the g heads of row `query`:
@@ -253,7 +254,7 @@ inline std::vector<double> AttentionTolerance(const Tokens& t, float scale, uint
       const double rounding = products * (t.head_dim + 8) * ulp * 2;
       const double coding = q_max * steps.q / 2 * (k_sum + t.head_dim * k_max * steps.k / 2) +
                             k_max * steps.k / 2 * q_sum;
-      error = std::max(error, scale * (rounding + coding));
+      error = std::max(error, scale * (rounding + coding + steps.product));
     }
     const double weights = std::expm1(2 * error) + (keys + 32) * ulp * 4 + 1e-5 * (steps.q != 0);
     const double values = steps.v / 2 + 32 * steps.weight;

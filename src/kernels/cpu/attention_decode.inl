@@ -6,6 +6,7 @@
 #include "kernels/cpu/attention_ahead.inl"
 #include "kernels/cpu/attention_math.inl"
 #include "kernels/cpu/attention_page.inl"
+#include "kernels/cpu/attention_ranges.inl"
 #include "kernels/cpu/coded.inl"
 
 namespace tinyserve {
@@ -21,7 +22,11 @@ struct DecodeScratch {
   float* m;        // [g], base 2
   float* d;        // [g]
   float* rescale;  // [g] what the block's new maximum makes of o and d
-  float* pages;    // of coded shapes: a block's pages unpacked
+  float* pages;    // of pages in planes: a block of them unpacked
+  // Of pages of codes within ranges:
+  int16_t* words;        // [g][RangedQueryWords] coded queries
+  float* q_scale;        // [g] what a word stands for, in logits of base 2
+  HeadQueries* queries;  // [g] of the block whose logits come next
 };
 
 template <class Page>
@@ -38,7 +43,7 @@ TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint
   block.tokens = Smaller(kBlockTokens, tokens - first_token);
   block.count = (block.tokens + kUnitTokens - 1) / kUnitTokens;
   if constexpr (__is_same(Page, PageF32)) {
-    if (IsCoded(args.shape.type)) {
+    if (args.shape.type == KvType::kPlanes) {
       UnpackUnits(args.shape, args.slab, args.records, args.layout,
                   args.view.pages + first_token / kUnitTokens, block.count, unpacked, block.units);
       for (uint32_t u = block.count; u < kBlockUnits; ++u) {
@@ -129,39 +134,50 @@ void BlockLogits(const Block<Page>& block, uint32_t dim, uint32_t stride, const 
 }
 
 // Moves the running maxima of all heads, and says what that makes of their sums. Lanes past the
-// block's tokens become -inf.
+// block's tokens become -inf. Sums and maxima over lanes are made of four heads together.
 TS_INLINE void MoveBlockMaxima(const DecodeScratch& s, uint32_t group, uint32_t tokens) {
   const VF lowest = Set(-__builtin_inff());
-  for (uint32_t h = 0; h < group; ++h) {
-    float* logits = s.logits + (uint64_t)h * kBlockTokens;
-    if (tokens < kBlockTokens) {
-      for (uint32_t t = tokens / kLanes * kLanes; t < kBlockTokens; t += kLanes) {
-        const uint32_t n = tokens > t ? tokens - t : 0;
-        Store(logits + t, SelectFirst(n, Load(logits + t), lowest));
+  for (uint32_t first = 0; first < group; first += 4) {
+    VF top[4] = {lowest, lowest, lowest, lowest};
+    for (uint32_t h = first; h < Smaller(first + 4, group); ++h) {
+      float* logits = s.logits + (uint64_t)h * kBlockTokens;
+      if (tokens < kBlockTokens) {
+        for (uint32_t t = tokens / kLanes * kLanes; t < kBlockTokens; t += kLanes) {
+          const uint32_t n = tokens > t ? tokens - t : 0;
+          Store(logits + t, SelectFirst(n, Load(logits + t), lowest));
+        }
+      }
+      VF& of_head = top[h - first];
+      TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
+        of_head = Max(of_head, Load(logits + t));
       }
     }
-    VF top = lowest;
-    TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) top = Max(top, Load(logits + t));
-    const float block_m = MaxLanes(top), m = s.m[h];
-    s.m[h] = block_m > m ? block_m : m;
-    s.rescale[h] = m - s.m[h];
+    const V4 before = _mm_loadu_ps(s.m + first), m = _mm_max_ps(FoldFour<MaxOp>(top), before);
+    _mm_storeu_ps(s.m + first, m);
+    _mm_storeu_ps(s.rescale + first, _mm_sub_ps(before, m));
   }
   for (uint32_t h = 0; h < group; h += kLanes) {
     Store(s.rescale + h, ExpTwo<6>(Load(s.rescale + h)));
   }
 }
 
-// Turns the logits of head h into weights, and adds them to its sum.
-TS_INLINE void WeighBlock(const DecodeScratch& s, uint32_t h) {
-  float* logits = s.logits + (uint64_t)h * kBlockTokens;
-  const VF m = Set(s.m[h]);
-  VF sum = Zero();
-  TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
-    const VF p = ExpTwo<6>(Sub(Load(logits + t), m));
-    Store(logits + t, p);
-    sum = Add(sum, p);
+// Turns the logits of all heads into weights, and adds them to their sums.
+TS_INLINE void WeighBlock(const DecodeScratch& s, uint32_t group) {
+  for (uint32_t first = 0; first < group; first += 4) {
+    VF sum[4] = {Zero(), Zero(), Zero(), Zero()};
+    for (uint32_t h = first; h < Smaller(first + 4, group); ++h) {
+      float* logits = s.logits + (uint64_t)h * kBlockTokens;
+      const VF m = Set(s.m[h]);
+      VF& of_head = sum[h - first];
+      TS_UNROLL for (uint32_t t = 0; t < kBlockTokens; t += kLanes) {
+        const VF p = ExpTwo<6>(Sub(Load(logits + t), m));
+        Store(logits + t, p);
+        of_head = Add(of_head, p);
+      }
+    }
+    const V4 d = _mm_mul_ps(_mm_loadu_ps(s.d + first), _mm_loadu_ps(s.rescale + first));
+    _mm_storeu_ps(s.d + first, _mm_add_ps(d, FoldFour<SumOp>(sum)));
   }
-  s.d[h] = s.d[h] * s.rescale[h] + SumLanes(sum);
 }
 
 // o = o * rescale + weights * V for kVectors vectors of channels of kHeads heads.
@@ -255,18 +271,125 @@ TS_INLINE void TransposeQueries(const DecodeArgs& args, float* q) {
   }
 }
 
+// What a split's pages are to the walk over its blocks: pages of numbers, or in planes, which are
+// unpacked first, ...
 template <class Page>
+struct NumberPages {
+  const DecodeArgs& args;
+  const DecodeScratch& s;
+  const uint32_t tokens;
+  const uint32_t dim = args.shape.head_dim, row = PaddedDim(args.shape);
+
+  void CodeQueries() const { TransposeQueries(args, s.q); }
+  TS_INLINE Block<Page> BlockFrom(uint32_t first) const {
+    return BlockAt<Page>(args, first, tokens, s.pages);
+  }
+  template <uint32_t kHeads>
+  TS_INLINE void Logits(const Block<Page>& block, uint32_t head, LinesAhead* ahead) const {
+    BlockLogits<Page, kHeads>(block, dim, args.shape.page_tokens, s.q + (uint64_t)head * dim, ahead,
+                              head == 0, s.logits + (uint64_t)head * kBlockTokens);
+  }
+  template <uint32_t kHeads>
+  TS_INLINE void Values(const Block<Page>& block, uint32_t head, LinesAhead* ahead) const {
+    BlockValues<Page, kHeads>(block, row, s.logits + (uint64_t)head * kBlockTokens,
+                              s.rescale + head, ahead, head == 0, s.o + (uint64_t)head * row);
+  }
+};
+
+// ... or pages of codes within ranges. The queries of the next block are scaled between its weights
+// and its values: neither waits for the other, and bytes that are read right after vectors of them
+// were written would wait for the writes to settle.
+template <uint32_t kKeyBits, uint32_t kValueBits>
+struct RangedPages {
+  struct Blocks {
+    RangedBlock now, next;
+  };
+
+  const DecodeArgs& args;
+  const DecodeScratch& s;
+  const uint32_t tokens;
+  const RangesLayout at = RangesLayoutOf(args.shape.type, args.shape.head_dim);
+  const uint32_t row = at.channels, words = RangedQueryWords(args.shape.head_dim);
+
+  void CodeQueries() const {
+    const uint32_t dim = args.shape.head_dim;
+    PrefetchRanges(0);
+    PrefetchRanges(kBlockUnits);
+    for (uint32_t h = 0; h < args.group; ++h) {
+      const float unit =
+          CodeQueryWords(args.q + (uint64_t)h * dim, dim, s.words + (uint64_t)h * words);
+      s.q_scale[h] = args.scale * kLog2E * unit;
+    }
+    const RangedBlock block = At(0);
+    for (uint32_t head = 0; head < args.group;) {
+      head += WithHeads(args.group - head, [&]<uint32_t kHeads>() { Scale<kHeads>(block, head); });
+    }
+  }
+  TS_INLINE const uint8_t* Range(uint32_t page) const {
+    return PageAt(args.records, args.view.pages[page]) + args.layout.spread_at;
+  }
+  // Of the block from this page on.
+  TS_INLINE void PrefetchRanges(uint32_t page) const {
+    for (uint32_t p = page; p < Smaller(page + kBlockUnits, args.view.count); ++p) {
+      const uint8_t* range = Range(p);
+      const uint32_t bytes = sizeof(RangeScales) + 2 * at.channels;
+      for (uint32_t b = 0; b < bytes; b += kLineBytes) PrefetchLine(range + b);
+      PrefetchLine(range + bytes - 1);
+    }
+  }
+  TS_INLINE RangedBlock At(uint32_t first) const {
+    RangedBlock block;
+    const uint32_t page = first / kRangesTokens;
+    block.tokens = first < tokens ? Smaller(kBlockTokens, tokens - first) : 0;
+    block.count = (block.tokens + kRangesTokens - 1) / kRangesTokens;
+    for (uint32_t u = 0; u < block.count; ++u) {
+      block.pages[u] = PageAt(args.slab, args.view.pages[page + u]);
+      block.ranges[u] = Range(page + u);
+    }
+    return block;
+  }
+  TS_INLINE Blocks BlockFrom(uint32_t first) const {
+    PrefetchRanges(first / kRangesTokens + 2 * kBlockUnits);
+    return {At(first), At(first + kBlockTokens)};
+  }
+  template <uint32_t kHeads>
+  TS_INLINE void Scale(const RangedBlock& block, uint32_t head) const {
+    const int16_t* q = s.words + (uint64_t)head * words;
+    const auto scale = [&](uint32_t channels, uint32_t count) __attribute__((always_inline)) {
+      ScaleForBlock<kHeads, kKeyBits>(block, channels, q, count, s.q_scale + head,
+                                      s.queries + head);
+    };
+    if (at.channels == 64) return scale(64, RangedQueryWords(64));
+    scale(at.channels, words);
+  }
+  template <uint32_t kHeads>
+  TS_INLINE void Logits(const Blocks& block, uint32_t head, LinesAhead* ahead) const {
+    RangedLogits<kHeads, kKeyBits>(block.now, at, s.queries + head, ahead, head == 0,
+                                   s.logits + (uint64_t)head * kBlockTokens);
+  }
+  template <uint32_t kHeads>
+  void Values(const Blocks& block, uint32_t head, LinesAhead* ahead) const {
+    ValueWeights<kHeads> weights;
+    CodeAllWeights<kHeads, kValueBits>(block.now, at, s.logits + (uint64_t)head * kBlockTokens,
+                                       &weights);
+    if (block.next.count != 0) Scale<kHeads>(block.next, head);
+    RangedValues<kHeads, kValueBits>(block.now, at, weights, s.rescale + head, ahead, head == 0,
+                                     s.o + (uint64_t)head * row);
+  }
+};
+
+template <class Pages>
 void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
   const uint32_t tokens = TokensOf(args.shape, args.view);
-  const uint32_t dim = args.shape.head_dim, v_stride = PaddedDim(args.shape);
-  TransposeQueries(args, s.q);
+  const Pages pages{args, s, tokens};
+  pages.CodeQueries();
   for (uint32_t h = 0; h < args.group; ++h) {
     s.m[h] = -__builtin_inff();
     s.d[h] = 0;
   }
-  for (uint64_t i = 0; i < (uint64_t)args.group * v_stride; i += kLanes) Store(s.o + i, Zero());
+  for (uint64_t i = 0; i < (uint64_t)args.group * pages.row; i += kLanes) Store(s.o + i, Zero());
   for (uint32_t first = 0; first < tokens; first += kBlockTokens) {
-    const Block<Page> block = BlockAt<Page>(args, first, tokens, s.pages);
+    const auto block = pages.BlockFrom(first);
     const uint32_t next = first + kBlockTokens;
     LinesAhead ahead = next < tokens ? PagesAhead(args.shape, args.slab, args.view, next)
                        : args.next_view.count != 0
@@ -274,18 +397,24 @@ void DecodeSplit(const DecodeArgs& args, const DecodeScratch& s) {
                            : PagesAhead(args.shape, args.slab, args.view, first);
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
-        BlockLogits<Page, kHeads>(block, dim, args.shape.page_tokens, s.q + (uint64_t)head * dim,
-                                  &ahead, head == 0, s.logits + (uint64_t)head * kBlockTokens);
+        pages.template Logits<kHeads>(block, head, &ahead);
       });
     }
-    MoveBlockMaxima(s, args.group, block.tokens);
-    for (uint32_t h = 0; h < args.group; ++h) WeighBlock(s, h);
+    MoveBlockMaxima(s, args.group, Smaller(kBlockTokens, tokens - first));
+    WeighBlock(s, args.group);
     for (uint32_t head = 0; head < args.group;) {
       head += WithHeads(args.group - head, [&]<uint32_t kHeads>() {
-        BlockValues<Page, kHeads>(block, v_stride, s.logits + (uint64_t)head * kBlockTokens,
-                                  s.rescale + head, &ahead, head == 0,
-                                  s.o + (uint64_t)head * v_stride);
+        pages.template Values<kHeads>(block, head, &ahead);
       });
+    }
+  }
+  for (uint32_t h = 0; h < args.group; ++h) {
+    args.out.m[h] = s.m[h] * kLn2;
+    args.out.d[h] = s.d[h];
+    const uint32_t dim = args.shape.head_dim;
+    for (uint32_t c = 0; c < dim; c += kLanes) {
+      StoreFirst(args.out.o + (uint64_t)h * dim + c, Smaller(kLanes, dim - c),
+                 Load(s.o + (uint64_t)h * pages.row + c));
     }
   }
 }
@@ -295,17 +424,20 @@ TS_INLINE uint64_t LayDecodeScratch(const KvShape& shape, uint32_t group, void* 
                                     DecodeScratch* out) {
   const uint64_t heads = RoundUp(group, kLanes);
   uint64_t bytes = 0;
-  const auto take = [&](float** field, uint64_t floats) {
-    *field = (float*)((uintptr_t)at + bytes);
-    bytes += (floats * sizeof(float) + kLineBytes - 1) / kLineBytes * kLineBytes;
+  const auto take = [&](auto** field, uint64_t count) {
+    *field = (__decltype(*field + 0))((uintptr_t)at + bytes);
+    bytes += (count * sizeof(**field) + kLineBytes - 1) / kLineBytes * kLineBytes;
   };
   take(&out->q, heads * shape.head_dim);
   take(&out->logits, heads * kBlockTokens);
-  take(&out->o, heads * PaddedDim(shape));
+  take(&out->o, heads * RoundUp(shape.head_dim, 16));
   take(&out->m, heads);
   take(&out->d, heads);
   take(&out->rescale, heads);
-  take(&out->pages, IsCoded(shape.type) ? UnpackedFloats(shape.head_dim) : 0);
+  take(&out->pages, shape.type == KvType::kPlanes ? UnpackedFloats(shape.head_dim) : 0);
+  take(&out->words, IsRanged(shape.type) ? group * RangedQueryWords(shape.head_dim) : 0);
+  take(&out->q_scale, heads);
+  take(&out->queries, IsRanged(shape.type) ? group : 0);
   return bytes;
 }
 
@@ -321,22 +453,17 @@ void AttendDecode(const DecodeArgs* args) {
   LayDecodeScratch(args->shape, args->group, args->scratch, &s);
   switch (args->shape.type) {
     case KvType::kF16:
-      DecodeSplit<PageF16>(*args, s);
-      break;
+      return DecodeSplit<NumberPages<PageF16>>(*args, s);
     case KvType::kBF16:
-      DecodeSplit<PageBF16>(*args, s);
-      break;
+      return DecodeSplit<NumberPages<PageBF16>>(*args, s);
+    case KvType::kInt8:
+      return DecodeSplit<RangedPages<8, 8>>(*args, s);
+    case KvType::kK8V4:
+      return DecodeSplit<RangedPages<8, 4>>(*args, s);
+    case KvType::kInt4:
+      return DecodeSplit<RangedPages<4, 4>>(*args, s);
     default:  // f32, or unpacked to f32
-      DecodeSplit<PageF32>(*args, s);
-  }
-  const uint32_t dim = args->shape.head_dim, v_stride = PaddedDim(args->shape);
-  for (uint32_t h = 0; h < args->group; ++h) {
-    args->out.m[h] = s.m[h] * kLn2;
-    args->out.d[h] = s.d[h];
-    for (uint32_t c = 0; c < dim; c += kLanes) {
-      StoreFirst(args->out.o + (uint64_t)h * dim + c, Smaller(kLanes, dim - c),
-                 Load(s.o + (uint64_t)h * v_stride + c));
-    }
+      return DecodeSplit<NumberPages<PageF32>>(*args, s);
   }
 }
 

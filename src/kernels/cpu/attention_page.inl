@@ -19,6 +19,8 @@ namespace {
 // Pages are walked in units of 16 tokens, the smallest page; a unit never crosses a page.
 constexpr uint32_t kUnitTokens = 16;
 static_assert(kUnitTokens % kLanes == 0);
+constexpr uint32_t kTokenVectors = kUnitTokens / kLanes;  // that hold a unit's tokens
+constexpr uint32_t kWordLanes = 2 * kLanes;               // int16 lanes of a vector
 
 constexpr uint32_t kLineBytes = 64;
 

@@ -23,10 +23,6 @@ static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
 // Candidates between the one that is read and the one that is prefetched.
 constexpr uint32_t kCandidatesAhead = 12;
 
-// int16 lanes of a vector, and the vectors that hold a page's tokens.
-constexpr uint32_t kWordLanes = 2 * kLanes;
-constexpr uint32_t kTokenVectors = kPlanesTokens / kLanes;
-
 // Tokens of a page that are read in full, and those whose value is read.
 struct TokenMasks {
   uint16_t full, value;

@@ -156,6 +156,13 @@ TS_INLINE VI SignedBytes(VI a) {
   const VI order = AddInt(lane, SetInt(kLow * 0x0101 + kHigh * 0x01010000));
   return _mm512_srai_epi16(_mm512_shuffle_epi8(a, order), 8);
 }
+// The same, zero-extended.
+template <int kLow, int kHigh>
+TS_INLINE VI UnsignedBytes(VI a) {
+  const VI lane = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c));
+  const VI order = AddInt(lane, SetInt(kLow + (kHigh << 16) + (int)0x80008000));
+  return _mm512_shuffle_epi8(a, order);
+}
 TS_INLINE VF ToFloat(VI a) { return _mm512_cvtepi32_ps(a); }
 TS_INLINE VI ToInt(VF a) { return _mm512_cvtps_epi32(a); }  // nearest even
 // Lanes that hold -128..127 to kLanes bytes.
@@ -172,10 +179,17 @@ TS_INLINE VI DotInt16(VI c, VI a, VI b) { return _mm512_dpwssd_epi32(c, a, b); }
 constexpr bool kHasByteDot = true;
 // c + sum of four products u8 * s8, exact.
 TS_INLINE VI DotBytes(VI c, VI u8, VI s8) { return _mm512_dpbusd_epi32(c, u8, s8); }
+// The same, with the four bytes at s8 in every lane. GCC 12 makes a load of its own of them.
+TS_INLINE VI DotBytesAt(VI c, VI u8, const void* s8) {
+  typedef int32_t __attribute__((may_alias)) FourBytes;
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(c) : "v"(u8), "m"(*(const FourBytes*)s8));
+  return c;
+}
 #else
 TS_INLINE VI DotInt16(VI c, VI a, VI b) { return AddInt(c, _mm512_madd_epi16(a, b)); }
 constexpr bool kHasByteDot = false;
 TS_INLINE VI DotBytes(VI c, VI, VI) { return c; }  // never called: see kHasByteDot
+TS_INLINE VI DotBytesAt(VI c, VI, const void*) { return c; }
 #endif
 
 // Pair sums u8 * s8 in 16 bits, REQUIRES: no sum leaves int16.
@@ -211,8 +225,23 @@ TS_INLINE VI LoadIntFirst(const void* p, uint32_t n) {
 TS_INLINE VI ShiftLeftWords(VI a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
 // a * b / 2^15 by int16 lanes, rounded.
 TS_INLINE VI MulHighWords(VI a, VI b) { return _mm512_mulhrs_epi16(a, b); }
+// By int16 lanes, signed.
+TS_INLINE VI MaxWords(VI a, VI b) { return _mm512_max_epi16(a, b); }
+TS_INLINE VI AbsWords(VI a) { return _mm512_abs_epi16(a); }
 // int16 lanes to bytes, saturated: eight of a, then eight of b, in each 16 bytes.
 TS_INLINE VI PackWords(VI a, VI b) { return _mm512_packs_epi16(a, b); }
+// The same, all of a and then all of b.
+TS_INLINE VI PackWordsInOrder(VI a, VI b) {
+  const VI order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  return _mm512_permutexvar_epi64(order, _mm512_packs_epi16(a, b));
+}
+// Four times kLanes int32 to bytes, 0 .. 255 at the ends, in their order.
+TS_INLINE VI PackFourInts(const VI (&a)[4]) {
+  const VI order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const VI bytes =
+      _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+  return _mm512_permutexvar_epi32(order, bytes);
+}
 // Pairs of a's and b's lanes: of the lower, and of the upper half of each 16 bytes.
 TS_INLINE VI PairLowWords(VI a, VI b) { return _mm512_unpacklo_epi16(a, b); }
 TS_INLINE VI PairHighWords(VI a, VI b) { return _mm512_unpackhi_epi16(a, b); }
