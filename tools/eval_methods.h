@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "tinyserve/status.h"
+#include "tools/engine_flags.h"
 #include "tools/json_output.h"
-#include "tools/options.h"
 
 namespace tinyserve {
 

@@ -3,9 +3,9 @@
 #define TINYSERVE_TOOLS_EVAL_TASKS_H_
 
 #include "tinyserve/status.h"
+#include "tools/engine_flags.h"
 #include "tools/eval_methods.h"
 #include "tools/json_output.h"
-#include "tools/options.h"
 
 namespace tinyserve {
 

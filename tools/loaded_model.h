@@ -13,8 +13,8 @@
 #include "model/model.h"
 #include "tensor/gguf.h"
 #include "tinyserve/status.h"
+#include "tools/engine_flags.h"
 #include "tools/method.h"
-#include "tools/options.h"
 
 namespace tinyserve {
 

@@ -11,27 +11,9 @@
 
 #include "tinyserve/engine.h"
 #include "tinyserve/status.h"
+#include "tools/engine_flags.h"
 
 namespace tinyserve {
-
-// Which model, and how the engine runs it.
-struct EngineFlags {
-  std::string model;
-  uint32_t context_tokens = 0;
-  uint32_t threads = 0;
-  uint64_t kv_memory_bytes = 0;
-  std::string kv;  // empty: what the selector reads
-  std::string selector = "full";
-  std::vector<std::string> plugins;
-  std::vector<std::string> step_plugins;
-  std::string compute = "fast";
-  std::string target;
-  uint32_t page_tokens = 16;
-  std::string trace;  // file; empty: none
-  double shadow_check = 0;
-
-  EngineOptions ToOptions() const;
-};
 
 void AddModelOption(CLI::App* app, std::string* path, bool required);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
@@ -65,9 +47,6 @@ void AddLayersOption(CLI::App* app, bool* layers);
 
 // --json [FILE]; without a FILE: "-".
 void AddJsonOption(CLI::App* app, std::string* path);
-
-// Tokens of a block that goes with pages of `page_tokens`.
-uint32_t BlockTokensFor(uint32_t page_tokens);
 
 // `message` with the embedding API's names of options (context_tokens) replaced by the flags of
 // `app` that set them (--ctx).

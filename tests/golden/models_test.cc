@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/targets.h"
 #include "tests/golden/golden_run.h"
+#include "tests/support/sanitized.h"
 
 namespace tinyserve::golden {
 namespace {
@@ -118,7 +118,7 @@ class GoldenModels : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(GoldenModels, F32IsNearTheReferenceOnEveryTarget) {
-  for (const Kernels* kernels : AvailableTargets()) {
+  for (const Kernels* kernels : ModelTargets()) {
     SCOPED_TRACE(kernels->name);
     TestBench bench(ModelPath(), {.kernels = kernels, .threads = 1});
     for (const std::string& run : golden_.Strings("golden.runs")) Compare(&bench, run, kF32);
@@ -127,7 +127,7 @@ TEST_P(GoldenModels, F32IsNearTheReferenceOnEveryTarget) {
 }
 
 TEST_P(GoldenModels, FastComputeIsNearTheReferenceOnEveryTarget) {
-  for (const Kernels* kernels : AvailableTargets()) {
+  for (const Kernels* kernels : ModelTargets()) {
     SCOPED_TRACE(kernels->name);
     TestBench bench(ModelPath(),
                     {.kernels = kernels, .compute = Compute::kFast, .kv = "f16", .threads = 1});

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "engine/executor.h"
-#include "kernels/targets.h"
+#include "tests/support/sanitized.h"
 
 namespace tinyserve {
 namespace {
@@ -226,7 +226,7 @@ TEST_P(CodedPages, AreAllReadByACascadeThatMayReadAll) {
 
 std::vector<Setup> Setups() {
   std::vector<Setup> setups;
-  for (const Kernels* kernels : AvailableTargets()) {
+  for (const Kernels* kernels : ModelTargets()) {
     for (const char* model : {"llama-q4_1", "gpt2"}) setups.push_back({kernels, model});
   }
   return setups;
