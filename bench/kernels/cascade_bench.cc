@@ -1,13 +1,14 @@
 // Times the cascade of a target over coded pages.
 //
 //   cascade_bench [--target NAME] [--threads 2] [--head-dim 64] [--group 3] [--pages 448]
-//                 [--items 720] [--candidates 0.4] [--full 0.02] [--values 0.15] [--seconds 1]
+//                 [--items 720] [--candidates 0.4] [--full 0.02] [--values 0.15]
+//                 [--least-share 0.00006] [--seconds 1]
 //
 // A call is the decode attention of one (sequence, layer, KV head). Calls go over `items` times as
 // much memory, more than caches hold, by all threads, as in an engine's step; the same call again
 // and again by one thread is warm. Budgets are shares of the pages, and of their tokens. Bytes are
-// those of the records, the upper planes with mean values and scales, and the rows that the budgets
-// read, in whole lines; the share is of the read bandwidth of the same threads.
+// those of the records, the upper planes with mean values and scales, and the rows that are read,
+// in whole lines; the share is of the read bandwidth of the same threads.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -33,7 +34,7 @@ struct Options {
   std::string target;
   uint32_t threads = 2;
   uint32_t head_dim = 64, group = 3, pages = 448, items = 720;
-  double candidates = 0.4, full = 0.02, values = 0.15;
+  double candidates = 0.4, full = 0.02, values = 0.15, least_share = 0.00006;
   double seconds = 1;
 };
 
@@ -102,21 +103,19 @@ class Items {
             .candidates = share(options_.candidates, options_.pages),
             .full_tokens = share(options_.full, tokens),
             .value_tokens = share(options_.values, tokens),
-            .least_share = 0,
+            .least_share = static_cast<float>(options_.least_share),
             .alpha = 1,
             .group = options_.group,
             .scale = 1 / std::sqrt(static_cast<float>(options_.head_dim)),
             .q = q_.data() + uint64_t{item} * options_.group * options_.head_dim};
   }
 
-  // Bytes that a call reads, in whole lines.
-  double CallBytes() const {
+  // Bytes that a call has read, in whole lines.
+  double CallBytes(const CascadeCounts& counts) const {
     const PlanesLayout at = PlanesLayoutOf(options_.head_dim);
-    const double tokens = options_.pages * kPlanesTokens;
-    return 1.0 * options_.pages * layout_.record_bytes +
-           options_.candidates * options_.pages * at.low_at +
-           options_.full * tokens * LineBytes(at.low_bytes) +
-           options_.values * tokens * LineBytes(at.channels);
+    return 1.0 * counts.pages_scored * layout_.record_bytes + 1.0 * counts.candidates * at.low_at +
+           1.0 * counts.full_tokens * LineBytes(at.low_bytes) +
+           1.0 * counts.value_tokens * LineBytes(at.channels);
   }
   double DenseBytes() const { return options_.pages * kPlanesTokens * options_.head_dim * 4.0; }
   const KvShape& shape() const { return shape_; }
@@ -150,6 +149,7 @@ void Run(const Kernels& kernels, const Options& options) {
       kernels.cascade_scratch_bytes(&items.shape(), options.group, options.pages);
   const uint64_t stride = (scratch_bytes + 2 * floats * 4 + 8191) / 4096 * 4096;
   Buffer scratch = Allocate(stride * options.threads);
+  std::vector<CascadeCounts> counts(options.items);
   const auto call = [&](uint32_t item, uint32_t thread) {
     uint8_t* at = scratch.data() + thread * stride;
     auto* out = reinterpret_cast<float*>(at + (scratch_bytes + 63) / 64 * 64);
@@ -158,16 +158,22 @@ void Run(const Kernels& kernels, const Options& options) {
     args.out = {out, out + options.group, out + 2 * options.group};
     args.open = {out + floats, out + floats + options.group, nullptr};
     for (uint32_t h = 0; h < options.group; ++h) args.open.d[h] = 0;
-    kernels.attend_cascade(&args);
+    counts[item] = kernels.attend_cascade(&args);
   };
   const double rate = ReadRate(kernels, pool, 0.5);
   const Time warm = TimeOf(options.seconds, [&] { call(0, 0); });
   const Time cold = TimeOf(options.seconds, [&] { pool.For(options.items, call); });
   const double each = options.threads / static_cast<double>(options.items) * 1e6;
-  const double bytes = items.CallBytes();
-  std::printf("%s, %u threads, read bandwidth %.1f GB/s; %.0f KB a call, %.1f %% of dense f16\n",
-              kernels.name, options.threads, rate * 1e-9, bytes * 1e-3,
-              100 * bytes / items.DenseBytes());
+  double bytes = 0, values = 0;
+  for (const CascadeCounts& of : counts) {
+    bytes += items.CallBytes(of) / options.items;
+    values += 1.0 * of.value_tokens / options.items;
+  }
+  std::printf(
+      "%s, %u threads, read bandwidth %.1f GB/s; %.0f values, %.0f KB a call, %.1f %% of dense "
+      "f16\n",
+      kernels.name, options.threads, rate * 1e-9, values, bytes * 1e-3,
+      100 * bytes / items.DenseBytes());
   std::printf("warm  %6.1f us (median %.1f)\n", warm.best * 1e6, warm.median * 1e6);
   std::printf("cold  %6.1f us (median %.1f) of a thread, %.2f of bandwidth\n", cold.best * each,
               cold.median * each, bytes * options.items / cold.best / rate);
@@ -202,6 +208,8 @@ int Main(int argc, char** argv) {
       options.candidates = std::strtod(value.c_str(), nullptr);
     else if (flag == "--full")
       options.full = std::strtod(value.c_str(), nullptr);
+    else if (flag == "--least-share")
+      options.least_share = std::strtod(value.c_str(), nullptr);
     else if (flag == "--values")
       options.values = std::strtod(value.c_str(), nullptr);
     else if (flag == "--seconds")

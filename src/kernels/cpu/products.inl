@@ -205,11 +205,11 @@ template <class F>
 struct CodeProduct {
   template <int M>
   static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
-                             uint64_t act_row_bytes, VF (&y)[M][kStrips]) {
+                             uint64_t act_row_bytes, uint64_t ahead, VF (&y)[M][kStrips]) {
     if constexpr (F::kSixBits) {
-      SixBitTile(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
+      SixBitTile(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ahead, y);
     } else {
-      CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), y);
+      CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ahead, y);
     }
   }
 };
@@ -217,8 +217,8 @@ template <class C>
 struct ColumnProduct {
   template <int M>
   static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
-                             uint64_t act_row_bytes, VF (&y)[M][kStrips]) {
-    ColumnTile<C>(panel, acts, act_row_bytes, (w.cols + C::kCols - 1) / C::kCols, y);
+                             uint64_t act_row_bytes, uint64_t ahead, VF (&y)[M][kStrips]) {
+    ColumnTile<C>(panel, acts, act_row_bytes, (w.cols + C::kCols - 1) / C::kCols, ahead, y);
   }
 };
 
@@ -231,22 +231,22 @@ TS_INLINE void Clear(VF (&y)[M][kStrips]) {
 
 template <class Product, int M>
 __attribute__((noinline)) void ComputeTile(const MatMulArgs& a, uint32_t row, uint32_t panel,
-                                           VF (*out)[kStrips]) {
+                                           uint64_t ahead, VF (*out)[kStrips]) {
   const PackedMatrix& w = *a.w;
   VF y[M][kStrips];
   Clear(y);
   Product::Tile(w, w.data + (uint64_t)panel * w.panel_bytes,
-                a.acts + (uint64_t)row * a.act_row_bytes, a.act_row_bytes, y);
+                a.acts + (uint64_t)row * a.act_row_bytes, a.act_row_bytes, ahead, y);
   __builtin_memcpy(out, y, sizeof y);
 }
 
 template <class Product, int M>
-void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel) {
+void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel, uint64_t ahead) {
   VF y[M][kStrips];
-  ComputeTile<Product, M>(a, row, panel, y);
+  ComputeTile<Product, M>(a, row, panel, ahead, y);
   if (a.epilogue != Epilogue::kSwiGlu) return Emit(a, row, panel, y);
   VF up[M][kStrips];
-  ComputeTile<Product, M>(a, row, panel + 1, up);
+  ComputeTile<Product, M>(a, row, panel + 1, ahead, up);
   for (int m = 0; m < M; ++m) {
     for (uint32_t s = 0; s < kStrips; ++s) {
       EmitGated(a, row + (uint32_t)m, panel, s, y[m][s], up[m][s]);
@@ -254,15 +254,20 @@ void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel) {
   }
 }
 
-// Tiles of one panel (or pair) over rows row .. row_end - 1.
+// Tiles of one panel (or pair) over rows row .. row_end - 1. next: bytes to the next one; 0: there
+// is none.
 template <class Product>
-TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint32_t panel) {
-  for (; row + kTileRows <= row_end; row += kTileRows) RunTile<Product, kTileRows>(a, row, panel);
-  if constexpr (kTileRows > 4) {
-    for (; row + 4 <= row_end; row += 4) RunTile<Product, 4>(a, row, panel);
-  }
-  for (; row + 2 <= row_end; row += 2) RunTile<Product, 2>(a, row, panel);
-  if (row < row_end) RunTile<Product, 1>(a, row, panel);
+TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint32_t panel,
+                       uint64_t next) {
+  // The first tile brings the panel into the cache, so the others have time for the next one.
+  uint64_t ahead = kPrefetchBytes;
+  const auto run = [&]<int M>() __attribute__((always_inline)) {
+    for (; row + M <= row_end; row += M, ahead = next) RunTile<Product, M>(a, row, panel, ahead);
+  };
+  run.template operator()<kTileRows>();
+  if constexpr (kTileRows > 4) run.template operator()<4>();
+  run.template operator()<2>();
+  run.template operator()<1>();
 }
 
 template <class Product>
@@ -271,7 +276,8 @@ void RunProduct(const MatMulArgs& a) {
   for (uint32_t row = a.row_begin; row < a.row_end; row += kRowsAtOnce) {
     const uint32_t row_end = MinOf(row + kRowsAtOnce, a.row_end);
     for (uint32_t panel = a.panel_begin; panel < a.panel_end; panel += step) {
-      RunRows<Product>(a, row, row_end, panel);
+      const bool last = panel + step >= a.panel_end;
+      RunRows<Product>(a, row, row_end, panel, last ? 0 : step * a.w->panel_bytes);
     }
   }
 }
@@ -301,7 +307,7 @@ TS_INLINE void DecodedTile(const float* weights, const uint8_t* acts, uint64_t a
                            uint32_t cols, VF (*y)[kStrips]) {
   VF sums[M][kStrips];
   __builtin_memcpy(sums, y, sizeof sums);
-  ColumnTile<ColumnsF32>((const uint8_t*)weights, acts, act_row_bytes, cols, sums);
+  ColumnTile<ColumnsF32>((const uint8_t*)weights, acts, act_row_bytes, cols, 0, sums);
   __builtin_memcpy(y, sums, sizeof sums);
 }
 

@@ -169,10 +169,10 @@ constexpr uint32_t StripsAtOnce() {
   return F::kKind == CodeKind::kBytes8 && !kHasByteDot ? 1 : kStrips;
 }
 
-// y of M rows by the strips of a panel over all columns.
+// y of M rows by the strips of a panel over all columns. What lies `ahead` bytes on is prefetched.
 template <class F, int M>
 TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
-                        uint32_t units, VF (&y)[M][kStrips]) {
+                        uint32_t units, uint64_t ahead, VF (&y)[M][kStrips]) {
   constexpr uint32_t P = StripsAtOnce<F>();
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
@@ -181,7 +181,7 @@ TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_
     TS_UNROLL
     for (uint32_t s = 0; s < kStrips; ++s) scales[s].Open(panel + s * F::kUnitBytes);
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      F::PrefetchBlock(panel, b);
+      F::PrefetchBlock(panel, b, ahead);
       TS_UNROLL
       for (uint32_t first = 0; first < kStrips; first += P) {
         // Broadcasts of one pass must not be kept, on the stack, for the next.
@@ -262,7 +262,7 @@ static_assert(FormatQ6_K::kOffset == 1 << 5);
 // y of M rows by the strips of a panel over all columns.
 template <int M>
 TS_INLINE void SixBitTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
-                          uint32_t units, VF (&y)[M][kStrips]) {
+                          uint32_t units, uint64_t ahead, VF (&y)[M][kStrips]) {
   using F = FormatQ6_K;
   const F::Masks masks;
   const ActBlock* x[M];
@@ -273,7 +273,7 @@ TS_INLINE void SixBitTile(const uint8_t* panel, const uint8_t* acts, uint64_t ac
       for (uint32_t s = 0; s < kStrips; ++s) {
         if (s != 0) __asm__ volatile("" ::: "memory");  // as above
         const uint8_t* unit = panel + s * F::kUnitBytes;
-        PrefetchRange<F::kBlockBytes>(F::Codes(unit, b) + kPrefetchBytes);
+        PrefetchRange<F::kBlockBytes>(F::Codes(unit, b) + ahead);
         VI pair = LoadInt(unit + F::kScalesAt + b / 2 * kVectorBytes);
         if (b % 2 == 1) pair = ShiftRight(pair, 16);
         VI sums[M][1];
