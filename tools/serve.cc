@@ -39,6 +39,9 @@ struct ServeFlags {
   std::string api_key_file, config, log_level = "info";
   std::string cache_policy = "lru";
   std::string tool_parser = "auto", reasoning_parser = "auto";
+  uint32_t sessions_max = EngineOptions().sessions_max;
+  double session_ttl_seconds = EngineOptions().session_ttl_seconds;
+  double session_share = EngineOptions().session_share;
   double target_itl_ms = 0, min_ratio = EngineOptions().min_ratio;
   bool insecure = false, no_prefix_cache = false, exact_reuse = false;
 };
@@ -131,6 +134,9 @@ EngineOptions EngineOptionsOf(const ServeFlags& flags) {
   options.prefix_cache = !flags.no_prefix_cache;
   options.exact_reuse = flags.exact_reuse;
   options.cache_policy = flags.cache_policy;
+  options.sessions_max = flags.sessions_max;
+  options.session_ttl_seconds = flags.session_ttl_seconds;
+  options.session_share = flags.session_share;
   options.target_itl_ms = flags.target_itl_ms;
   options.min_ratio = flags.min_ratio;
   options.on_tuning = [](const TuningStats& t) {
@@ -284,6 +290,20 @@ void AddReuseOptions(CLI::App* app, ServeFlags* flags) {
              ->capture_default_str()
              ->group("Server"),
          {"lru", "lfu", "cost"});
+  const auto session = [&](const char* name, auto* value, const char* type, const char* help,
+                           double low, double high) {
+    Limit(app->add_option(name, *value, help)
+              ->type_name(type)
+              ->capture_default_str()
+              ->group("Server"),
+          low, high);
+  };
+  session("--session-ttl", &flags->session_ttl_seconds, "S",
+          "How long a session lasts without a request: what the cache holds of it goes last", 0,
+          86400 * 365.0);
+  session("--sessions", &flags->sessions_max, "N", "Sessions that are known at a time", 1, 1 << 20);
+  session("--session-share", &flags->session_share, "SHARE",
+          "Of the KV pool, what may be kept for sessions", 0, 1);
   app->add_flag("--exact-reuse", flags->exact_reuse,
                 "Of earlier requests use only what prefill computed, never what was generated")
       ->group("Server");

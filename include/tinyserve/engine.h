@@ -85,6 +85,11 @@ struct EngineOptions {
   // Which of them give way first when memory is needed: lru, what was not used for longest; lfu,
   // what was used least often, aged; cost, by uses times the work of computing it anew.
   std::string cache_policy = "lru";
+  // Conversations (Request::session): how many are known at a time, how long one lasts without a
+  // request, and which share of the pool's blocks may be kept for their sake; 0..1.
+  uint32_t sessions_max = 1024;
+  double session_ttl_seconds = 300;
+  double session_share = 0.5;
   // Time between two tokens to hold, 0.1..60000; 0: off. Where steps take longer, prompts get
   // smaller chunks, then new requests the selector with a smaller ratio, never below min_ratio,
   // then fewer requests run at once. A request's selector is settled when it is admitted: its text
@@ -157,8 +162,12 @@ struct Request {
       false;  // log-probability of every prompt token after the first, in the final event
   // Other than kNone: the prompt's embedding, in the final event. With max_tokens 0 alone.
   Pooling pooling = Pooling::kNone;
-  std::string session;  // conversation that this request belongs to
-  std::string salt;     // cached prefixes are shared only among equal salts; at most 256 bytes
+  // Conversation that this request belongs to, of its client; at most 256 bytes. What the cache
+  // holds of its latest request gives way after all that belongs to no conversation.
+  std::string session;
+  // Whose it is, at most 256 bytes: clients are served alike, however much each asks for.
+  std::string client;
+  std::string salt;  // cached prefixes are shared only among equal salts; at most 256 bytes
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none
   std::string selector;      // as EngineOptions::selector; "": the engine's own
@@ -300,6 +309,8 @@ struct EngineStats {
   uint32_t running = 0, waiting = 0;
   // cached: held for prompts to come alone, and given up when blocks are needed.
   uint32_t blocks_total = 0, blocks_used = 0, blocks_used_max = 0, blocks_cached = 0;
+  uint32_t blocks_pinned = 0;  // that are kept for conversations, in use or not
+  uint32_t sessions = 0;
   // Prompt tokens that were looked up in the prefix cache, and those of them that were found.
   uint64_t prefix_queries = 0, prefix_hits = 0;
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
@@ -308,6 +319,33 @@ struct EngineStats {
   std::vector<ShadowStats> shadow;  // by selectors that were checked
   TuningStats tuning;
   std::vector<StepPluginStats> step_plugins;  // that were on
+};
+
+// A conversation whose time is not over.
+struct SessionInfo {
+  std::string session;
+  double age_seconds = 0;   // since its first request
+  double idle_seconds = 0;  // since its last one began or ended
+  uint64_t requests = 0, prompt_tokens = 0, generated_tokens = 0;
+  uint32_t running = 0;  // requests that have not ended
+};
+
+struct RunningRequest {
+  RequestId id = 0;
+  uint32_t prompt_tokens = 0, generated_tokens = 0;
+  std::string session;
+};
+
+// Which pages a request's newest token read.
+struct PageReads {
+  std::vector<RunningRequest> running;  // of the client, in order of submission
+  RequestId request = 0;                // that is shown; 0: none has generated yet
+  uint32_t tokens = 0;                  // of its sequence
+  uint32_t page_tokens = 0, layers = 0, kv_heads = 0;
+  std::string selector;  // with every option
+  // [layers][kv_heads][(pages + 63) / 64], pages = (tokens + page_tokens - 1) / page_tokens: a bit
+  // a page, that of page p in word p / 64.
+  std::vector<uint64_t> bits;
 };
 
 // What EngineOptions::trace_path got.
@@ -361,6 +399,16 @@ class Engine {
   virtual EngineStats stats() const = 0;
   // By layer and KV head: all steps up to the last request that finished.
   virtual std::vector<LayerSelection> layer_selection() const = 0;
+
+  // Of one client.
+  virtual std::vector<SessionInfo> sessions(std::string_view client) const = 0;
+  // Forgets a conversation: nothing is kept for its sake any more. What runs goes on. False: there
+  // was none.
+  virtual bool EndSession(std::string_view client, std::string_view session) = 0;
+
+  // What was seen of a client's request since someone last asked, within seconds; of the newest one
+  // where `request` is 0. Looking costs a step some microseconds, and only while someone asks.
+  virtual PageReads WatchPages(std::string_view client, RequestId request) = 0;
 
   // Ends the trace's file: what happens after it is not in it. All 0 where there is none. The
   // engine's end does it, too, but cannot tell. Errors: kIo (a full disk).

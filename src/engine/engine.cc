@@ -101,6 +101,8 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
   stats_.blocks_total = cache.pool(0).total();
   chunks_ = std::make_unique<ChunkSizer>(o.step_tokens_max);
   TS_RETURN_IF_ERROR(OpenTuner(selector));
+  sessions_ = std::make_unique<SessionTable>(
+      SessionLimits{.sessions_max = o.sessions_max, .ttl_seconds = o.session_ttl_seconds});
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{.step_tokens_max = o.step_tokens_max,
                                                            .sequences_max = o.sequences_max,
                                                            .blocks = stats_.blocks_total,
@@ -272,6 +274,16 @@ EngineStats EngineImpl::stats() const {
 std::vector<LayerSelection> EngineImpl::layer_selection() const {
   std::lock_guard lock(mutex_);
   return LayersOf(strip_counts_, model_->config().kv_heads);
+}
+
+std::vector<SessionInfo> EngineImpl::sessions(std::string_view client) const {
+  std::lock_guard lock(mutex_);
+  return sessions_->List(client, NowSeconds());
+}
+
+bool EngineImpl::EndSession(std::string_view client, std::string_view session) {
+  std::lock_guard lock(mutex_);
+  return sessions_->Erase(client, session, NowSeconds());
 }
 
 Result<TraceCounts> EngineImpl::EndTrace() {

@@ -20,7 +20,9 @@
 #include "engine/grammar_constraint.h"
 #include "engine/job.h"
 #include "engine/latency_tuner.h"
+#include "engine/page_watch.h"
 #include "engine/scheduler.h"
+#include "engine/session_table.h"
 #include "model/model.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -64,6 +66,9 @@ class EngineImpl : public Engine {
   const TokenizerInfo& tokenizer_info() const override { return tokenizer_info_; }
   EngineStats stats() const override;
   std::vector<LayerSelection> layer_selection() const override;
+  std::vector<SessionInfo> sessions(std::string_view client) const override;
+  bool EndSession(std::string_view client, std::string_view session) override;
+  PageReads WatchPages(std::string_view client, RequestId request) override;
   Result<TraceCounts> EndTrace() override;
 
  private:
@@ -88,6 +93,10 @@ class EngineImpl : public Engine {
   void ObserveTime(double seconds);
   void Retune();
   void Share(const Job& job);
+  void KeepForSession(const Job& job, const Usage& usage);
+  void UnpinEnded();
+  void ShowPages();
+  void ShowPagesOf(const Job& job, uint32_t position, PageReads* seen) const;
   void RunStep();
   void CountDecode();
   void FinishRow(const ScheduledRow& row, size_t index);
@@ -121,6 +130,8 @@ class EngineImpl : public Engine {
   RequestId next_id_ = 1;
   bool stopping_ = false;
   EngineStats stats_;
+  std::unique_ptr<SessionTable> sessions_;
+  PageWatch watch_;
   std::vector<SelectionCounts> strip_counts_;  // as Executor's
 
   // The engine thread's own.

@@ -23,6 +23,11 @@ bool EngineImpl::TakeInbox() {
     std::unique_lock lock(mutex_);
     if (jobs_.empty()) wake_.wait(lock, [&] { return stopping_ || !inbox_.empty(); });
     taken.swap(inbox_);
+    for (const std::unique_ptr<Job>& job : taken) {
+      const Request& r = job->request;
+      if (!r.session.empty()) sessions_->Begin(r.client, r.session, NowSeconds());
+    }
+    UnpinEnded();
     PublishStats(taken.size());
     if (stopping_) {
       for (std::unique_ptr<Job>& job : taken) jobs_.emplace(job->id, std::move(job));
@@ -35,7 +40,7 @@ bool EngineImpl::TakeInbox() {
                         .prompt_tokens = job->prompt_tokens,
                         .max_tokens = job->request.max_tokens,
                         .priority = job->request.priority,
-                        .client = std::hash<std::string>()(job->request.salt)});
+                        .client = std::hash<std::string>()(job->request.client)});
     jobs_.emplace(id, std::move(job));
   }
   return true;
@@ -48,6 +53,8 @@ void EngineImpl::PublishStats(size_t arriving) {
   stats_.blocks_used = pool.used();
   stats_.blocks_used_max = pool.used_max();
   stats_.blocks_cached = pool.idle();
+  stats_.blocks_pinned = executor_->cache()->pinned_blocks();
+  stats_.sessions = static_cast<uint32_t>(sessions_->size());
   stats_.steps = executor_->steps();
 }
 
@@ -187,6 +194,32 @@ void EngineImpl::Preempt(Job* job) {
 void EngineImpl::Share(const Job& job) {
   if (!options_.prefix_cache) return;
   executor_->cache()->Share(job.slot, job.tokens, job.prompt_tokens, MakerOf(job));
+}
+
+// ---- conversations ------------------------------------------------------------------------------
+
+// REQUIRES: mutex_ is held.
+void EngineImpl::UnpinEnded() {
+  sessions_->Expire(NowSeconds());
+  for (const uint64_t number : sessions_->TakeEnded()) executor_->cache()->Unpin(number);
+}
+
+// What a request leaves in the cache is kept for the next one of its conversation. REQUIRES: mutex_
+// is held, and the job still has its slot if it runs.
+void EngineImpl::KeepForSession(const Job& job, const Usage& usage) {
+  const Request& r = job.request;
+  if (r.session.empty()) return;
+  const std::optional<uint64_t> number = sessions_->End(r.client, r.session, usage, NowSeconds());
+  if (!number || !job.running) return;
+  KvCache* cache = executor_->cache();
+  const auto blocks_max =
+      static_cast<uint32_t>(options_.session_share * static_cast<double>(cache->pool(0).total()));
+  cache->Pin(job.slot, *number, blocks_max);
+  while (cache->pinned_blocks() > blocks_max) {
+    const std::optional<uint64_t> idle =
+        sessions_->LongestIdle(*number, [cache](uint64_t other) { return cache->has_pin(other); });
+    cache->Unpin(idle.value_or(*number));
+  }
 }
 
 }  // namespace tinyserve

@@ -33,6 +33,16 @@ Status CheckEngineOptions(const EngineOptions& o) {
     return Status(Code::kInvalidArgument,
                   fmt::format("min_ratio is {}: allowed are 0.001 to 1", o.min_ratio));
   }
+  if (!(o.session_share >= 0 && o.session_share <= 1)) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("session_share is {}: allowed are 0 to 1", o.session_share));
+  }
+  if (!(o.session_ttl_seconds >= 0)) {
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("session_ttl_seconds is {}: it must not be negative", o.session_ttl_seconds));
+  }
+  TS_RETURN_IF_ERROR(range("sessions_max", o.sessions_max, 1, 1 << 20));
   TS_RETURN_IF_ERROR(ParseEvictionKind(o.cache_policy).status());
   TS_RETURN_IF_ERROR(range("sequences_max", o.sequences_max, 1, 4096));
   TS_RETURN_IF_ERROR(range("step_tokens_max", o.step_tokens_max, o.sequences_max, 16384));

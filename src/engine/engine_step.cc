@@ -81,6 +81,7 @@ void EngineImpl::RunStep() {
   for (const ScheduledRow& row : step_.rows) {
     executor_->cache()->Commit(jobs_.at(row.id)->slot, row.first_position + row.length);
   }
+  ShowPages();
   for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
   ObserveTime(NowSeconds() - begin);
 }
@@ -276,7 +277,6 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   }
   scheduler_->Remove(id);
   std::erase(admitted_, id);
-  if (job->running) executor_->cache()->RemoveSequence(job->slot);
   TokenEvent event;
   event.kind = TokenEvent::Kind::kFinished;
   event.request = id;
@@ -298,6 +298,11 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
     usage.decode_seconds = job->last_token - job->first_token;
     usage.first_token_seconds = job->first_token - job->submitted;
   }
+  if (!job->request.session.empty()) {
+    std::lock_guard lock(mutex_);
+    KeepForSession(*job, usage);
+  }
+  if (job->running) executor_->cache()->RemoveSequence(job->slot);
   if (trace_ != nullptr) trace_->Add(LifeOf(*job, reason, NowNs()));
   job->sink(event);
   jobs_.erase(id);

@@ -10,7 +10,7 @@ namespace tinyserve {
 namespace {
 
 constexpr uint32_t kTopLogprobsMax = 20;
-constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256, kSaltBytesMax = 256;
+constexpr size_t kStopStringsMax = 16, kStopBytesMax = 256, kNameBytesMax = 256;
 
 }  // namespace
 
@@ -62,9 +62,11 @@ Status CheckRequest(const Request& r, uint32_t vocab, uint32_t context_tokens) {
       return bad(fmt::format("stop_tokens holds {}: allowed are 0 to {}", token, vocab - 1));
     }
   }
-  if (r.salt.size() > kSaltBytesMax) {
+  for (const auto& [name, text] :
+       {std::pair("salt", &r.salt), {"session", &r.session}, {"client", &r.client}}) {
+    if (text->size() <= kNameBytesMax) continue;
     return bad(
-        fmt::format("salt has {} bytes: at most {} are allowed", r.salt.size(), kSaltBytesMax));
+        fmt::format("{} has {} bytes: at most {} are allowed", name, text->size(), kNameBytesMax));
   }
   return Status();
 }

@@ -216,7 +216,7 @@ void KvCache::RemoveSequence(SequenceSlot slot) {
   KeepOpenPages(&sequence, 0, 0);
   DropBlocks(&sequence, 0);
   if (sequence.root != nullptr) prefixes_->Leave(sequence.root);
-  sequence.root = sequence.node = nullptr;
+  sequence.root = sequence.node = sequence.shared_end = nullptr;
   sequence.committed = 0;
   sequence.live = false;
 }

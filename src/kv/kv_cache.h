@@ -120,6 +120,12 @@ class KvCache {
   // take the place of the sequence's own.
   void Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
              PrefixMaker maker);
+  // What others may adopt of a sequence gives way after all that is not pinned, at most so many
+  // blocks of its beginning; in the place of what the pin held before.
+  void Pin(SequenceSlot slot, uint64_t pin, uint32_t blocks_max);
+  void Unpin(uint64_t pin) { prefixes_->Unpin(pin); }
+  bool has_pin(uint64_t pin) const { return prefixes_->has_pin(pin); }
+  uint32_t pinned_blocks() const { return prefixes_->pinned() * NodeBlocks(); }
   // Tokens that are shared together: blocks of whole windows.
   uint32_t share_tokens() const { return prefixes_->unit_tokens(); }
 
@@ -216,6 +222,8 @@ class KvCache {
     // Where it is in the prefix tree, since Adopt; no node: it shares no more.
     PrefixTree::Node *root = nullptr, *node = nullptr;
     uint32_t shared = 0;  // tokens up to the node
+    // The last node whose blocks are its own, also once it shares no more.
+    PrefixTree::Node* shared_end = nullptr;
     // Of the tokens beyond them that were copied; kMadeByPrefill also where there are none.
     PrefixMaker copied_maker = kMadeByPrefill;
   };

@@ -12,7 +12,7 @@ uint32_t KvCache::Adopt(SequenceSlot slot, std::string_view salt, std::span<cons
   TS_CHECK(sequence.live && sequence.root == nullptr && sequence.tables[0].blocks.empty());
   sequence.root = prefixes_->Join(salt);
   const PrefixTree::Match match = prefixes_->Longest(sequence.root, tokens, maker);
-  sequence.node = match.node;
+  sequence.node = sequence.shared_end = match.node;
   sequence.shared = match.units * share_tokens();
   sequence.copied_maker = kMadeByPrefill;
   std::vector<const PrefixTree::Node*> path;
@@ -97,7 +97,7 @@ void KvCache::Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t
       UseBlocksOf(*node, &sequence);
       prefixes_->Use(node);
     }
-    sequence.node = node;
+    sequence.node = sequence.shared_end = node;
     sequence.shared = end;
     sequence.copied_maker = kMadeByPrefill;
   }
@@ -130,6 +130,17 @@ void KvCache::UseBlocksOf(const PrefixTree::Node& node, Sequence* sequence) {
         table.pages[at * block_pages + p] = block * block_pages + p;
     }
   }
+}
+
+void KvCache::Pin(SequenceSlot slot, uint64_t pin, uint32_t blocks_max) {
+  const Sequence& sequence = sequences_[slot];
+  if (sequence.shared_end == nullptr) return;
+  uint32_t units = 0;
+  for (const PrefixTree::Node* n = sequence.shared_end; n->parent != nullptr; n = n->parent)
+    ++units;
+  PrefixTree::Node* end = sequence.shared_end;
+  for (; units * NodeBlocks() > blocks_max; --units) end = end->parent;
+  prefixes_->Pin(pin, end);
 }
 
 void KvCache::EvictNode() {

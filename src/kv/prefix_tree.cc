@@ -132,6 +132,32 @@ void PrefixTree::Touch(Node* node, uint64_t uses) {
   if (is_leaf) leaves_.insert(AgeOf(node));
 }
 
+void PrefixTree::AddPin(Node* node) {
+  const bool is_leaf = leaves_.erase(AgeOf(node)) > 0;
+  for (Node* n = node; n->parent != nullptr; n = n->parent) pinned_ += n->pins++ == 0;
+  if (is_leaf) leaves_.insert(AgeOf(node));
+}
+
+void PrefixTree::DropPin(Node* node) {
+  const bool is_leaf = leaves_.erase(AgeOf(node)) > 0;
+  for (Node* n = node; n->parent != nullptr; n = n->parent) pinned_ -= --n->pins == 0;
+  if (is_leaf) leaves_.insert(AgeOf(node));
+}
+
+void PrefixTree::Pin(uint64_t pin, Node* node) {
+  Unpin(pin);
+  if (node->parent == nullptr) return;
+  AddPin(node);
+  pins_[pin] = node;
+}
+
+void PrefixTree::Unpin(uint64_t pin) {
+  const auto at = pins_.find(pin);
+  if (at == pins_.end()) return;
+  DropPin(at->second);
+  pins_.erase(at);
+}
+
 std::vector<uint32_t> PrefixTree::EvictFirst(const std::function<bool(const Node&)>& idle) {
   const auto at =
       std::find_if(leaves_.begin(), leaves_.end(), [&](const Age& age) { return idle(*age.node); });
@@ -140,6 +166,14 @@ std::vector<uint32_t> PrefixTree::EvictFirst(const std::function<bool(const Node
   policy_.Evicted(node->worth);
   Node* parent = node->parent;
   leaves_.erase(at);
+  if (node->pins > 0) {
+    // It is a leaf, so all pins whose paths it is on end here.
+    --pinned_;
+    for (auto& [pin, end] : pins_) {
+      if (end == node) end = parent;
+    }
+    std::erase_if(pins_, [](const auto& pin) { return pin.second->parent == nullptr; });
+  }
   parent->children.erase({node->tokens, node->maker});
   std::vector<uint32_t> blocks = std::move(node->blocks);
   nodes_.erase(node->place);
@@ -153,6 +187,12 @@ std::vector<uint32_t> PrefixTree::EvictFirst(const std::function<bool(const Node
 
 std::string PrefixTree::CheckIntegrity() const {
   size_t leaves = 0;
+  std::unordered_map<const Node*, uint32_t> pins;
+  for (const auto& [pin, end] : pins_) {
+    for (const Node* n = end; n->parent != nullptr; n = n->parent) ++pins[n];
+  }
+  if (pins.size() != pinned_)
+    return fmt::format("{} nodes are pinned, {} are counted", pins.size(), pinned_);
   for (const Node& node : nodes_) {
     if (node.tokens.size() != unit_tokens_)
       return fmt::format("a node has {} tokens, not {}", node.tokens.size(), unit_tokens_);
@@ -161,6 +201,8 @@ std::string PrefixTree::CheckIntegrity() const {
       return "a node's parent does not know it";
     if (node.parent->parent != nullptr && node.parent->touched < node.touched)
       return "a node was used after its parent";
+    if (const auto held = pins.find(&node); node.pins != (held == pins.end() ? 0 : held->second))
+      return "a node does not know its pins";
     if (!node.children.empty()) continue;
     ++leaves;
     if (!leaves_.contains(AgeOf(const_cast<Node*>(&node)))) return "a leaf has no age";

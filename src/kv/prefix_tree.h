@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -65,6 +66,13 @@ class PrefixTree {
   // A path was asked for again: its nodes have one use more.
   void Use(Node* node) { Touch(node, 1); }
 
+  // A path goes after all that is not pinned. A pin has one path: another takes its place. Where a
+  // pinned node goes all the same, its pins keep what is left of their paths. A root: none.
+  void Pin(uint64_t pin, Node* node);
+  void Unpin(uint64_t pin);
+  bool has_pin(uint64_t pin) const { return pins_.contains(pin); }
+  uint32_t pinned() const { return pinned_; }  // nodes
+
   // Takes out the node of least worth by the policy, of those without children for which `idle` is
   // true. Returns its blocks; empty: there is none.
   std::vector<uint32_t> EvictFirst(const std::function<bool(const Node&)>& idle);
@@ -85,11 +93,13 @@ class PrefixTree {
   using Children = std::map<Edge, Node*, EdgeLess>;
   // Who goes first comes first; the times of touching leaves differ.
   struct Age {
+    bool pinned;
     double worth;
     uint64_t touched;
     Node* node;
     bool operator<(const Age& other) const {
-      return std::tie(worth, touched, node) < std::tie(other.worth, other.touched, other.node);
+      return std::tie(pinned, worth, touched, node) <
+             std::tie(other.pinned, other.worth, other.touched, other.node);
     }
   };
 
@@ -107,12 +117,15 @@ class PrefixTree {
     uint64_t unit = 0;  // of its path, from 0
     double worth = 0;
     uint32_t joined = 0;                // of a root
+    uint32_t pins = 0;                  // whose paths it is on
     const std::string* salt = nullptr;  // of a root
     std::list<Node>::iterator place;
   };
 
  private:
-  static Age AgeOf(Node* node) { return {node->worth, node->touched, node}; }
+  static Age AgeOf(Node* node) { return {node->pins > 0, node->worth, node->touched, node}; }
+  void AddPin(Node* node);
+  void DropPin(Node* node);
   void Touch(Node* node, uint64_t uses);
   void FindNext(std::span<const int32_t> rest, PrefixMaker maker, Match* match) const;
   void DropIfUnused(Node* root);
@@ -122,6 +135,8 @@ class PrefixTree {
   std::list<Node> nodes_;
   std::map<std::string, Node, std::less<>> roots_;
   std::set<Age> leaves_;
+  std::unordered_map<uint64_t, Node*> pins_;  // by pin: the end of its path, never a root
+  uint32_t pinned_ = 0;
   uint64_t clock_ = 0;
 };
 

@@ -53,6 +53,42 @@ TEST(PrefixTree, SaltsShareNothing) {
   EXPECT_EQ(tree.roots(), 0u);
 }
 
+TEST(PrefixTree, WhatIsPinnedGoesLast) {
+  PrefixTree tree(kUnit);
+  PrefixTree::Node* root = tree.Join("");
+  const Tokens a = {1, 1, 1, 1}, b = {2, 2, 2, 2}, c = {3, 3, 3, 3}, d = {4, 4, 4, 4};
+  PrefixTree::Node* first = tree.Insert(root, a, kMadeByPrefill, {1});
+  PrefixTree::Node* second = tree.Insert(first, b, kMadeByPrefill, {2});
+  tree.Pin(7, second);
+  PrefixTree::Node* third = tree.Insert(second, c, kMadeByPrefill, {3});
+  tree.Insert(root, d, kMadeByPrefill, {4});
+  EXPECT_EQ(tree.pinned(), 2u);
+  EXPECT_EQ(tree.CheckIntegrity(), "");
+  const auto any = [](const auto&) { return true; };
+  EXPECT_EQ(tree.EvictFirst(any), std::vector<uint32_t>{3});
+  third = tree.Insert(second, c, kMadeByPrefill, {5});
+  tree.Pin(8, third);  // another conversation that begins alike
+  tree.Pin(8, third);
+  EXPECT_EQ(tree.pinned(), 3u);
+  EXPECT_EQ(tree.EvictFirst(any), std::vector<uint32_t>{4});
+  // Nothing else is left.
+  EXPECT_EQ(tree.EvictFirst(any), std::vector<uint32_t>{5});
+  EXPECT_TRUE(tree.has_pin(8));
+  EXPECT_EQ(tree.CheckIntegrity(), "");
+  tree.Unpin(7);
+  EXPECT_EQ(tree.pinned(), 2u);  // 8 still holds both
+  tree.Unpin(8);
+  EXPECT_EQ(tree.pinned(), 0u);
+  tree.Pin(9, second);
+  EXPECT_EQ(tree.EvictFirst(any), std::vector<uint32_t>{2});
+  EXPECT_EQ(tree.EvictFirst(any), std::vector<uint32_t>{1});
+  EXPECT_FALSE(tree.has_pin(9));
+  EXPECT_EQ(tree.pinned(), 0u);
+  tree.Pin(9, root);
+  EXPECT_FALSE(tree.has_pin(9));
+  EXPECT_EQ(tree.CheckIntegrity(), "");
+}
+
 TEST(PrefixTree, WhatWasGeneratedIsFoundByItsMakerAlone) {
   PrefixTree tree(kUnit);
   PrefixTree::Node* root = tree.Join("");

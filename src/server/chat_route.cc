@@ -70,7 +70,7 @@ HttpReply Chat(const Service& service, const HttpRequest& http) {
   }
   GenerationOptions& options = request->options;
   Apply(*prompt, &options);
-  options.engine.salt = service.SaltOf(http);
+  service.SetOwner(http, options.cache_salt, &options.engine);
   const auto prompt_tokens = static_cast<uint32_t>(prompt->tokens.size());
   std::unique_ptr<Generation> generation =
       Generation::Start(engine, service.metrics(), options, {std::move(prompt->tokens)}, &error);

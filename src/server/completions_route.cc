@@ -103,7 +103,7 @@ HttpReply Complete(const Service& service, const HttpRequest& http) {
     if (!read.ok()) return ErrorReply(ErrorOf(read));
   }
   GenerationOptions& options = request->options;
-  options.engine.salt = service.SaltOf(http);
+  service.SetOwner(http, options.cache_salt, &options.engine);
   std::unique_ptr<Generation> generation =
       Generation::Start(engine, service.metrics(), options, prompts, &error);
   if (generation == nullptr) return ErrorReply(*error);

@@ -1,9 +1,11 @@
 // GET /: the dashboard's page, open to all; it asks for the key that its data needs.
-// GET /dashboard/state: what it shows.
+// GET /dashboard/state: what it shows. GET /dashboard/pages: which pages a request reads.
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
+#include <charconv>
 
 #include "server/api_error.h"
+#include "server/base64.h"
 #include "server/dashboard.h"
 #include "server/routes.h"
 #include "text/json_text.h"
@@ -22,6 +24,46 @@ HttpReply Dashboard(const Service&, const HttpRequest&) {
                     "frame-ancestors 'none'"},
                    {"Referrer-Policy", "no-referrer"}};
   reply.body = kDashboardPage;
+  return reply;
+}
+
+HttpReply DashboardPages(const Service& service, const HttpRequest& http) {
+  Engine* engine = service.engine();
+  if (engine == nullptr) return ErrorReply(Unavailable("the model is still loading"));
+  RequestId request = 0;
+  for (const auto& [name, value] : http.query) {
+    const char* end = value.data() + value.size();
+    const auto [last, failed] = std::from_chars(value.data(), end, request);
+    if (name == "request" && failed == std::errc() && last == end) continue;
+    return ErrorReply(BadField(name, "the one parameter is 'request', a request's number"));
+  }
+  const PageReads reads = engine->WatchPages(service.ClientOf(http), request);
+  json::array running;
+  for (const RunningRequest& r : reads.running) {
+    running.push_back(json::object{{"id", r.id},
+                                   {"prompt_tokens", r.prompt_tokens},
+                                   {"generated_tokens", r.generated_tokens},
+                                   {"session", r.session}});
+  }
+  json::object shown = {{"running", std::move(running)}, {"request", reads.request}};
+  if (reads.request != 0) {
+    const uint32_t pages = (reads.tokens + reads.page_tokens - 1) / reads.page_tokens;
+    const size_t words = (pages + 63) / 64, bytes = (pages + 7) / 8;
+    json::array rows;  // a bit a page, the first in the lowest place of the first byte
+    for (size_t i = 0; i < reads.bits.size(); i += words) {
+      rows.push_back(
+          json::value(Base64({reinterpret_cast<const uint8_t*>(reads.bits.data() + i), bytes})));
+    }
+    shown["tokens"] = reads.tokens;
+    shown["page_tokens"] = reads.page_tokens;
+    shown["pages"] = pages;
+    shown["layers"] = reads.layers;
+    shown["kv_heads"] = reads.kv_heads;
+    shown["selector"] = reads.selector;
+    shown["rows"] = std::move(rows);
+  }
+  HttpReply reply;
+  reply.body = ToJson(shown);
   return reply;
 }
 

@@ -52,6 +52,7 @@ std::optional<EmbeddingRequest> ParseEmbeddingRequest(std::string_view body,
   ReadDimensions(&fields, dim);
   fields.Bool("add_special_tokens", &request.add_special);
   request.priority = ReadPriority(&fields);
+  fields.String("cache_salt", kCacheSaltBytesMax, &request.cache_salt);
   ReadOwn(&fields, error, &request);
   fields.Accept({"user", "metadata", "safety_identifier"});
   fields.RefuseUnsupported({"truncate_prompt_tokens", "messages"});

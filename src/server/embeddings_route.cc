@@ -187,7 +187,7 @@ HttpReply Embed(const Service& service, const HttpRequest& http) {
   request.max_tokens = 0;
   request.pooling = asked->pooling;
   request.priority = asked->priority;
-  request.salt = service.SaltOf(http);
+  service.SetOwner(http, asked->cache_salt, &request);
   auto work = std::make_unique<EmbeddingWork>(service, std::move(request), std::move(inputs),
                                               asked->base64);
   work->SubmitMore();

@@ -195,6 +195,7 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
   ReadModalities(fields);
   fields->Count("n", 1, limits.choices_max, &options->n);
   fields->Bool("add_special_tokens", &options->add_special);
+  fields->String("cache_salt", kCacheSaltBytesMax, &options->cache_salt);
   if (fields->Find("seed") != nullptr) {
     int64_t seed = 0;
     fields->Integer("seed", std::numeric_limits<int64_t>::min(),

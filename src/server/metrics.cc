@@ -113,6 +113,9 @@ class PrometheusMetrics : public Metrics {
   Gauge& blocks_ = AddGauge("tinyserve:kv_blocks_used", "KV blocks in use");
   Gauge& cached_blocks_ =
       AddGauge("tinyserve:kv_blocks_cached", "KV blocks that only hold prompts to come");
+  Gauge& pinned_blocks_ =
+      AddGauge("tinyserve:kv_blocks_pinned", "KV blocks that are kept for sessions");
+  Gauge& sessions_ = AddGauge("tinyserve:sessions", "Sessions whose time is not over");
 
   // Totals of the engine: counters can only be raised, so they follow it by what is new.
   struct Followed {
@@ -211,6 +214,8 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   prefix_queries_.To(stats.prefix_queries);
   prefix_hits_.To(stats.prefix_hits);
   cached_blocks_.Set(stats.blocks_cached);
+  pinned_blocks_.Set(stats.blocks_pinned);
+  sessions_.Set(stats.sessions);
   preemptions_.To(stats.preemptions);
   steps_.To(stats.steps);
   kv_bytes_.To(stats.decode_kv_bytes);

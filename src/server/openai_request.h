@@ -30,6 +30,7 @@ struct RequestLimits {
 };
 
 inline constexpr uint32_t kTopLogprobsMax = 20;
+inline constexpr size_t kCacheSaltBytesMax = 128;
 
 // What an answer must follow.
 struct GrammarSpec {
@@ -43,6 +44,7 @@ struct GenerationOptions {
   Request engine;
   std::optional<uint32_t> max_tokens;
   std::optional<uint64_t> seed;
+  std::string cache_salt;
   uint32_t n = 1;
   bool stream = false;
   bool include_usage = false;     // a last chunk with it
@@ -78,6 +80,7 @@ struct EmbeddingRequest {
   std::vector<Prompt> inputs;  // at least one
   Pooling pooling = Pooling::kMean;
   Priority priority = Priority::kNormal;
+  std::string cache_salt;
   bool base64 = false;  // else lists of numbers
   bool add_special = true;
 };

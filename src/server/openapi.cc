@@ -96,6 +96,10 @@ constexpr std::string_view kSchemas = R"({
   "tokens": {"type": "array", "items": {"type": "integer"}},
   "token_strs": {"type": ["array", "null"]}}},
 "Text": {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+"Sessions": {"type": "object", "required": ["object", "data"], "properties":
+  {"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object", "required":
+  ["id", "object", "created_at", "last_activity_at", "requests", "prompt_tokens",
+   "generated_tokens", "running"]}}}},
 "Object": {"type": "object"}
 })";
 
@@ -198,6 +202,9 @@ json::object Paths() {
       {"/detokenize",
        {{"post", Operation("The text of tokens", "Text", BodyOf({kDetokenizeFields}))}}},
       {"/tokenizer_info", {{"get", Operation("What prompts are made with", "Object")}}},
+      {"/v1/sessions", {{"get", Operation("Conversations whose time is not over", "Sessions")}}},
+      {"/v1/sessions/{session}",
+       {{"delete", WithId(Operation("Forget one", "Deleted"), "session")}}},
       {"/health", {{"get", Operation("Whether the process answers; needs no key", "Object")}}},
       {"/ready", {{"get", Operation("Whether the model is loaded", "Object")}}},
       {"/version", {{"get", Operation("The server's version", "Object")}}},

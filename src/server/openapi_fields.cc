@@ -13,6 +13,7 @@ constexpr std::string_view kTopLogprobs =
     R"({"type": ["integer", "null"], "minimum": 0, "maximum": 20})";
 constexpr std::string_view kPenalty =
     R"({"type": ["number", "null"], "minimum": -2, "maximum": 2})";
+constexpr std::string_view kSalt = R"({"type": ["string", "null"], "maxLength": 128})";
 constexpr std::string_view kShortText = R"({"type": ["string", "null"], "maxLength": 256})";
 constexpr std::string_view kTokens =
     R"({"type": "array", "items": {"type": "integer", "minimum": 0}})";
@@ -92,6 +93,7 @@ constexpr ApiField kGeneration[] = {
     {"guided_choice", R"({"type": ["array", "null"], "minItems": 1, "maxItems": 1024, "items":
                           {"type": "string", "minLength": 1}})"},
     {"add_special_tokens", kFlag},
+    {"cache_salt", kSalt},
     {"tinyserve", R"({"type": ["object", "null"], "properties":
                       {"selector": {"type": ["string", "null"], "maxLength": 256},
                        "step_plugins": {"type": ["array", "null"], "maxItems": 8, "items":
@@ -163,6 +165,7 @@ constexpr ApiField kEmbedding[] = {{"model", kTextOrNull},
                                    {"add_special_tokens", kFlag},
                                    {"service_tier", kServiceTier},
                                    {"priority", kPriority},
+                                   {"cache_salt", kSalt},
                                    {"tinyserve", R"({"type": ["object", "null"], "properties":
                       {"pooling": {"enum": ["mean", "last", null]}},
                       "additionalProperties": false})"},

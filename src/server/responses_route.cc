@@ -244,7 +244,7 @@ HttpReply Respond(const Service& service, const HttpRequest& http) {
     return ErrorReply(refused);
   }
   Apply(*prompt, &options);
-  options.engine.salt = service.SaltOf(http);
+  service.SetOwner(http, options.cache_salt, &options.engine);
   Asked asked{.owner = http.client,
               .store = request->store,
               .stream = options.stream,

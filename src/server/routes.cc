@@ -13,6 +13,8 @@ constexpr Route kRoutes[] = {{"POST", "/v1/completions", false, Complete},
                              {"GET", "/v1/responses/*", false, OneResponse},
                              {"DELETE", "/v1/responses/*", false, DeleteResponse},
                              {"POST", "/v1/embeddings", false, Embed},
+                             {"GET", "/v1/sessions", false, ListSessions},
+                             {"DELETE", "/v1/sessions/*", false, DeleteSession},
                              {"GET", "/v1/models", false, ListModels},
                              {"GET", "/v1/models/*", false, OneModel},
                              {"POST", "/tokenize", false, Tokenize},
@@ -25,6 +27,7 @@ constexpr Route kRoutes[] = {{"POST", "/v1/completions", false, Complete},
                              {"GET", "/metrics", false, MetricsText},
                              {"GET", "/openapi.json", false, OpenApi},
                              {"GET", "/", true, Dashboard},
+                             {"GET", "/dashboard/pages", false, DashboardPages},
                              {"GET", "/dashboard/state", false, DashboardState}};
 
 bool Matches(const Route& route, std::string_view path) {

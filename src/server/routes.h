@@ -35,6 +35,9 @@ HttpReply OneResponse(const Service& service, const HttpRequest& request);
 HttpReply DeleteResponse(const Service& service, const HttpRequest& request);
 HttpReply CancelResponse(const Service& service, const HttpRequest& request);
 HttpReply ResponseInput(const Service& service, const HttpRequest& request);
+// sessions_route.cc
+HttpReply ListSessions(const Service& service, const HttpRequest& request);
+HttpReply DeleteSession(const Service& service, const HttpRequest& request);
 // embeddings_route.cc
 HttpReply Embed(const Service& service, const HttpRequest& request);
 // models_route.cc
@@ -53,6 +56,7 @@ HttpReply OpenApi(const Service& service, const HttpRequest& request);
 HttpReply MetricsText(const Service& service, const HttpRequest& request);
 // dashboard_route.cc
 HttpReply Dashboard(const Service& service, const HttpRequest& request);
+HttpReply DashboardPages(const Service& service, const HttpRequest& request);
 HttpReply DashboardState(const Service& service, const HttpRequest& request);
 
 }  // namespace tinyserve

@@ -58,8 +58,15 @@ void Service::SetEngine(Engine* engine) {
   engine_.store(engine, std::memory_order_release);
 }
 
-std::string Service::SaltOf(const HttpRequest& request) const {
+std::string Service::ClientOf(const HttpRequest& request) const {
   return keys_->size() > 1 ? fmt::format("{:016x}", request.client) : "";
+}
+
+void Service::SetOwner(const HttpRequest& http, const std::string& cache_salt,
+                       Request* request) const {
+  request->client = ClientOf(http);
+  request->salt = request->client;
+  if (!cache_salt.empty()) request->salt += "/" + cache_salt;
 }
 
 std::optional<HttpReply> Service::Refuse(HttpRequest* head) {

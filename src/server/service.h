@@ -58,8 +58,11 @@ class Service : public HttpHandler {
   ResponseStore* responses() const { return responses_.get(); }
   double loading() const { return loading_; }
   bool stopping() const { return stopping_; }
-  // Set on a request: prompts of clients with different keys share nothing.
-  std::string SaltOf(const HttpRequest& request) const;
+  // Says whose a request is. Prompts of clients with different keys share nothing, nor do those of
+  // one that gives different salts of its own.
+  void SetOwner(const HttpRequest& http, const std::string& cache_salt, Request* request) const;
+  // Of the engine's requests and sessions.
+  std::string ClientOf(const HttpRequest& request) const;
   int64_t created() const { return created_; }  // Unix time at which this service began
 
  private:

@@ -395,6 +395,34 @@ TEST_F(ServiceTest, EveryRouteButHealthAndThePageNeedsAKey) {
   EXPECT_EQ(engine_.submitted[1].request.salt, engine_.submitted[3].request.salt);
 }
 
+TEST_F(ServiceTest, RequestsHaveTheirClientAndTheirSalt) {
+  Post("/v1/completions", R"({"prompt": "a", "cache_salt": "x"})");
+  EXPECT_EQ(engine_.submitted[1].request.salt, "/x");
+  EXPECT_EQ(engine_.submitted[1].request.client, "");
+  keys_.Set({"good", "other"});
+  const HeaderList good = {{"authorization", "Bearer good"}};
+  Ask("POST", "/v1/completions", R"({"prompt": "a", "cache_salt": "x"})", good);
+  Ask("POST", "/v1/embeddings", R"({"input": "a", "cache_salt": "y"})", good);
+  const Request &first = engine_.submitted[2].request, &second = engine_.submitted[3].request;
+  EXPECT_EQ(first.client.size(), 16u);
+  EXPECT_EQ(first.client, second.client);
+  EXPECT_EQ(first.salt, first.client + "/x");
+  EXPECT_EQ(second.salt, first.client + "/y");
+}
+
+TEST_F(ServiceTest, SessionsAreListedAndDeletedByTheirOwner) {
+  json::object list = GetJson("/v1/sessions");
+  ASSERT_EQ(list.at("data").as_array().size(), 1u);
+  const json::object& session = list.at("data").at(0).as_object();
+  EXPECT_EQ(session.at("id"), "s/1");
+  EXPECT_EQ(session.at("last_activity_at").as_int64() - session.at("created_at").as_int64(), 50);
+  EXPECT_EQ(session.at("requests"), 3);
+  EXPECT_EQ(Ask("DELETE", "/v1/sessions/s%2F1").status, 200);
+  EXPECT_EQ(Ask("DELETE", "/v1/sessions/other").status, 404);
+  keys_.Set({"good", "other"});
+  EXPECT_EQ(Ask("DELETE", "/v1/sessions/s/1", "", {{"authorization", "Bearer good"}}).status, 404);
+}
+
 TEST_F(ServiceTest, HostsAndOriginsAreChecked) {
   HttpRequest rebound{.method = "GET", .path = "/health", .headers = {{"host", "evil.example"}}};
   EXPECT_EQ(service_->Refuse(&rebound)->status, 403);
@@ -433,6 +461,19 @@ TEST_F(ServiceTest, SmallRoutes) {
   EXPECT_EQ(info.at("chat_template"), "{{ messages }}");
   service_->SetStopping();
   EXPECT_EQ(Ask("GET", "/ready").status, 503);
+}
+
+TEST_F(ServiceTest, TheDashboardSeesPagesOfARequest) {
+  json::object pages = GetJson("/dashboard/pages");
+  EXPECT_EQ(pages.at("request"), 4);
+  EXPECT_EQ(pages.at("pages"), 3);
+  EXPECT_EQ(pages.at("rows"), (json::array{"BQ==", "Bw=="}));
+  EXPECT_EQ(pages.at("running").at(0).at("prompt_tokens"), 30);
+  pages = GetJson("/dashboard/pages?request=9");
+  EXPECT_EQ(pages.at("request"), 0);
+  EXPECT_FALSE(pages.contains("rows"));
+  for (const char* wrong : {"?request=x", "?request=-1", "?other=1"})
+    EXPECT_EQ(Ask("GET", std::string("/dashboard/pages") + wrong).status, 400) << wrong;
 }
 
 TEST_F(ServiceTest, TokenizeAndBack) {

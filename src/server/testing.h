@@ -124,6 +124,26 @@ class FakeEngine : public Engine {
                         .output_error = {.mean = 0.125, .p99 = 1, .max = 2}}}};
   }
 
+  std::vector<SessionInfo> sessions(std::string_view client) const override {
+    if (client != sessions_client) return {};
+    return {{.session = "s/1", .age_seconds = 60, .idle_seconds = 10, .requests = 3}};
+  }
+  bool EndSession(std::string_view client, std::string_view session) override {
+    return client == sessions_client && session == "s/1";
+  }
+  PageReads WatchPages(std::string_view, RequestId request) override {
+    PageReads reads;
+    reads.running = {{.id = 4, .prompt_tokens = 30, .generated_tokens = 3}};
+    if (request != 0 && request != 4) return reads;
+    reads.request = 4;
+    reads.tokens = 33;
+    reads.page_tokens = 16;
+    reads.layers = 2;
+    reads.kv_heads = 1;
+    reads.selector = "s";
+    reads.bits = {5, 7};
+    return reads;
+  }
   Result<TraceCounts> EndTrace() override { return TraceCounts(); }
   std::vector<LayerSelection> layer_selection() const override { return {}; }
 
@@ -168,6 +188,7 @@ class FakeEngine : public Engine {
 
   std::map<RequestId, Submitted> submitted;
   size_t submissions_max = 1000;
+  std::string sessions_client;  // whose session there is
   Status refusal;
   mutable std::vector<std::pair<GrammarKind, std::string>> grammars;
   std::string prompt_end;  // what the chat template writes last

@@ -66,6 +66,36 @@ class Dashboard(unittest.TestCase):
             self.picture(page, "light")
             self.check_clean()
 
+    def test_the_heat_map_shows_what_is_read(self):
+        for scheme in ("light", "dark"):
+            with Served("--selector", "box:ratio=0.3,min_tokens=64,min_context=0") as server:
+                page = self.open(server, color_scheme=scheme)
+                page.get_by_label("Most tokens").fill("400")
+                page.get_by_role("textbox", name="Message").fill("A story of: " + "The whale swam far. " * 150)
+                page.keyboard.press("Enter")
+                note = page.locator("#heatnote")
+                expect(note).to_contain_text("of ", timeout=60000)
+                expect(note).to_contain_text("box:ratio=0.3")
+                share = int(note.inner_text().split(" %")[0].rsplit(" ", 1)[1])
+                self.assertTrue(10 <= share <= 70, note.inner_text())
+                # 30 layers of 3 KV heads; more than one colour, and not every page alike.
+                size = page.evaluate("[heat.strips, heat.pages, new Set(heat.values).size]")
+                self.assertEqual(size[0], 90)
+                self.assertGreater(size[1], 40)
+                self.assertGreater(size[2], 1)
+                expect(page.get_by_label("Request to watch").locator("option")).to_have_count(2)
+                page.get_by_label("Request to watch").select_option(index=1)
+                page.get_by_role("img", name="Map of pages").hover()
+                expect(page.locator("#cell")).to_contain_text("KV head")
+                self.picture(page, f"heat-{scheme}")
+                page.get_by_label("Selector of the next message").fill("full")
+                page.get_by_role("button", name="Stop").click()
+                page.get_by_role("textbox", name="Message").fill("Go on.")
+                page.get_by_label("Request to watch").select_option("0")
+                page.get_by_role("button", name="Send").click()
+                expect(note).to_contain_text("100 %", timeout=60000)
+                self.check_clean()
+
     def test_errors_are_shown_and_stop_stops(self):
         with Served() as server:
             page = self.open(server, color_scheme="dark")

@@ -5,8 +5,8 @@ import sys
 import unittest
 
 import pydantic
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from served import Served
 
 
@@ -40,6 +40,28 @@ class LangChain(unittest.TestCase):
 
         chat = ChatOpenAI(**self.options, seed=1, max_tokens=100).with_structured_output(City, method="json_schema")
         self.assertIsInstance(chat.invoke("Name a city."), City)
+
+    def test_tools(self):
+        def add(first: int, second: int) -> int:
+            """Adds two numbers."""
+            return first + second
+
+        chat = ChatOpenAI(**self.options, seed=1, max_tokens=100).bind_tools([add], tool_choice="required")
+        question = HumanMessage("What is 2 + 3?")
+        reply = chat.invoke([question])
+        call = reply.tool_calls[0]
+        self.assertEqual((call["name"], set(call["args"])), ("add", {"first", "second"}))
+        result = ToolMessage("5", tool_call_id=call["id"])
+        again = ChatOpenAI(**self.options, max_tokens=8).invoke([question, reply, result])
+        self.assertTrue(again.content)
+
+    def test_embeddings(self):
+        # Else it would count tokens by a vocabulary of OpenAI's, and send those.
+        embeddings = OpenAIEmbeddings(**self.options, check_embedding_ctx_length=False)
+        one = embeddings.embed_query("A cat sleeps.")
+        several = embeddings.embed_documents(["A cat sleeps."] + [f"Line {i}." for i in range(200)])
+        self.assertEqual((len(one), len(several)), (576, 201))
+        self.assertAlmostEqual(sum(a * b for a, b in zip(one, several[0])), 1, places=5)
 
     def test_completion(self):
         self.assertIn("Paris", OpenAI(**self.options, temperature=0, max_tokens=4).invoke("The capital of France is"))

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The server through the openai package: check_openai.py PROGRAM MODEL, a model that follows instructions."""
 
+import json
 import sys
 import typing
 import unittest
@@ -88,6 +89,88 @@ class OpenAi(unittest.TestCase):
         reply = self.client.chat.completions.create(model=self.model, messages=question, max_tokens=20,
                                                     extra_body={"structured_outputs": {"choice": ["two", "three"]}})
         self.assertIn(reply.choices[0].message.content, ("two", "three"))
+
+    def test_tools_are_called_and_their_results_go_back(self):
+        numbers = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+                   "required": ["a", "b"], "additionalProperties": False}
+        options = {"model": self.model, "messages": QUESTION, "tool_choice": "required", "seed": 1, "max_tokens": 80,
+                   "tools": [{"type": "function", "function": {"name": "add", "description": "Adds two numbers.",
+                                                               "parameters": numbers}}]}
+        message = self.client.chat.completions.create(**options).choices[0].message
+        call = message.tool_calls[0]
+        self.assertEqual(call.function.name, "add")
+        self.assertEqual(set(json.loads(call.function.arguments)), {"a", "b"})
+        text = ""
+        for chunk in self.client.chat.completions.create(**options, stream=True):
+            for part in chunk.choices[0].delta.tool_calls or []:
+                text += part.function.arguments or ""
+        self.assertTrue(text.startswith(call.function.arguments))
+        options["messages"] = [*QUESTION, message, {"role": "tool", "tool_call_id": call.id, "content": "4"}]
+        reply = self.client.chat.completions.create(**{**options, "tool_choice": "none"})
+        self.assertTrue(reply.choices[0].message.content)
+
+    def test_responses(self):
+        question = {"model": self.model, "temperature": 0, "max_output_tokens": 60}
+        first = self.client.responses.create(**question, input="What is 2 + 2?", metadata={"a": "b"})
+        self.assertIn("4", first.output_text)
+        self.assertEqual((first.status, first.metadata), ("completed", {"a": "b"}))
+        second = self.client.responses.create(**question, input="And 3 + 3?", previous_response_id=first.id)
+        self.assertGreater(second.usage.input_tokens, first.usage.input_tokens + first.usage.output_tokens)
+        self.assertGreater(second.usage.input_tokens_details.cached_tokens, 0)
+        self.assertEqual(self.client.responses.retrieve(first.id).output_text, first.output_text)
+        self.assertEqual(self.client.responses.input_items.list(first.id).data[0].content[0].text, "What is 2 + 2?")
+        # The output goes back as it came, too.
+        again = self.client.responses.create(**question, input=[
+            {"role": "user", "content": "What is 2 + 2?"}, *first.output, {"role": "user", "content": "And 3 + 3?"}])
+        self.assertEqual(again.usage.input_tokens, second.usage.input_tokens)
+        self.client.responses.delete(first.id)
+        with self.assertRaises(openai.NotFoundError):
+            self.client.responses.retrieve(first.id)
+
+    def test_responses_in_a_stream(self):
+        options = {"model": self.model, "input": "What is 2 + 2?", "temperature": 0, "max_output_tokens": 60}
+        with self.client.responses.stream(**options) as stream:
+            text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+            self.assertEqual(stream.get_final_response().output_text, text)
+        self.assertEqual(self.client.responses.create(**options).output_text, text)
+        stream = self.client.responses.create(**{**options, "max_output_tokens": 2000}, stream=True,
+                                              extra_body={"ignore_eos": True})
+        for event in stream:
+            if event.type == "response.created":
+                self.assertEqual(self.client.responses.cancel(event.response.id).status, "cancelled")
+        self.assertEqual((event.type, event.response.status), ("response.incomplete", "cancelled"))
+
+    def test_responses_with_functions_and_a_schema(self):
+        class Sum(pydantic.BaseModel):
+            first: int
+            second: int
+
+        tool = openai.pydantic_function_tool(Sum)["function"]
+        reply = self.client.responses.create(model=self.model, input="Add 2 and 3.", tool_choice="required", seed=1,
+                                             max_output_tokens=80, tools=[{"type": "function", **tool}])
+        call = reply.output[0]
+        self.assertEqual((call.type, call.name), ("function_call", "Sum"))
+        Sum.model_validate_json(call.arguments)
+        self.client.responses.create(model=self.model, previous_response_id=reply.id, max_output_tokens=8, input=[
+            {"type": "function_call_output", "call_id": call.call_id, "output": "5"}])
+        parsed = self.client.responses.parse(model=self.model, input="Which numbers are added in 2 + 3?",
+                                             text_format=Sum, max_output_tokens=80)
+        self.assertIsInstance(parsed.output_parsed, Sum)
+
+    def test_embeddings(self):
+        texts = ["A cat sleeps on the sofa.", "The kitten is asleep on a couch.", "Quarterly tax revenue fell by 3 %."]
+        for options in ({}, {"encoding_format": "float"}, {"extra_body": {"tinyserve": {"pooling": "last"}}}):
+            reply = self.client.embeddings.create(model=self.model, input=texts, **options)
+            cat, kitten, tax = (data.embedding for data in reply.data)
+            self.assertEqual(len(cat), 576)
+
+            def cosine(a, b):
+                return sum(x * y for x, y in zip(a, b))
+            self.assertAlmostEqual(cosine(cat, cat), 1, places=5)
+            self.assertGreater(cosine(cat, kitten), cosine(cat, tax))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.embeddings.create(model=self.model, input=texts, dimensions=64)
+        self.assertEqual(caught.exception.param, "dimensions")
 
     def test_batches_and_n(self):
         reply = self.client.completions.create(model=self.model, prompt=["One, two,", "A, B,"], n=2, max_tokens=4)
