@@ -85,7 +85,8 @@ void StartLog(const std::string& level) {
 
 std::string Address(const ServeFlags& flags, uint16_t port) {
   const bool v6 = flags.http.host.find(':') != std::string::npos;
-  return fmt::format("http://{}{}{}:{}", v6 ? "[" : "", flags.http.host, v6 ? "]" : "", port);
+  return fmt::format("{}://{}{}{}:{}", flags.http.tls_certificate.empty() ? "http" : "https",
+                     v6 ? "[" : "", flags.http.host, v6 ? "]" : "", port);
 }
 
 void Greet(const ServeFlags& flags, const Engine& engine, const std::string& address, bool keys) {
@@ -316,6 +317,9 @@ void AddAccessOptions(CLI::App* app, ServeFlags* flags) {
   add("--api-key-file", &flags->api_key_file, "FILE",
       "API keys, one a line; read again at SIGHUP. Further ones: TINYSERVE_API_KEYS, separated by "
       "commas");
+  add("--tls-cert", &flags->http.tls_certificate, "FILE",
+      "Certificate for TLS (PEM), with those between it and its authority");
+  add("--tls-key", &flags->http.tls_key, "FILE", "Its private key (PEM)");
   app->add_flag("--insecure", flags->insecure,
                 "Serve anyone who reaches --host, also beyond this machine")
       ->group("Access");

@@ -4,12 +4,14 @@
 MODEL is a tiny random model; only Python's standard library talks to it."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import tempfile
 import threading
 import time
 import unittest
+import warnings
 
 PROGRAM = MODEL = None
 DEADLINE_S = 60
@@ -34,7 +37,7 @@ class Server:
             line = self.process.stdout.readline().decode()
             assert line, self.errors()
             self.greeting += line
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", self.greeting).group(1))
+        self.port = int(re.search(r"https?://127\.0\.0\.1:(\d+)", self.greeting).group(1))
 
     def errors(self):
         with open(self.log.name, encoding="utf-8") as log:
@@ -419,6 +422,87 @@ class Access(unittest.TestCase):
                 self.assertEqual(models[0]["max_model_len"], 256)
             finally:
                 self.assertEqual(server.stop(), 0)
+
+
+class Tls(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.cert, cls.key = (os.path.join(cls.folder.name, name) for name in ("cert.pem", "key.pem"))
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                        "-keyout", cls.key, "-out", cls.cert, "-days", "2", "-subj", "/CN=localhost",
+                        "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+        cls.server = Server("--tls-cert", cls.cert, "--tls-key", cls.key, "--header-seconds", "1", "--sequences", "4")
+        cls.context = ssl.create_default_context(cafile=cls.cert)
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.server.stop() == 0
+        cls.folder.cleanup()
+
+    def connect(self):
+        return http.client.HTTPSConnection("127.0.0.1", self.server.port, timeout=DEADLINE_S, context=self.context)
+
+    def ask(self, method, path, body=None):
+        connection = self.connect()
+        connection.request(method, path, json.dumps(body) if body else None)
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return text
+
+    def aborted(self):
+        found = re.search(r'request_success_total{[^}]*"abort"[^}]*} (.*)', self.ask("GET", "/metrics"))
+        return float(found.group(1)) if found else 0
+
+    def running(self):
+        return float(re.search(r"vllm:num_requests_running{[^}]*} (.*)", self.ask("GET", "/metrics")).group(1))
+
+    def test_requests_and_streams(self):
+        connection = self.connect()
+        for _ in range(3):  # the connection goes on
+            connection.request("POST", "/v1/completions", json.dumps({"prompt": "x" * 20000, "max_tokens": 1}))
+            self.assertIn("context", connection.getresponse().read().decode())
+        connection.request("POST", "/v1/completions", json.dumps({"prompt": "a", "max_tokens": 9, "stream": True}))
+        self.assertEqual(list(events_of(connection.getresponse()))[-1], "[DONE]")
+        connection.close()
+        self.assertIn("https://127.0.0.1", self.server.greeting)
+
+    def test_a_client_that_leaves_cancels_its_request(self):
+        for body in (LONG, {**LONG, "stream": False, "n": 100}):
+            aborted = self.aborted()
+            connection = self.connect()
+            connection.request("POST", "/v1/completions", json.dumps(body))
+            self.server.wait_until(lambda: self.running() > 0, "it runs")
+            if not body["stream"]:  # TLS's goodbye, which nobody reads, and then the end
+                connection.sock.settimeout(0.05)
+                with contextlib.suppress(OSError):
+                    connection.sock.unwrap()
+            connection.close()
+            self.server.wait_until(lambda: self.running() == 0, "it is cancelled")
+            self.server.wait_until(lambda: self.aborted() > aborted, "it is counted")
+
+    def test_what_speaks_no_tls_is_dropped(self):
+        self.assertNotIn(b"HTTP/1.1 200", self.server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        self.assertEqual(self.server.raw(b""), b"")  # nor who says nothing
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", self.server.port)) as plain, self.assertRaises(OSError):
+            old.wrap_socket(plain)
+        self.assertIn("ok", self.ask("GET", "/health"))
+
+    def test_files_that_are_wrong_are_told(self):
+        cases = ((("--tls-cert", self.cert), "both a certificate and its key"),
+                 (("--tls-cert", self.key, "--tls-key", self.key), self.key),
+                 (("--tls-cert", self.cert, "--tls-key", "/no/such"), "/no/such"))
+        for args, words in cases:
+            done = subprocess.run([PROGRAM, "serve", "--model", MODEL, *args], capture_output=True, check=False,
+                                  timeout=DEADLINE_S)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn(words, done.stderr.decode())
 
 
 class Stopping(unittest.TestCase):

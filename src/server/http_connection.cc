@@ -1,6 +1,8 @@
 #include "server/http_connection.h"
 
 #include <fmt/format.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
@@ -14,7 +16,6 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
@@ -26,6 +27,7 @@
 #include <utility>
 
 #include "server/api_error.h"
+#include "server/client_stream.h"
 #include "server/http_text.h"
 #include "server/reply_id.h"
 #include "server/sse.h"
@@ -47,6 +49,7 @@ constexpr size_t kWriteBytes = 256 * 1024;  // that write_seconds are given for
 constexpr size_t kLingerBytesMax = 4 << 20;
 constexpr std::chrono::seconds kLingerTime(2);
 constexpr std::chrono::hours kNoHeartbeat(1);
+constexpr std::chrono::milliseconds kLookTime(500);
 
 std::chrono::seconds ForSeconds(uint32_t seconds) { return std::chrono::seconds(seconds); }
 
@@ -84,8 +87,9 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   Connection(net::ip::tcp::socket socket, ConnectionContext* context)
       : context_(*context),
         handler_(*context->handler),
-        stream_(std::move(socket)),
+        stream_(std::move(socket), context->tls),
         timer_(stream_.get_executor()),
+        behind_(stream_.get_executor()),
         buffer_(context->options.header_bytes_max + kReadBytes) {}
 
   void Start(std::function<void()> on_end) override;
@@ -111,13 +115,15 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   net::awaitable<void> Linger();
   net::awaitable<bool> WaitForWork(Clock::duration longest);
   void WatchClient();
+  void WatchBehindBytes();
   void StopWatching();
   void Wake();
 
   ConnectionContext& context_;
   HttpHandler& handler_;
-  beast::tcp_stream stream_;
-  net::steady_timer timer_;  // of WaitForWork
+  ClientStream stream_;
+  net::steady_timer timer_;   // of WaitForWork
+  net::steady_timer behind_;  // of WatchBehindBytes
   beast::flat_buffer buffer_;
   bool http11_ = true;
   bool idle_ = false;
@@ -158,7 +164,12 @@ void Connection::Wake() {
 net::awaitable<void> Connection::Run() {
   ErrorCode ignored;
   stream_.socket().set_option(net::ip::tcp::no_delay(true), ignored);
-  while (co_await ServeOne()) {
+  stream_.expires_after(ForSeconds(context_.options.header_seconds));
+  if (co_await stream_.Handshake()) {
+    while (co_await ServeOne()) {
+    }
+    stream_.expires_after(kLingerTime);
+    co_await stream_.SayGoodbye();
   }
   stream_.socket().shutdown(net::ip::tcp::socket::shutdown_both, ignored);
   stream_.close();
@@ -419,22 +430,39 @@ net::awaitable<bool> Connection::WaitForWork(Clock::duration longest) {
 
 // Notices a client that leaves while nothing is sent to it.
 void Connection::WatchClient() {
-  stream_.socket().async_wait(
-      net::ip::tcp::socket::wait_read,
-      [self = shared_from_this(), turn = turn_](const ErrorCode& error) {
-        if (error || turn != self->turn_) return;
-        char byte;
-        const ssize_t read =
-            recv(self->stream_.socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-        if (read > 0) return;  // the next request, sent ahead: leaving shows when we write
-        if (read < 0 && (errno == EAGAIN || errno == EINTR)) return self->WatchClient();
-        self->gone_ = true;
-        self->Wake();
-      });
+  stream_.socket().async_wait(net::ip::tcp::socket::wait_read,
+                              [self = shared_from_this(), turn = turn_](const ErrorCode& error) {
+                                if (error || turn != self->turn_) return;
+                                char byte;
+                                const ssize_t read = recv(self->stream_.socket().native_handle(),
+                                                          &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+                                if (read > 0) return self->WatchBehindBytes();
+                                if (read < 0 && (errno == EAGAIN || errno == EINTR))
+                                  return self->WatchClient();
+                                self->gone_ = true;
+                                self->Wake();
+                              });
+}
+
+// Bytes that are not read yet, the next request or TLS's goodbye, hide the end behind them: the
+// socket's state tells of it.
+void Connection::WatchBehindBytes() {
+  behind_.expires_after(kLookTime);
+  behind_.async_wait([self = shared_from_this(), turn = turn_](const ErrorCode& error) {
+    if (error || turn != self->turn_) return;
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    const int failed =
+        getsockopt(self->stream_.socket().native_handle(), IPPROTO_TCP, TCP_INFO, &info, &size);
+    if (failed == 0 && info.tcpi_state == TCP_ESTABLISHED) return self->WatchBehindBytes();
+    self->gone_ = true;
+    self->Wake();
+  });
 }
 
 void Connection::StopWatching() {
   ++turn_;
+  behind_.cancel();
   ErrorCode ignored;
   stream_.socket().cancel(ignored);
 }

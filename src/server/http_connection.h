@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,6 +17,7 @@ namespace tinyserve {
 struct ConnectionContext {
   HttpOptions options;
   HttpHandler* handler = nullptr;
+  boost::asio::ssl::context* tls = nullptr;  // null: in the clear
   std::atomic<bool> draining{false};
   std::atomic<uint64_t> body_bytes{0};  // reserved for bodies that are being read
 };

@@ -16,6 +16,8 @@ namespace tinyserve {
 struct HttpOptions {
   std::string host = "127.0.0.1";  // an address, or localhost
   uint16_t port = 8080;            // 0: any free one
+  // PEM: the certificate with those between it and its authority, and its key. Empty: no TLS.
+  std::string tls_certificate, tls_key;
   uint32_t threads = 2;
   uint32_t connections_max = 1024;
   uint32_t header_bytes_max = 16 * 1024;
@@ -32,7 +34,7 @@ struct HttpOptions {
 class HttpServer {
  public:
   // Binds and listens; connections wait until Start. `handler` must outlive the server. Errors:
-  // kInvalidArgument (the host), kIo (the address is in use, or not this machine's).
+  // kInvalidArgument (the host, TLS's files), kIo (the address is in use, or not this machine's).
   static Result<std::unique_ptr<HttpServer>> Listen(const HttpOptions& options,
                                                     HttpHandler* handler);
   // Drops what still runs.
