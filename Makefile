@@ -17,7 +17,7 @@ help:
 	@echo 'make chat     the same, but chat on the terminal'
 	@echo 'make build    build/release/tinyserve alone'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
-	@echo 'make test-clients  the server with what users have: openai, LangChain, a browser'
+	@echo 'make test-clients  the server with what users have: openai, LangChain, lm-eval, a browser'
 	@echo 'make soak     the server under clients of every kind for SOAK_SECONDS (now $(SOAK_SECONDS)) seconds'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The server with what users have: the openai package and a browser, both of pinned versions, in an environment of
-# their own in build/clients. The program, the model and Chromium must be there: `make test-clients` sees to them.
+# The server with what users have: clients of pinned versions, in an environment of their own in build/clients.
+# The program, the model and Chromium must be there: `make test-clients` sees to them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=build/clients requirements=tests/clients/requirements.txt

@@ -166,8 +166,10 @@ std::optional<json::object> ReadMessage(const json::value& value, const std::str
   ReadContent(&fields, /*required=*/!message.contains("tool_calls"), error, &content);
   message["content"] = content;
   // What answers of this API carry, for those who send them back as they came.
-  fields.RefuseUnlessEmpty({"tool_calls", "annotations"});
-  fields.RefuseUnsupported({"name", "function_call", "tool_call_id", "audio", "refusal"});
+  if (!assistant) fields.RefuseUnlessEmpty({"tool_calls"});
+  if (!tool) fields.RefuseUnsupported({"name", "tool_call_id"});
+  fields.RefuseUnlessEmpty({"annotations"});
+  fields.RefuseUnsupported({"function_call", "audio", "refusal"});
   fields.RefuseOthers();
   if (fields.failed()) return std::nullopt;
   return message;

@@ -169,6 +169,20 @@ TEST_F(ServiceTest, RequiredCallsAreBoundByAGrammar) {
   EXPECT_FALSE(call.contains("index"));
 }
 
+TEST_F(ServiceTest, ResultsOfCallsGoBack) {
+  engine_.model().context_tokens = 4096;
+  engine_.tokenizer().chat_template = "{{ tools }}";
+  const HttpReply reply = Post("/v1/chat/completions", R"({"messages": [
+      {"role": "user", "content": "q"},
+      {"role": "assistant", "content": null, "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+      {"role": "tool", "tool_call_id": "c", "name": "f", "content": "7"}]})");
+  ASSERT_NE(reply.work, nullptr) << reply.body;
+  const std::string prompt = *engine_.Detokenize(engine_.submitted.at(1).request.prompt);
+  EXPECT_NE(prompt.find("\"arguments\":{\"a\":1}"), std::string::npos) << prompt;
+  EXPECT_NE(prompt.find("tool:7;"), std::string::npos) << prompt;
+}
+
 TEST_F(ServiceTest, ToolsThatMayNotBeCalledAreNotTold) {
   Post("/v1/chat/completions", std::string("{\"tool_choice\": \"none\", ") + kToolsAsked + "}");
   EXPECT_EQ(*engine_.Detokenize(engine_.submitted.at(1).request.prompt), "user:q;assistant:");

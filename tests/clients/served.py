@@ -9,9 +9,9 @@ import sys
 class Served:
     """`tinyserve serve` on a free port, until the end of a `with`."""
 
-    def __init__(self, *args):
-        program, model = sys.argv[1:3]
-        self.command = [program, "serve", "--model", model, "--port", "0", "--log-level", "warning", *args]
+    def __init__(self, *args, model=None):
+        self.command = [sys.argv[1], "serve", "--model", str(model or sys.argv[2]), "--port", "0",
+                        "--log-level", "warning", *args]
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
