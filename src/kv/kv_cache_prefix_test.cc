@@ -158,7 +158,8 @@ TEST(SharedPrefixes, ConserveBlocksUnderRandomLoad) {
     for (uint32_t seed = 1; seed <= 15; ++seed) {
       SCOPED_TRACE(codec + std::string(" seed ") + std::to_string(seed));
       std::mt19937 random(seed);
-      auto cache = MakeCache(12 + random() % 20, codec);
+      const uint32_t pool_blocks = 12 + random() % 20;
+      auto cache = MakeCache(pool_blocks, codec);
       struct Running {
         SequenceSlot slot;
         Tokens tokens;
@@ -185,6 +186,10 @@ TEST(SharedPrefixes, ConserveBlocksUnderRandomLoad) {
           const uint32_t more = done < r.prompt ? 1 + random() % (r.prompt - done) : 1;
           const bool ends = random() % 30 == 0 || r.tokens.size() > 300;
           if (ends || !cache->Reserve(r.slot, done + more).ok()) {
+            // Some are of a conversation, whose pin moves with them.
+            const uint64_t pin = random() % 8;
+            if (pin < 4) cache->Pin(r.slot, pin, random() % pool_blocks);
+            if (pin == 4) cache->Unpin(random() % 4);
             cache->RemoveSequence(r.slot);
             running.erase(running.begin() + static_cast<long>(i));
             continue;
@@ -199,6 +204,8 @@ TEST(SharedPrefixes, ConserveBlocksUnderRandomLoad) {
         ASSERT_EQ(pool.free() + pool.idle() + pool.used(), pool.total());
       }
       for (const Running& r : running) cache->RemoveSequence(r.slot);
+      for (uint64_t pin = 0; pin < 4; ++pin) cache->Unpin(pin);
+      EXPECT_EQ(cache->pinned_blocks(), 0u);
       EXPECT_EQ(cache->pool(0).used(), 0u);
       EXPECT_EQ(cache->CheckIntegrity(), "");
     }
