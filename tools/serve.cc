@@ -159,6 +159,8 @@ void OnSignal(int signal, const ServeFlags& flags, Service* service, ApiKeys* ke
     } else {
       spdlog::error("the API keys stay as they were: {}", loaded.status().message());
     }
+    const Status tls = server->ReloadTls();
+    if (!tls.ok()) spdlog::error("the certificate stays as it was: {}", tls.message());
     return;
   }
   // The model cannot be stopped from loading, and there is nothing to save.
@@ -318,7 +320,7 @@ void AddAccessOptions(CLI::App* app, ServeFlags* flags) {
       "API keys, one a line; read again at SIGHUP. Further ones: TINYSERVE_API_KEYS, separated by "
       "commas");
   add("--tls-cert", &flags->http.tls_certificate, "FILE",
-      "Certificate for TLS (PEM), with those between it and its authority");
+      "Certificate for TLS (PEM), with those between it and its authority; read again at SIGHUP");
   add("--tls-key", &flags->http.tls_key, "FILE", "Its private key (PEM)");
   app->add_flag("--insecure", flags->insecure,
                 "Serve anyone who reaches --host, also beyond this machine")

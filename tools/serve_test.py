@@ -429,9 +429,7 @@ class Tls(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.cert, cls.key = (os.path.join(cls.folder.name, name) for name in ("cert.pem", "key.pem"))
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                        "-keyout", cls.key, "-out", cls.cert, "-days", "2", "-subj", "/CN=localhost",
-                        "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+        cls.make_certificate()
         cls.server = Server("--tls-cert", cls.cert, "--tls-key", cls.key, "--header-seconds", "1", "--sequences", "4")
         cls.context = ssl.create_default_context(cafile=cls.cert)
 
@@ -439,6 +437,12 @@ class Tls(unittest.TestCase):
     def tearDownClass(cls):
         assert cls.server.stop() == 0
         cls.folder.cleanup()
+
+    @classmethod
+    def make_certificate(cls):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                        "-keyout", cls.key, "-out", cls.cert, "-days", "2", "-subj", "/CN=localhost",
+                        "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
 
     def connect(self):
         return http.client.HTTPSConnection("127.0.0.1", self.server.port, timeout=DEADLINE_S, context=self.context)
@@ -493,6 +497,26 @@ class Tls(unittest.TestCase):
         with socket.create_connection(("127.0.0.1", self.server.port)) as plain, self.assertRaises(OSError):
             old.wrap_socket(plain)
         self.assertIn("ok", self.ask("GET", "/health"))
+
+    def test_a_new_certificate_is_read_at_sighup(self):
+        def served():
+            return ssl.get_server_certificate(("127.0.0.1", self.server.port))
+        old, kept = served(), self.connect()
+        kept.request("GET", "/health")
+        kept.getresponse().read()
+        with open(self.cert, "w", encoding="utf-8") as file:
+            file.write("no certificate")
+        self.server.process.send_signal(signal.SIGHUP)
+        self.server.wait_until(lambda: "the certificate stays as it was" in self.server.errors(), "it is refused")
+        self.assertEqual(served(), old)
+        self.make_certificate()
+        self.server.process.send_signal(signal.SIGHUP)
+        self.server.wait_until(lambda: served() != old, "the new one is served")
+        type(self).context = ssl.create_default_context(cafile=self.cert)
+        self.assertIn("ok", self.ask("GET", "/health"))
+        kept.request("GET", "/health")  # and connections of before go on
+        self.assertIn(b"ok", kept.getresponse().read())
+        kept.close()
 
     def test_files_that_are_wrong_are_told(self):
         cases = ((("--tls-cert", self.cert), "both a certificate and its key"),

@@ -20,7 +20,7 @@ class ClientStream {
  public:
   using executor_type = boost::beast::tcp_stream::executor_type;
 
-  // `tls` must outlive it; null: in the clear.
+  // `tls`: needed until this has returned; null: in the clear.
   ClientStream(boost::asio::ip::tcp::socket socket, boost::asio::ssl::context* tls)
       : tcp_(std::move(socket)) {
     if (tls != nullptr) tls_.emplace(tcp_, *tls);

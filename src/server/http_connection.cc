@@ -87,7 +87,7 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   Connection(net::ip::tcp::socket socket, ConnectionContext* context)
       : context_(*context),
         handler_(*context->handler),
-        stream_(std::move(socket), context->tls),
+        stream_(std::move(socket), context->tls.get()),
         timer_(stream_.get_executor()),
         behind_(stream_.get_executor()),
         buffer_(context->options.header_bytes_max + kReadBytes) {}

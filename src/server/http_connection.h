@@ -17,7 +17,7 @@ namespace tinyserve {
 struct ConnectionContext {
   HttpOptions options;
   HttpHandler* handler = nullptr;
-  boost::asio::ssl::context* tls = nullptr;  // null: in the clear
+  std::shared_ptr<boost::asio::ssl::context> tls;  // of connections to come; null: in the clear
   std::atomic<bool> draining{false};
   std::atomic<uint64_t> body_bytes{0};  // reserved for bodies that are being read
 };

@@ -21,7 +21,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -55,10 +54,10 @@ class ServerImpl : public HttpServer {
   ~ServerImpl() override;
 
   Status Open();
-  Status OpenTls();
   uint16_t port() const override { return port_; }
   void Start() override;
   void TakeSignals(std::function<void(int)> on_signal) override;
+  Status ReloadTls() override;
   void Stop() override;
   void Join() override;
 
@@ -71,7 +70,6 @@ class ServerImpl : public HttpServer {
   std::vector<std::shared_ptr<HttpConnection>> Connections();
 
   ConnectionContext context_;
-  std::optional<net::ssl::context> tls_;
   net::io_context io_;
   net::executor_work_guard<net::io_context::executor_type> work_;
   tcp::acceptor acceptor_;
@@ -87,33 +85,34 @@ class ServerImpl : public HttpServer {
   bool dropped_ = false;  // Stop was called again
 };
 
-// Whatever is wrong is told before anything is served.
-Status ServerImpl::OpenTls() {
+// Whatever is wrong is told before anything is served by it.
+Status ServerImpl::ReloadTls() {
   const HttpOptions& o = context_.options;
   if (o.tls_certificate.empty() && o.tls_key.empty()) return Status();
   if (o.tls_certificate.empty() || o.tls_key.empty()) {
     return Status(Code::kInvalidArgument, "TLS needs both a certificate and its key");
   }
-  tls_.emplace(net::ssl::context::tls_server);
+  auto tls = std::make_shared<net::ssl::context>(net::ssl::context::tls_server);
   ErrorCode error;
-  tls_->set_options(net::ssl::context::default_workarounds | net::ssl::context::no_tlsv1 |
-                        net::ssl::context::no_tlsv1_1 | net::ssl::context::no_compression,
-                    error);
+  tls->set_options(net::ssl::context::default_workarounds | net::ssl::context::no_tlsv1 |
+                       net::ssl::context::no_tlsv1_1 | net::ssl::context::no_compression,
+                   error);
   const std::string* file = &o.tls_certificate;
-  if (!error) tls_->use_certificate_chain_file(*file, error);
+  if (!error) tls->use_certificate_chain_file(*file, error);
   if (!error) {
     file = &o.tls_key;
-    tls_->use_private_key_file(*file, net::ssl::context::pem, error);
+    tls->use_private_key_file(*file, net::ssl::context::pem, error);
   }
   if (error) {
     return Status(Code::kInvalidArgument, fmt::format("TLS: {}: {}", *file, error.message()));
   }
-  context_.tls = &*tls_;
+  std::lock_guard lock(mutex_);
+  context_.tls = std::move(tls);
   return Status();
 }
 
 Status ServerImpl::Open() {
-  TS_RETURN_IF_ERROR(OpenTls());
+  TS_RETURN_IF_ERROR(ReloadTls());
   const HttpOptions& o = context_.options;
   ErrorCode error;
   const net::ip::address address =
@@ -187,7 +186,7 @@ void ServerImpl::RefuseCrowd(tcp::socket socket) {
       FormatHead(reply, {},
                  {.content_bytes = reply.body.size(), .chunked = false, .keep_alive = false}) +
       reply.body;
-  if (tls_) return;  // the client would not understand
+  if (!context_.options.tls_key.empty()) return;  // the client would not understand
   // A new connection has room for so little; whoever does not get it sees the end all the same.
   ErrorCode ignored;
   socket.non_blocking(true, ignored);

@@ -45,6 +45,9 @@ class HttpServer {
   // `on_signal` is called on a thread of the server for SIGINT, SIGTERM and SIGHUP, in place of
   // what they did before. REQUIRES: before Start.
   virtual void TakeSignals(std::function<void(int signal)> on_signal) = 0;
+  // Reads TLS's files again, for connections to come. Errors: as Listen's, and nothing is changed.
+  // Any thread.
+  virtual Status ReloadTls() = 0;
   // Stops accepting; requests that run may finish within drain_seconds. Called again: they are
   // dropped at once. Any thread.
   virtual void Stop() = 0;
