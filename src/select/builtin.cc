@@ -217,15 +217,15 @@ struct Cascade {
 
 // The budget's own options may have other defaults here.
 constexpr char kCascadeSchema[] = R"({"type":"object","properties":{
-  "ratio":{"type":"number","default":0.4},
+  "ratio":{"type":"number","default":0.3},
   "min_tokens":{"type":"integer","default":2048},
   "full":{"type":"number","minimum":0,"maximum":1,"default":0.02},
   "min_full":{"type":"integer","minimum":0,"maximum":16777216,"default":128},
   "values":{"type":"number","minimum":0,"maximum":1,"default":0.15},
   "min_values":{"type":"integer","minimum":0,"maximum":16777216,"default":768},
-  "wide_layers":{"type":"integer","minimum":0,"maximum":1024,"default":2},
+  "wide_layers":{"type":"integer","minimum":0,"maximum":1024,"default":1},
   "alpha":{"type":"number","minimum":0,"maximum":100,"default":1},
-  "least_share":{"type":"number","minimum":0,"maximum":1,"default":0.00006}}})";
+  "least_share":{"type":"number","minimum":0,"maximum":1,"default":0.00008}}})";
 constexpr char kBoxSchema[] = R"({"type":"object","properties":{
   "pool":{"type":"string","enum":["max","sum","softmax"],"default":"max"}}})";
 constexpr char kMomentsSchema[] = R"({"type":"object","properties":{

@@ -23,9 +23,9 @@ TEST(ParseSelector, ResolvesEveryOption) {
             "oracle:ratio=1,min_tokens=0,dense_layers=0,sink=1,recent=2,min_context=1024,mass=0.9");
   // A table may have other defaults of what all have in common.
   EXPECT_EQ(ParseSelector("cascade:full=0.05")->resolved,
-            "cascade:ratio=0.4,min_tokens=2048,dense_layers=0,sink=1,recent=2,min_context=1024,"
-            "full=0.05,min_full=128,values=0.15,min_values=768,wide_layers=2,alpha=1,"
-            "least_share=6e-05");
+            "cascade:ratio=0.3,min_tokens=2048,dense_layers=0,sink=1,recent=2,min_context=1024,"
+            "full=0.05,min_full=128,values=0.15,min_values=768,wide_layers=1,alpha=1,"
+            "least_share=8e-05");
   // A preset is the selector that it stands for.
   EXPECT_EQ(ParseSelector("default")->resolved, ParseSelector("cascade")->resolved);
   EXPECT_EQ(ParseSelector("default")->typed, "default");
