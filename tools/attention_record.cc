@@ -48,7 +48,8 @@ class Recorder {
 Status Recorder::Open() {
   const Method& method = options_.method;
   const uint32_t page_tokens = options_.page_tokens;
-  TS_ASSIGN_OR_RETURN(const SelectorNeeds kept, model_.NeedsOf({&method.spec, 1}, page_tokens));
+  TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
+                      model_.NeedsOf(method.kv, {&method.spec, 1}, page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model_.KvBytesPerToken(method.kv, page_tokens, kept));
   TS_ASSIGN_OR_RETURN(const uint64_t fixed_bytes,

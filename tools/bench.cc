@@ -66,7 +66,7 @@ Result<KvCost> CostOf(const BenchFlags& flags, const LoadedModel& model,
   KvCost cost;
   for (const std::string& kv : StoragesOf(methods)) {
     TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
-                        model.NeedsOf(SelectorsOf(methods, kv), page_tokens));
+                        model.NeedsOf(kv, SelectorsOf(methods, kv), page_tokens));
     TS_ASSIGN_OR_RETURN(const uint64_t token_bytes, model.KvBytesPerToken(kv, page_tokens, kept));
     TS_ASSIGN_OR_RETURN(const uint64_t fixed_bytes,
                         model.KvFixedBytes(kv, page_tokens, kept, sequences, uncommitted));

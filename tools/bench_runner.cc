@@ -39,8 +39,9 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                   fmt::format("--text has {} tokens: the longest sequence needs {}",
                               options.text.tokens.size(), longest));
   }
-  TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
-                      model.NeedsOf(SelectorsOf(options.methods, options.kv), options.page_tokens));
+  TS_ASSIGN_OR_RETURN(
+      const SelectorNeeds kept,
+      model.NeedsOf(options.kv, SelectorsOf(options.methods, options.kv), options.page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model.KvBytesPerToken(options.kv, options.page_tokens, kept));
   std::vector<std::string> selectors;

@@ -101,7 +101,7 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   const Method& m = eval.methods[method];
   const EngineFlags& engine = *eval.engine;
   TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
-                      eval.model.NeedsOf({&m.spec, 1}, engine.page_tokens));
+                      eval.model.NeedsOf(m.kv, {&m.spec, 1}, engine.page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t f16_bytes,
                       eval.model.KvBytesPerToken("f16", engine.page_tokens, {}));
   TS_ASSIGN_OR_RETURN(const uint64_t method_bytes,

@@ -70,7 +70,7 @@ Result<uint64_t> EvalRunner::BytesOf(const Storage& storage) const {
   const auto lanes = static_cast<uint32_t>(storage.lanes.size());
   TS_ASSIGN_OR_RETURN(
       const SelectorNeeds kept,
-      model.NeedsOf(SelectorsOf(options_.methods, storage.kv), options_.page_tokens));
+      model.NeedsOf(storage.kv, SelectorsOf(options_.methods, storage.kv), options_.page_tokens));
   TS_ASSIGN_OR_RETURN(const uint64_t token_bytes,
                       model.KvBytesPerToken(storage.kv, options_.page_tokens, kept));
   TS_ASSIGN_OR_RETURN(

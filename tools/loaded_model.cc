@@ -26,11 +26,13 @@ std::vector<LayerGroup> LoadedModel::groups() const {
   return {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
 }
 
-Result<SelectorNeeds> LoadedModel::NeedsOf(std::span<const SelectorSpec> selectors,
+Result<SelectorNeeds> LoadedModel::NeedsOf(const std::string& kv,
+                                           std::span<const SelectorSpec> selectors,
                                            uint32_t page_tokens) const {
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
   const ModelConfig& config = model->config();
-  uint32_t kinds = 0;
-  for (const SelectorSpec& spec : selectors) kinds |= spec.needs();
+  uint32_t kinds = codec->metadata;
+  for (const SelectorSpec& spec : selectors) kinds |= spec.needs(codec->metadata);
   return tinyserve::NeedsOf(selectors, SelectorShapeOf(config, page_tokens, config.context, kinds));
 }
 

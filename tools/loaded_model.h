@@ -29,8 +29,8 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 
   std::vector<LayerGroup> groups() const;
-  // What a cache keeps for selectors. Errors: those of NeedsOf.
-  Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> selectors,
+  // What a cache keeps for selectors. Errors: those of NeedsOf; kInvalidArgument (no such codec).
+  Result<SelectorNeeds> NeedsOf(const std::string& kv, std::span<const SelectorSpec> selectors,
                                 uint32_t page_tokens) const;
   // Bytes of KV cache that a token takes, with what is kept of its page. Errors: kInvalidArgument
   // (a codec that does not exist, or does not store such pages).

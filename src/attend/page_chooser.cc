@@ -174,9 +174,10 @@ SelectionCounts PageChooser::CountsOf(const Query& query, const Selector::Choice
   const SelectorSpec& spec = query.selector->spec();
   const uint64_t page_bytes = cache_->PageBytes(query.group);
   const uint64_t open_bytes = held.open * uint64_t{cache_->open_slab(query.group, 0, 0).page_bytes};
-  const bool reads_records = spec.needs() != 0 || query.selector->has_summaries();
-  const uint64_t record_bytes = MetaLayoutOf(spec.needs(), shape.head_dim).record_bytes +
-                                uint64_t{query.selector->summary_bytes()};
+  const uint32_t kinds = spec.needs(cache_->meta_layout(query.group).kinds);
+  const bool reads_records = kinds != 0 || query.selector->has_summaries();
+  const uint64_t record_bytes =
+      MetaLayoutOf(kinds, shape.head_dim).record_bytes + uint64_t{query.selector->summary_bytes()};
   const uint64_t read = choice.pages, scored = reads_records ? choice.scored : 0;
   // Pages that are not read are full ones.
   const uint64_t tokens = held.tokens - (held.pages.count - read) * shape.page_tokens;

@@ -71,8 +71,8 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                          .sequence_tokens_max = 0,
                          .uncommitted_tokens_max = o.step_tokens_max};
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, planned));
-  const tinyserve_shape shape =
-      SelectorShapeOf(config, o.page_tokens, config.context, codec->metadata | selector.needs());
+  const tinyserve_shape shape = SelectorShapeOf(config, o.page_tokens, config.context,
+                                                codec->metadata | selector.needs(codec->metadata));
   TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf({&selector, 1}, shape));
   info_.kv_bytes_per_token =
       KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, planned.kept);

@@ -54,7 +54,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   for (const std::string& text : options.selectors) {
     TS_ASSIGN_OR_RETURN(specs.emplace_back(), ParseSelector(text));
     TS_RETURN_IF_ERROR(CheckStored(specs.back(), *codec));
-    kinds |= specs.back().needs();
+    kinds |= specs.back().needs(codec->metadata);
   }
   KvCacheOptions cache{.codec = codec,
                        .page_tokens = options.page_tokens,

@@ -5,7 +5,7 @@
 namespace tinyserve {
 namespace {
 
-bool ReadsPlanes(const SelectorSpec& spec) { return (spec.needs() & TINYSERVE_NEEDS_PLANES) != 0; }
+bool ReadsPlanes(const SelectorSpec& spec) { return (spec.needs(0) & TINYSERVE_NEEDS_PLANES) != 0; }
 
 }  // namespace
 

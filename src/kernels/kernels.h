@@ -159,7 +159,8 @@ struct SummariseArgs {
 
 enum class ScoreKind : uint8_t {
   // sum_c max(q_c * low_c, q_c * high_c): the largest q.k that a key in the page's box can have
-  // (Quest, section 3.2; TinyServe, eq. 2)
+  // (Quest, section 3.2; TinyServe, eq. 2). Where ranges are kept they are the boxes: sum_c
+  // (q_c * middle_c + |q_c| * reach_c).
   kBox,
   // q.mean + alpha * sqrt(sum_c q_c^2 * var_c)
   kMoments,

@@ -374,6 +374,64 @@ TEST_P(Selection, RecordsOfCodedPagesAreOfTheDecodedKeys) {
     CheckCodedRecords(kernels(), type);
 }
 
+// Pages within ranges need no box of their own: their scores are those of the ranges, and no key
+// that they are decoded to exceeds them.
+TEST_P(Selection, RangesAreTheBoxesOfPagesThatKeepThem) {
+  for (const KvType type : {KvType::kInt8, KvType::kK8V4, KvType::kInt4}) {
+    for (const uint32_t dim : {1u, 15u, 64u, 66u, 128u, 256u}) {
+      for (const uint32_t group : {1u, 3u, 7u}) {
+        const Tokens t = MakeKeys(30 * 16, dim, group, dim);
+        const SealedHead head(kernels(), t, KvType::kF16, 5, 0, type);
+        const Tokens decoded = head.Decoded();
+        Scratch scratch(uint64_t{group} * 32 * sizeof(float));
+        std::vector<float> scores(head.pages());
+        const ScoreArgs args{.layout = head.layout(),
+                             .records = head.records(),
+                             .kind = ScoreKind::kBox,
+                             .pool = ScorePool::kMax,
+                             .alpha = 0,
+                             .head_dim = dim,
+                             .group = group,
+                             .q = t.q.data(),
+                             .pages = head.View().pages,
+                             .count = head.pages(),
+                             .head_scores = static_cast<float*>(scratch.data()),
+                             .scores = scores.data()};
+        kernels().score_pages(&args);
+        ASSERT_FALSE(scratch.Overrun());
+        for (uint32_t page = 0; page < head.pages(); ++page) {
+          RangeScales scales;
+          std::memcpy(&scales, head.Spread(page), sizeof scales);
+          const uint8_t* codes = head.Spread(page) + sizeof scales;
+          double best = -INFINITY, tolerance = 0;
+          for (uint32_t h = 0; h < group; ++h) {
+            double bound = 0, magnitude = 0;
+            for (uint32_t c = 0; c < dim; ++c) {
+              const double q = t.q[size_t{h} * dim + c];
+              const double middle = double{scales.key_middle} * static_cast<int8_t>(codes[c]);
+              const double reach = double{scales.key_reach} * codes[head.layout().channels + c];
+              bound += q * middle + std::fabs(q) * reach;
+              magnitude += std::fabs(q) * (std::fabs(middle) + reach);
+            }
+            best = std::max(best, bound);
+            tolerance = std::max(tolerance, (dim + 16) * kUlp * magnitude + 1e-30);
+          }
+          ASSERT_NEAR(scores[page], best, tolerance) << dim << " " << group << " " << page;
+          for (uint32_t i = page * 16; i < page * 16 + 16; ++i) {
+            for (uint32_t h = 0; h < group; ++h) {
+              double dot = 0;
+              for (uint32_t c = 0; c < dim; ++c) {
+                dot += double{t.q[size_t{h} * dim + c]} * decoded.k[size_t{i} * dim + c];
+              }
+              ASSERT_LE(dot, scores[page] + 2 * tolerance) << dim << " " << group << " " << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Selection, OnlyTheRecordOfThePageIsWritten) {
   for (const uint32_t dim : kDims) {
     const KvShape shape{KvType::kF16, 1, dim, 16};

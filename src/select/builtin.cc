@@ -286,4 +286,6 @@ const tinyserve_selector_v2* const kBuiltins[] = {
 
 std::span<const tinyserve_selector_v2* const> BuiltinSelectors() { return kBuiltins; }
 
+bool ScoresByRanges(const tinyserve_selector_v2* table) { return table == &kBox; }
+
 }  // namespace tinyserve

@@ -10,6 +10,10 @@ namespace tinyserve {
 
 std::span<const tinyserve_selector_v2* const> BuiltinSelectors();
 
+// Whether a table's boxes may be the ranges that pages of codes keep anyway: the engine's own
+// scores read either.
+bool ScoresByRanges(const tinyserve_selector_v2* table);
+
 }  // namespace tinyserve
 
 #endif  // TINYSERVE_SELECT_BUILTIN_H_

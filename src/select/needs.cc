@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "select/builtin.h"
 #include "select/selector.h"
 
 namespace tinyserve {
@@ -26,6 +27,13 @@ const SummaryPlace* FindPlace(const SelectorSpec& spec, std::span<const SummaryP
 }
 
 }  // namespace
+
+uint32_t SelectorSpec::needs(uint32_t coding) const {
+  if (table == nullptr) return 0;
+  const auto kinds = static_cast<uint32_t>(table->needs);
+  if ((coding & kMetaRange) == 0 || !ScoresByRanges(table)) return kinds;
+  return (kinds & ~uint32_t{kMetaBox}) | kMetaRange;
+}
 
 Result<tinyserve_sizes> SizesOf(const SelectorSpec& spec, const tinyserve_shape& shape) {
   tinyserve_sizes sizes{.struct_size = sizeof sizes, .summary_bytes = 0, .state_bytes = 0};
@@ -51,7 +59,7 @@ Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyser
   std::vector<SummaryPlace> found;
   for (const SelectorSpec& spec : specs) {
     TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
-    needs.metadata |= spec.needs();
+    needs.metadata |= spec.needs(shape.record_kinds);
     needs.state_bytes = std::max(needs.state_bytes, WholeLines(sizes.state_bytes));
     if (sizes.summary_bytes == 0 || FindPlace(spec, found) != nullptr) continue;
     found.push_back({spec.table, spec.config_json, needs.summary_bytes});
@@ -72,7 +80,7 @@ Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
     return Bad(spec, fmt::format("{} is not kept: choose it when the engine starts", what));
   };
   TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
-  if ((spec.needs() & ~kept.metadata) != 0) {
+  if ((spec.needs(shape.record_kinds) & ~kept.metadata) != 0) {
     return missing(fmt::format("what {} needs to know of the pages", spec.table->name));
   }
   const SummaryPlace* place = FindPlace(spec, places);

@@ -45,8 +45,9 @@ struct SelectorSpec {
   std::string config_json = "{}";  // the table's own options
   std::string resolved;            // NAME:key=value,... with every option
 
-  // MetaKinds that must be kept for it; kMetaSpread stands for coded pages.
-  uint32_t needs() const { return table == nullptr ? 0 : static_cast<uint32_t>(table->needs); }
+  // MetaKinds that it reads of pages whose codec keeps `coding`, and that must be kept for it;
+  // kMetaSpread stands for pages in planes. The ranges of keys are the built-in box's boxes.
+  uint32_t needs(uint32_t coding) const;
 };
 
 // Errors: kInvalidArgument, naming the option and what is allowed.

@@ -84,6 +84,17 @@ TEST(Hierarchical, SubPagesMustFillAPage) {
 }
 
 // What a table gives for the cascade is checked whoever wrote the table.
+// The engine's own box scores by ranges where a codec keeps them; all else needs what it says.
+TEST(Box, NeedsNoBoxWhereRangesAreKept) {
+  EXPECT_EQ(ParseSelector("box")->needs(0), kMetaBox);
+  EXPECT_EQ(ParseSelector("box")->needs(kMetaSpread), kMetaBox);
+  EXPECT_EQ(ParseSelector("box")->needs(kMetaRange), kMetaRange);
+  EXPECT_EQ(ParseSelector("moments")->needs(kMetaRange), kMetaMoments);
+  EXPECT_EQ(ParseSelector("full")->needs(kMetaRange), 0u);
+  tinyserve_selector_v2 other = *ParseSelector("box")->table;
+  EXPECT_EQ(ParseSelectorFor(other, "box")->needs(kMetaRange), kMetaBox);
+}
+
 TEST(Cascade, ParametersOutOfRangeAreRefused) {
   const tinyserve_shape shape{.struct_size = sizeof(tinyserve_shape)};
   const auto message = [&](const SelectorSpec& spec) {

@@ -33,7 +33,7 @@ class Rig {
                                 .head_dim = kHeadDim,
                                 .page_tokens = kPageTokens,
                                 .pages_max = kTokens / kPageTokens + 1,
-                                .record_kinds = parsed.needs() | codec->metadata,
+                                .record_kinds = parsed.needs(codec->metadata) | codec->metadata,
                                 .record_channels = kHeadDim};
     std::vector<SummaryPlace> places;
     const SelectorNeeds kept = *NeedsOf({&parsed, 1}, shape, &places);
@@ -155,6 +155,8 @@ TEST(PlantedKey, IsFoundAtEveryDepthUnderPublishedSettings) {
     EXPECT_EQ(Found(spec, "f16"), kAll) << spec;
   for (const char* spec : {"default", "cascade:ratio=0.3,values=0.1", "box:ratio=0.3"})
     EXPECT_EQ(Found(spec, "planes"), kAll) << spec << " over planes";
+  for (const char* kv : {"int8", "int4"})
+    EXPECT_EQ(Found("box:ratio=0.3", kv), kAll) << "box over " << kv;
 }
 
 // One key of sixteen moves its page's mean and variance little: 8 and 7 of 9 are found.

@@ -30,10 +30,10 @@ class Rig {
       uint32_t threads = 2, const char* codec = "f16")
       : threads_(threads), kernels_(kernels), k_(Random(1, 1)), v_(Random(2, 1)) {
     std::vector<SelectorSpec> parsed;
-    uint32_t kinds = 0;
+    uint32_t kinds = (*FindCodec(codec))->metadata;
     for (const std::string& spec : specs) {
       parsed.push_back(*ParseSelector(spec));
-      kinds |= parsed.back().needs();
+      kinds |= parsed.back().needs(kinds);
     }
     const tinyserve_shape shape{.struct_size = sizeof shape,
                                 .layers = kLayers,
@@ -228,6 +228,33 @@ TEST_P(Selection, AllCodedPagesChosenIsDense) {
   }
 }
 
+// The box of a channel in a page's record: the range of its keys where those are kept, with some
+// room for rounding, else the rows of a box.
+struct Interval {
+  double low, high;
+};
+Interval BoxOf(const MetaLayout& layout, const uint8_t* record, uint32_t c) {
+  if ((layout.kinds & kMetaRange) != 0) {
+    RangeScales scales;
+    std::memcpy(&scales, record + layout.spread_at, sizeof scales);
+    const uint8_t* codes = record + layout.spread_at + sizeof scales;
+    const double middle = double{scales.key_middle} * static_cast<int8_t>(codes[c]);
+    const double reach = double{scales.key_reach} * codes[layout.channels + c];
+    const double room = 1e-6 * (std::fabs(middle) + reach);
+    return {middle - reach - room, middle + reach + room};
+  }
+  const auto* box = reinterpret_cast<const uint16_t*>(record + layout.box_at);
+  return {tinyserve_half(box[c]), tinyserve_half(box[layout.channels + c])};
+}
+double BoundOf(const MetaLayout& layout, const uint8_t* record, const float* q) {
+  double bound = 0;
+  for (uint32_t c = 0; c < kHeadDim; ++c) {
+    const Interval box = BoxOf(layout, record, c);
+    bound += std::max(q[c] * box.low, q[c] * box.high);
+  }
+  return bound;
+}
+
 // Bounds of boxes hold for the keys that attention reads, whatever they are stored as.
 TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
   for (const char* codec : {"f32", "f16", "bf16", "planes", "int8", "k8v4", "int4"}) {
@@ -241,13 +268,7 @@ TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
       for (uint32_t seed = 0; seed < 5; ++seed) {
         const auto q = Query(50 + seed);
         for (uint32_t p = 0; p < view.count; ++p) {
-          const auto* box =
-              reinterpret_cast<const uint16_t*>(PageAt(records, view.pages[p]) + layout.box_at);
-          double bound = 0;
-          for (uint32_t c = 0; c < kHeadDim; ++c) {
-            bound += std::max(double{q[c]} * tinyserve_half(box[c]),
-                              double{q[c]} * tinyserve_half(box[layout.channels + c]));
-          }
+          const double bound = BoundOf(layout, PageAt(records, view.pages[p]), q.data());
           for (uint32_t t = p * kPageTokens; t < (p + 1) * kPageTokens; ++t)
             ASSERT_LE(Rig::Dot(q.data(), &keys[t * kHeadDim]), bound) << codec << " " << t;
         }
@@ -259,7 +280,7 @@ TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
 // What box promises: a page is read whenever fewer pages than its budget has have a bound as large
 // as the page's best q.k.
 TEST_P(Selection, BoxMissesNoKeyThatFewBoundsReach) {
-  for (const char* codec : {"f16", "planes"}) {
+  for (const char* codec : {"f16", "planes", "int8", "int4"}) {
     Rig rig(GetParam(), {"box:tokens=256,min_tokens=0,min_context=0"}, 64, 2, codec);
     const uint32_t open = rig.cache()->coded(0) ? 3 : 0, held = kPages - open;
     const uint32_t first = 1, end = open > 0 ? held : held - 2,
@@ -273,16 +294,9 @@ TEST_P(Selection, BoxMissesNoKeyThatFewBoundsReach) {
       const std::vector<uint32_t> chosen = rig.Chosen(1, 1, q, 1);
       std::vector<double> bound(held, -INFINITY), best(held, -INFINITY);
       for (uint32_t p = first; p < end; ++p) {
-        const auto* box =
-            reinterpret_cast<const uint16_t*>(PageAt(records, view.pages[p]) + layout.box_at);
         for (uint32_t h = kGroup; h < 2 * kGroup; ++h) {
           const float* x = &q[h * kHeadDim];
-          double sum = 0;
-          for (uint32_t c = 0; c < kHeadDim; ++c) {
-            sum += std::max(double{x[c]} * tinyserve_half(box[c]),
-                            double{x[c]} * tinyserve_half(box[layout.channels + c]));
-          }
-          bound[p] = std::max(bound[p], sum);
+          bound[p] = std::max(bound[p], BoundOf(layout, PageAt(records, view.pages[p]), x));
           for (uint32_t t = p * kPageTokens; t < (p + 1) * kPageTokens; ++t)
             best[p] = std::max(best[p], Rig::Dot(x, &keys[t * kHeadDim]));
         }

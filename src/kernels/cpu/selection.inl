@@ -151,22 +151,31 @@ constexpr uint32_t kHeadDimMax = 1024;
 // Pages between those scored and those prefetched.
 constexpr uint32_t kPagesAhead = 16;
 
+// The rows of a record that scores are made of.
+enum class ScoreRows : uint8_t { kBox, kMoments, kRange };
+TS_INLINE ScoreRows RowsOf(const ScoreArgs& args) {
+  if (args.kind == ScoreKind::kMoments) return ScoreRows::kMoments;
+  return (args.layout.kinds & kMetaRange) != 0 ? ScoreRows::kRange : ScoreRows::kBox;
+}
+
 // Two forms of the queries of a pass, [form][channels / kLanes][heads][kLanes], zero past the head
 // size. Box: max(q, 0) for greatest values, min(q, 0) for least ones: of a channel's two products
 // one is 0, and the other is the larger of q * low and q * high. Moments: q for means, q^2 for
-// variances.
+// variances. Range: q for middles, |q| for reaches.
 template <uint32_t kHeads>
 struct QueryForms {
   alignas(64) float form[2][kHeadDimMax * kHeads];
 
-  QueryForms(const float* q, uint32_t head_dim, uint32_t channels, ScoreKind kind) {
+  QueryForms(const float* q, uint32_t head_dim, uint32_t channels, ScoreRows rows) {
     for (uint32_t c = 0; c < channels; c += kLanes) {
       const uint32_t n = c < head_dim ? Smaller(kLanes, head_dim - c) : 0;
       for (uint32_t h = 0; h < kHeads; ++h) {
         const VF x = LoadFirst(q + (uint64_t)h * head_dim + c, n);
         const uint32_t at = c * kHeads + h * kLanes;
-        Store(form[0] + at, kind == ScoreKind::kBox ? Max(x, Zero()) : x);
-        Store(form[1] + at, kind == ScoreKind::kBox ? Min(x, Zero()) : Mul(x, x));
+        Store(form[0] + at, rows == ScoreRows::kBox ? Max(x, Zero()) : x);
+        Store(form[1] + at, rows == ScoreRows::kBox     ? Min(x, Zero())
+                            : rows == ScoreRows::kRange ? Abs(x)
+                                                        : Mul(x, x));
       }
     }
   }
@@ -238,6 +247,55 @@ TS_INLINE void ScoreMoments(const uint8_t* const (&records)[kPagesAtOnce],
   }
 }
 
+// sums[h][p] += q of head h times the codes of page p, by increasing channel.
+template <uint32_t kHeads, class LoadCodes>
+TS_INLINE void AddCodeProducts(const uint8_t* const (&records)[kPagesAtOnce], uint32_t row_at,
+                               uint32_t channels, const LoadCodes& load, const float* q,
+                               VF (&sums)[kHeads][kPagesAtOnce]) {
+  for (uint32_t c = 0; c < channels; c += kLanes) {
+    VF factor[kHeads];
+    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) factor[h] = Load(q + h * kLanes);
+    TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) {
+      const VF x = ToFloat(load(records[p] + row_at + c));
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) sums[h][p] = Fma(x, factor[h], sums[h][p]);
+    }
+    q += kHeads * kLanes;
+  }
+}
+
+// As ScoreBoxes, of boxes that are ranges: q.middle + |q|.reach.
+template <uint32_t kHeads>
+TS_INLINE void ScoreRanges(const uint8_t* const (&records)[kPagesAtOnce],
+                           const uint8_t* const* next, uint32_t channels,
+                           const QueryForms<kHeads>& q, float* scores, uint64_t stride) {
+  const uint32_t middles_at = sizeof(RangeScales);
+  alignas(16) float middle_scale[kPagesAtOnce], reach_scale[kPagesAtOnce];
+  TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) {
+    for (uint32_t b = 0; b < middles_at + 2 * channels; b += kLineBytes) PrefetchLine(next[p] + b);
+    RangeScales scales;
+    __builtin_memcpy(&scales, records[p], sizeof scales);
+    middle_scale[p] = scales.key_middle;
+    reach_scale[p] = scales.key_reach;
+  }
+  const auto load_signed = [](const uint8_t* codes) __attribute__((always_inline)) {
+    return LoadBytesSigned((const int8_t*)codes);
+  };
+  VF sums[kHeads][kPagesAtOnce];
+  V4 middles[kHeads];
+  ClearSums<kHeads>(sums);
+  AddCodeProducts<kHeads>(records, middles_at, channels, load_signed, q.form[0], sums);
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+    middles[h] = _mm_mul_ps(FoldFour<SumOp>(sums[h]), _mm_load_ps(middle_scale));
+  }
+  ClearSums<kHeads>(sums);
+  AddCodeProducts<kHeads>(records, middles_at + channels, channels, LoadBytesUnsigned, q.form[1],
+                          sums);
+  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+    const V4 reaches = _mm_mul_ps(FoldFour<SumOp>(sums[h]), _mm_load_ps(reach_scale));
+    _mm_storeu_ps(scores + h * stride, _mm_add_ps(middles[h], reaches));
+  }
+}
+
 TS_INLINE uint64_t HeadScoresStride(const ScoreArgs& args) { return RoundUp(args.count, 16); }
 
 // Where the records of a block of pages begin; past its last one, those of the pages to prefetch.
@@ -247,8 +305,10 @@ struct RecordBlock {
 
   RecordBlock(const ScoreArgs& args, uint32_t first)
       : begin(first), end(first + Smaller(kPassPages, args.count - first)) {
-    const uint32_t kind_at =
-        args.kind == ScoreKind::kBox ? args.layout.box_at : args.layout.moments_at;
+    const ScoreRows rows = RowsOf(args);
+    const uint32_t kind_at = rows == ScoreRows::kBox     ? args.layout.box_at
+                             : rows == ScoreRows::kRange ? args.layout.spread_at
+                                                         : args.layout.moments_at;
     const uint32_t padded = RoundUp(end - begin, kPagesAtOnce) + kPagesAhead;
     for (uint32_t i = 0; i < padded; ++i) {
       at[i] = PageAt(args.records, args.pages[Smaller(begin + i, args.count - 1)]) + kind_at;
@@ -261,14 +321,17 @@ template <uint32_t kHeads>
 void ScoreHeads(const ScoreArgs& args, uint32_t first_head, const RecordBlock& block) {
   const uint32_t channels = args.layout.channels;
   const uint64_t stride = HeadScoresStride(args);
+  const ScoreRows rows = RowsOf(args);
   const QueryForms<kHeads> q(args.q + (uint64_t)first_head * args.head_dim, args.head_dim, channels,
-                             args.kind);
+                             rows);
   float* scores = args.head_scores + first_head * stride + block.begin;
   for (uint32_t i = 0; i < block.end - block.begin; i += kPagesAtOnce) {
     const uint8_t* records[kPagesAtOnce];
     TS_UNROLL for (uint32_t p = 0; p < kPagesAtOnce; ++p) records[p] = block.at[i + p];
-    if (args.kind == ScoreKind::kBox) {
+    if (rows == ScoreRows::kBox) {
       ScoreBoxes<kHeads>(records, block.at + i + kPagesAhead, channels, q, scores + i, stride);
+    } else if (rows == ScoreRows::kRange) {
+      ScoreRanges<kHeads>(records, block.at + i + kPagesAhead, channels, q, scores + i, stride);
     } else {
       ScoreMoments<kHeads>(records, block.at + i + kPagesAhead, channels, q, args.alpha, scores + i,
                            stride);

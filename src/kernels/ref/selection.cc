@@ -71,6 +71,18 @@ float BoxScore(const uint8_t* box, uint32_t channels, const float* q, uint32_t h
   return sum;
 }
 
+float RangeScore(const uint8_t* range, uint32_t channels, const float* q, uint32_t head_dim) {
+  RangeScales scales;
+  std::memcpy(&scales, range, sizeof scales);
+  const uint8_t* codes = range + sizeof scales;
+  float middle = 0, reach = 0;
+  for (uint32_t c = 0; c < head_dim; ++c) {
+    middle += q[c] * static_cast<float>(static_cast<int8_t>(codes[c]));
+    reach += std::fabs(q[c]) * static_cast<float>(codes[channels + c]);
+  }
+  return middle * scales.key_middle + reach * scales.key_reach;
+}
+
 float MomentsScore(const uint8_t* moments, uint32_t channels, const float* q, uint32_t head_dim,
                    float alpha) {
   float mean = 0, variance = 0;
@@ -140,10 +152,14 @@ void ScorePages(const ScoreArgs* args) {
     float* head = args->head_scores + h * stride;
     for (uint32_t i = 0; i < args->count; ++i) {
       const uint8_t* record = PageAt(args->records, args->pages[i]);
-      head[i] = args->kind == ScoreKind::kBox
-                    ? BoxScore(record + layout.box_at, layout.channels, q, args->head_dim)
-                    : MomentsScore(record + layout.moments_at, layout.channels, q, args->head_dim,
-                                   args->alpha);
+      if (args->kind == ScoreKind::kMoments) {
+        head[i] = MomentsScore(record + layout.moments_at, layout.channels, q, args->head_dim,
+                               args->alpha);
+      } else if ((layout.kinds & kMetaRange) != 0) {
+        head[i] = RangeScore(record + layout.spread_at, layout.channels, q, args->head_dim);
+      } else {
+        head[i] = BoxScore(record + layout.box_at, layout.channels, q, args->head_dim);
+      }
     }
     PoolHead(args->pool, head, args->count, h == 0, args->scores);
   }
