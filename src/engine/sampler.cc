@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 
 #include "base/check.h"
@@ -12,9 +13,26 @@
 namespace tinyserve {
 namespace {
 
-// A candidate this many temperatures below the best has a probability under 1e-13 of the best's:
-// beyond what f32 sums keep.
-constexpr float kNegligible = 30.0f;
+// Tokens of less weight, where the best has 1, are never drawn: beyond what f32 sums keep.
+constexpr float kLeastWeight = 1e-13f;
+// Where only the best tokens are kept, those of less weight are looked at only if the others do not
+// do: most often some dozens of many thousands are left.
+constexpr float kLikelyWeight = 1.0f / 4096;
+// Tokens whose weights are summed together for a draw.
+constexpr size_t kBlock = 64;
+
+// e^x for -31 <= x <= 0, to 2e-7: by Taylor's series about the nearest power of two, without a
+// branch or a call, so that the compiler makes vectors of it.
+inline float Exp(float x) {
+  constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: a sum's last bit is worth 1
+  const float rounded = x * 1.44269504f + kRounding;
+  const float n = rounded - kRounding;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.0f / 720;
+  for (const float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = y * r + term;
+  const int32_t power = std::bit_cast<int32_t>(rounded) - std::bit_cast<int32_t>(kRounding);
+  return y * std::bit_cast<float>((power + 127) << 23);
+}
 
 Status Range(const char* name, double value, double low, double high, bool low_open) {
   const bool inside = (low_open ? value > low : value >= low) && value <= high;  // false for NaN
@@ -84,7 +102,11 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const
     seen_.assign(vocab, false);
     for (int32_t token : prompt) seen_[static_cast<size_t>(token)] = true;
   }
-  if (options.temperature > 0) candidates_.reserve(vocab);
+  if (options.temperature > 0) {
+    weights_.resize(vocab);
+    block_sums_.resize((vocab + kBlock - 1) / kBlock);
+  }
+  if (KeepsBest()) candidates_.reserve(vocab);
 }
 
 void Sampler::Observe(int32_t token) {
@@ -116,52 +138,109 @@ int32_t Sampler::Sample(std::span<float> logits, uint64_t position,
   return Draw(logits, position);
 }
 
-int32_t Sampler::Draw(std::span<const float> logits, uint64_t position) {
-  const int32_t best = Argmax(logits);
-  const float top = logits[static_cast<size_t>(best)];
-  const float floor = top - kNegligible * options_.temperature;
+void Sampler::Weigh(std::span<const float> logits, float top) {
+  const float to_power = 1.0f / options_.temperature;
+  for (size_t t = 0; t < logits.size(); ++t) {
+    const float x = (logits[t] - top) * to_power;
+    const float weight = Exp(x > -31.0f ? x : -31.0f);  // NaN too
+    weights_[t] = weight >= kLeastWeight ? weight : 0.0f;
+  }
+}
+
+double Sampler::SumBlocks() {
+  double total = 0;
+  for (size_t b = 0; b < block_sums_.size(); ++b) {
+    const size_t end = std::min(weights_.size(), (b + 1) * kBlock);
+    std::array<float, 16> sums{};
+    size_t t = b * kBlock;
+    for (; t + 16 <= end; t += 16) {
+      for (size_t j = 0; j < 16; ++j) sums[j] += weights_[t + j];
+    }
+    float sum = 0;
+    for (float of_lane : sums) sum += of_lane;
+    for (; t < end; ++t) sum += weights_[t];
+    block_sums_[b] = sum;
+    total += sum;
+  }
+  return total;
+}
+
+void Sampler::GatherFrom(std::span<const float> logits, float least) {
   candidates_.clear();
   for (size_t t = 0; t < logits.size(); ++t) {
-    if (logits[t] >= floor) candidates_.push_back({logits[t], static_cast<int32_t>(t)});
+    if (weights_[t] >= least) candidates_.push_back({logits[t], static_cast<int32_t>(t)});
   }
-  if (!std::isfinite(top) || candidates_.empty()) return best;
+}
+
+// Leaves the candidates in no order.
+bool Sampler::KeepBest(double total, bool all) {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
   };
-  if (options_.top_k > 0 && options_.top_k < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(),
-                     better);
-    candidates_.resize(options_.top_k);
+  if (options_.top_k > 0) {
+    if (candidates_.size() < options_.top_k && !all) return false;
+    if (candidates_.size() > options_.top_k) {
+      std::nth_element(candidates_.begin(), candidates_.begin() + (options_.top_k - 1),
+                       candidates_.end(), better);
+      candidates_.resize(options_.top_k);
+    }
+    total = 0;
+    for (const Candidate& c : candidates_) total += WeightOf(c);
   }
-  const auto weight = [&](const Candidate& c) {
-    return std::exp(static_cast<double>(c.logit - top) / options_.temperature);
-  };
-  if (options_.top_p < 1.0f) {
-    std::sort(candidates_.begin(), candidates_.end(), better);
-    double total = 0;
-    for (const Candidate& c : candidates_) total += weight(c);
-    // The smallest set of best tokens whose mass reaches top_p (arXiv 1904.09751, 3.1).
-    double mass = 0;
-    size_t keep = 0;
-    while (keep < candidates_.size() && mass < options_.top_p * total)
-      mass += weight(candidates_[keep++]);
-    candidates_.resize(std::max<size_t>(1, keep));
+  if (options_.top_p >= 1.0f) return true;
+  std::sort(candidates_.begin(), candidates_.end(), better);
+  // The smallest set of best tokens whose mass reaches top_p (arXiv 1904.09751, 3.1).
+  double mass = 0;
+  size_t keep = 0;
+  while (keep < candidates_.size() && mass < options_.top_p * total)
+    mass += WeightOf(candidates_[keep++]);
+  if (mass < options_.top_p * total && !all) return false;
+  candidates_.resize(keep);
+  return true;
+}
+
+int32_t Sampler::Draw(std::span<const float> logits, uint64_t position) {
+  const int32_t best = Argmax(logits);
+  const float top = logits[static_cast<size_t>(best)];
+  if (!std::isfinite(top)) return best;
+  Weigh(logits, top);
+  const double uniform = UniformAt(options_.seed, position);
+  if (!KeepsBest()) {
+    for (float& weight : weights_) weight = weight >= options_.min_p ? weight : 0.0f;
+    return DrawFromAll(uniform, best);
   }
-  double total = 0;
+  const double total = SumBlocks();
+  GatherFrom(logits, kLikelyWeight);
+  if (!KeepBest(total, /*all=*/false)) {
+    GatherFrom(logits, kLeastWeight);
+    KeepBest(total, /*all=*/true);
+  }
+  double left = 0;
   size_t kept = 0;
   for (const Candidate& c : candidates_) {
-    if (weight(c) < options_.min_p) continue;  // the best has weight 1
+    if (WeightOf(c) < options_.min_p) continue;
     candidates_[kept++] = c;
-    total += weight(c);
+    left += WeightOf(c);
   }
   candidates_.resize(kept);
   // Position order makes the draw independent of how candidates were found.
   std::sort(candidates_.begin(), candidates_.end(),
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
-  double left = UniformAt(options_.seed, position) * total;
+  left *= uniform;
   for (const Candidate& c : candidates_) {
-    left -= weight(c);
+    left -= WeightOf(c);
     if (left < 0) return c.token;
+  }
+  return best;
+}
+
+int32_t Sampler::DrawFromAll(double uniform, int32_t best) {
+  double left = uniform * SumBlocks();
+  size_t b = 0;
+  while (b < block_sums_.size() && left >= block_sums_[b]) left -= block_sums_[b++];
+  for (size_t t = b * kBlock; t < weights_.size(); ++t) {
+    left -= weights_[t];
+    if (left < 0) return static_cast<int32_t>(t);
   }
   return best;
 }

@@ -41,12 +41,27 @@ class Sampler {
     int32_t token;
   };
   void AdjustLogits(std::span<float> logits) const;
+  // Whether top-k or top-p leaves some out.
+  bool KeepsBest() const { return options_.top_k > 0 || options_.top_p < 1.0f; }
+  // weights_ = e^((logit - top) / temperature), 0 for what is never drawn.
+  void Weigh(std::span<const float> logits, float top);
+  // Sums of the weights by block, and of all.
+  double SumBlocks();
+  // The tokens of `least` weight or more become candidates.
+  void GatherFrom(std::span<const float> logits, float least);
+  // Applies top-k and top-p to the candidates, where all tokens weigh `total`; false where there
+  // are too few for that and they are not `all`.
+  bool KeepBest(double total, bool all);
+  float WeightOf(const Candidate& c) const { return weights_[static_cast<size_t>(c.token)]; }
   int32_t Draw(std::span<const float> logits, uint64_t position);
+  int32_t DrawFromAll(double uniform, int32_t best);
 
   SamplingOptions options_;
   bool penalties_;
   std::vector<uint32_t> generated_;  // [vocab] times generated, empty without penalties
   std::vector<bool> seen_;           // [vocab] in the prompt or generated, likewise
+  std::vector<float> weights_;       // [vocab], where the temperature is above 0, as the sums
+  std::vector<float> block_sums_;
   std::vector<Candidate> candidates_;
 };
 

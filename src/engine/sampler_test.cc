@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
+#include <random>
+#include <tuple>
 
 namespace tinyserve {
 namespace {
@@ -116,6 +120,58 @@ TEST(Sampler, DependsOnSeedAndPositionAlone) {
     differs += SampleOnce(o, flat, p) != SampleOnce(other, flat, p);
   }
   EXPECT_GE(differs, 15);
+}
+
+// Against a plain reading of the definitions, over vocabularies in which likely and unlikely
+// tokens, equals among them, lie in any order.
+TEST(Sampler, KeepsWhatTheDefinitionsKeep) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  for (const float spread : {0.0f, 0.5f, 3.0f, 10.0f}) {
+    for (const auto& [top_k, top_p, min_p] : {std::tuple{0u, 1.0f, 0.0f},
+                                              {0u, 0.9f, 0.0f},
+                                              {40u, 1.0f, 0.0f},
+                                              {40u, 0.8f, 0.0f},
+                                              {0u, 0.999f, 0.01f},
+                                              {0u, 1.0f, 0.1f},
+                                              {5000u, 0.5f, 0.0f},
+                                              {700u, 1.0f, 0.0f}}) {
+      SamplingOptions o;
+      o.temperature = 0.8f;
+      o.top_k = top_k;
+      o.top_p = top_p;
+      o.min_p = min_p;
+      std::vector<float> logits(1000);
+      for (float& x : logits) x = std::round(normal(random) * spread * 4) / 4;
+      std::vector<size_t> order(logits.size());
+      std::iota(order.begin(), order.end(), size_t{0});
+      std::stable_sort(order.begin(), order.end(),
+                       [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+      const auto weight = [&](size_t t) {
+        return std::exp((double{logits[t]} - logits[order[0]]) / 0.8f);
+      };
+      if (top_k > 0) order.resize(std::min<size_t>(order.size(), top_k));
+      double total = 0, mass = 0;
+      for (size_t t : order) total += weight(t);
+      std::map<int32_t, double> expected;
+      for (size_t t : order) {
+        if (mass >= top_p * total) break;
+        mass += weight(t);
+        if (weight(t) >= min_p) expected[static_cast<int32_t>(t)] = weight(t);
+      }
+      double kept = 0;
+      for (const auto& [token, w] : expected) kept += w;
+      std::map<int32_t, int> seen;
+      constexpr int kDraws = 2000;
+      for (int i = 0; i < kDraws; ++i) ++seen[SampleOnce(o, logits, static_cast<uint64_t>(i))];
+      for (const auto& [token, times] : seen) {
+        ASSERT_TRUE(expected.contains(token)) << spread << " " << top_k << " " << top_p;
+        const double share = expected[token] / kept;
+        // Six standard errors.
+        EXPECT_NEAR(times, kDraws * share, 1 + 6 * std::sqrt(kDraws * share * (1 - share)));
+      }
+    }
+  }
 }
 
 TEST(Sampler, SurvivesBrokenLogits) {
