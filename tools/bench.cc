@@ -3,17 +3,16 @@
 
 #include <algorithm>
 #include <boost/json/object.hpp>
-#include <map>
 #include <memory>
-#include <numeric>
 
 #include "engine/executor.h"
 #include "kernels/targets.h"
 #include "text/json_text.h"
+#include "tools/bench_cases.h"
 #include "tools/bench_plan.h"
 #include "tools/bench_report.h"
-#include "tools/bench_runner.h"
 #include "tools/commands.h"
+#include "tools/config_file.h"
 #include "tools/format.h"
 #include "tools/json_output.h"
 #include "tools/loaded_model.h"
@@ -53,130 +52,12 @@ Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
   return 0;
 }
 
-// What one storage, or several, cost.
-struct KvCost {
-  uint64_t token_bytes = 0;
-  uint64_t fixed_bytes = 0;  // of `sequences` with `uncommitted` tokens
-};
-
-Result<KvCost> CostOf(const BenchFlags& flags, const LoadedModel& model,
-                      const std::vector<Method>& methods, uint32_t sequences,
-                      uint32_t uncommitted) {
-  const uint32_t page_tokens = flags.engine.page_tokens;
-  KvCost cost;
-  for (const std::string& kv : StoragesOf(methods)) {
-    TS_ASSIGN_OR_RETURN(const SelectorNeeds kept,
-                        model.NeedsOf(kv, SelectorsOf(methods, kv), page_tokens));
-    TS_ASSIGN_OR_RETURN(const uint64_t token_bytes, model.KvBytesPerToken(kv, page_tokens, kept));
-    TS_ASSIGN_OR_RETURN(const uint64_t fixed_bytes,
-                        model.KvFixedBytes(kv, page_tokens, kept, sequences, uncommitted));
-    cost.token_bytes += token_bytes;
-    cost.fixed_bytes += fixed_bytes;
-  }
-  return cost;
-}
-
-Result<BenchPlan> Plan(const BenchFlags& flags, const LoadedModel& model,
-                       const std::vector<Method>& methods) {
-  const ModelConfig& config = model.model->config();
-  if (flags.engine.context_tokens > config.context) {
-    return Status(Code::kInvalidArgument,
-                  fmt::format("--ctx {}: the model was trained for {} tokens",
-                              flags.engine.context_tokens, config.context));
-  }
-  const BenchWishes& wished = flags.wishes;
-  const auto most = [](const std::vector<uint32_t>& values) {
-    return values.empty() ? 0u : *std::max_element(values.begin(), values.end());
-  };
-  const uint32_t batch = std::max(1u, most(wished.batch));
-  const uint64_t uncommitted =
-      uint64_t{batch} * wished.decode + most(wished.prefill) + flags.chunk_tokens;
-  TS_ASSIGN_OR_RETURN(const KvCost cost,
-                      CostOf(flags, model, methods, batch,
-                             static_cast<uint32_t>(std::min<uint64_t>(uncommitted, UINT32_MAX))));
-  const uint64_t bytes_max = KvBytesMax(flags.engine);
-  const BenchLimits limits{.context_tokens = flags.engine.context_tokens == 0
-                                                 ? config.context
-                                                 : flags.engine.context_tokens,
-                           .block_tokens = BlockTokensFor(flags.engine.page_tokens),
-                           .kv_bytes_per_token = cost.token_bytes,
-                           .kv_bytes_max = bytes_max - std::min(bytes_max, cost.fixed_bytes)};
-  BenchWishes wishes = flags.wishes;
-  wishes.selectors = static_cast<uint32_t>(flags.selectors.size());
-  return PlanBench(wishes, limits);
-}
-
-// About how long a case takes beside the others, for the progress bar.
-double WorkOf(const BenchCase& c) {
-  return c.kind == BenchKind::kPrefill ? c.tokens : 4.0 * c.tokens * c.batch;
-}
-
-// Tokens that are prefilled before all decodes in a storage: every sequence of a text, or the one
-// that others are copies of.
-double FillTokens(const BenchPlan& plan, bool has_text) {
-  return static_cast<double>(has_text ? plan.pool_tokens() : plan.sequence_tokens[0]);
-}
-
-std::string CaseLabel(const BenchFlags& flags, const BenchCase& c) {
-  const bool selects = flags.selectors.size() > 1 && c.kind == BenchKind::kDecode;
-  return fmt::format("{} {} at depth {}, batch {}{}", BenchKindName(c.kind), c.tokens, c.depth,
-                     c.batch, selects ? ", " + PrintableLine(flags.selectors[c.selector], 16) : "");
-}
-
-using Runners = std::map<std::string, std::unique_ptr<BenchRunner>>;
-
-// A runner for each storage.
-Result<Runners> OpenRunners(const BenchFlags& flags, const LoadedModel& model,
-                            const BenchPlan& plan, const std::vector<Method>& methods,
-                            const MachinePeaks& peaks) {
-  BenchRunnerOptions options{.model = &model,
-                             .kv = {},
-                             .page_tokens = flags.engine.page_tokens,
-                             .block_tokens = BlockTokensFor(flags.engine.page_tokens),
-                             .chunk_tokens = flags.chunk_tokens,
-                             .methods = methods,
-                             .text = {},
-                             .peaks = peaks,
-                             .layers = flags.layers};
-  if (!flags.text.empty()) {
-    TS_ASSIGN_OR_RETURN(options.text, ReadTextTokens(flags.text, *model.file));
-  }
-  Runners runners;
-  for (const std::string& kv : StoragesOf(methods)) {
-    options.kv = kv;
-    TS_ASSIGN_OR_RETURN(runners[kv], BenchRunner::Create(options, plan));
-  }
-  return Result<Runners>(std::move(runners));
-}
-
-// Every case `repeat` times, case after case in each round, so that a drift of the machine's speed
-// touches all of them.
-Result<std::vector<CaseResult>> RunCases(const BenchFlags& flags, const LoadedModel& model,
-                                         const BenchPlan& plan, const std::vector<Method>& methods,
-                                         const MachinePeaks& peaks) {
-  TS_ASSIGN_OR_RETURN(const Runners runners, OpenRunners(flags, model, plan, methods, peaks));
-  std::vector<CaseResult> results;
-  double total = FillTokens(plan, !flags.text.empty()) * static_cast<double>(runners.size());
-  double done = 0;
-  for (const BenchCase& c : plan.cases) {
-    results.push_back({.bench_case = c, .samples = {}});
-    total += flags.repeat * WorkOf(c);
-  }
+Result<std::vector<CaseResult>> RunWithBar(const BenchRequest& request, const BenchPlan& plan) {
   Progress progress("", 0, 0);
-  for (uint32_t round = 0; round < flags.repeat; ++round) {
-    for (CaseResult& result : results) {
-      const BenchCase& c = result.bench_case;
-      progress.SetLabel(
-          fmt::format("Round {}/{}  {}", round + 1, flags.repeat, CaseLabel(flags, c)));
-      progress.Update(done / total);
-      BenchRunner* runner = runners.at(methods[c.selector].kv).get();
-      runner->Prepare(c, [&](uint32_t tokens) { progress.Update((done += tokens) / total); });
-      const TraceScope scope(model.trace.get(), CaseLabel(flags, c), round);
-      result.samples.push_back(runner->Run(c));
-      done += WorkOf(c);
-    }
-  }
-  return results;
+  return RunCases(request, plan, [&](const std::string& label, double fraction) {
+    progress.SetLabel(label);
+    progress.Update(fraction);
+  });
 }
 
 Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
@@ -185,7 +66,16 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
   TS_ASSIGN_OR_RETURN(const MachinePeaks peaks,
                       MeasurePeaksWithNote(*model.kernels, model.threads.get()));
-  TS_ASSIGN_OR_RETURN(const BenchPlan plan, Plan(flags, model, methods));
+  BenchRequest request{.engine = &flags.engine,
+                       .model = &model,
+                       .methods = methods,
+                       .wishes = flags.wishes,
+                       .repeat = flags.repeat,
+                       .chunk_tokens = flags.chunk_tokens,
+                       .text = {},
+                       .peaks = peaks,
+                       .layers = flags.layers};
+  TS_ASSIGN_OR_RETURN(const BenchPlan plan, PlanCases(request));
   for (const SkippedCase& skipped : plan.skipped) {
     fmt::print(stderr, "{}\n", ToJson(SkippedJson(skipped)));
   }
@@ -207,8 +97,10 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                          .chunk_tokens = flags.chunk_tokens,
                          .methods = methods,
                          .peaks = peaks};
-  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results,
-                      RunCases(flags, model, plan, methods, peaks));
+  if (!flags.text.empty()) {
+    TS_ASSIGN_OR_RETURN(request.text, ReadTextTokens(flags.text, *model.file));
+  }
+  TS_ASSIGN_OR_RETURN(const std::vector<CaseResult> results, RunWithBar(request, plan));
   TS_RETURN_IF_ERROR(EndTrace(model, flags.engine));
   if (output->wanted()) {
     for (const CaseResult& result : results) {
@@ -221,7 +113,8 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
   return 0;
 }
 
-Result<int> RunBench(const BenchFlags& flags) {
+Result<int> RunBench(const BenchFlags& flags, CLI::App* app) {
+  TS_RETURN_IF_ERROR(ApplyConfigFile(flags.engine.config, app));
   if (!flags.machine && flags.engine.model.empty()) {
     return Status(Code::kInvalidArgument,
                   "bench: name a model with --model FILE, or measure the machine with --machine");
@@ -237,6 +130,7 @@ void AddBench(CLI::App* parent, Command* run) {
       "bench", "Measure prefill and decode speed, and their share of this machine's peaks");
   const auto flags = std::make_shared<BenchFlags>();
   AddModelOption(app, &flags->engine.model, false);
+  AddConfigOption(app, &flags->engine);
   const auto list = [&](const char* name, std::vector<uint32_t>* values, const char* help) {
     return app->add_option(name, *values, help)
         ->type_name("N,...")
@@ -282,7 +176,7 @@ void AddBench(CLI::App* parent, Command* run) {
              "tinyserve bench --model model.gguf --depth 0,4096 --batch 1,8\n"
              "  tinyserve bench --model model.gguf --depth 8000 --prefill 0 --text book.txt "
              "--selector full \\\n      --selector box:ratio=0.3");
-  app->callback([=] { *run = [=] { return RunBench(*flags); }; });
+  app->callback([=] { *run = [=] { return RunBench(*flags, app); }; });
 }
 
 }  // namespace tinyserve

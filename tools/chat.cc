@@ -7,6 +7,7 @@
 
 #include "base/machine.h"
 #include "tools/commands.h"
+#include "tools/config_file.h"
 #include "tools/conversation.h"
 #include "tools/format.h"
 #include "tools/generation.h"
@@ -229,7 +230,9 @@ void Chat::PrintStats() {
       answered_, last_.prompt_tokens + last_.completion_tokens, engine_->info().context_tokens);
 }
 
-Result<int> RunChat(const ChatFlags& flags) {
+Result<int> RunChat(const ChatFlags& flags, CLI::App* app) {
+  TS_RETURN_IF_ERROR(ApplyConfigFile(flags.engine.config, app));
+  TS_RETURN_IF_ERROR(RequireModel(flags.engine));
   Request probe;
   TS_RETURN_IF_ERROR(flags.sampling.Apply(&probe));
   const auto start = std::chrono::steady_clock::now();
@@ -246,7 +249,8 @@ Result<int> RunChat(const ChatFlags& flags) {
 void AddChat(CLI::App* parent, Command* run) {
   CLI::App* app = parent->add_subcommand("chat", "Talk with an instruct model");
   const auto flags = std::make_shared<ChatFlags>();
-  AddModelOption(app, &flags->engine.model, true);
+  AddModelOption(app, &flags->engine.model, false);
+  AddConfigOption(app, &flags->engine);
   app->add_option("--system", flags->system, "System message at the head of the conversation")
       ->type_name("TEXT");
   Choose(app->add_option("--on-full", flags->on_full,
@@ -259,7 +263,7 @@ void AddChat(CLI::App* parent, Command* run) {
   AddEngineOptions(app, &flags->engine);
   AddSelectorOptions(app, &flags->engine);
   AddExample(app, "tinyserve chat --model model.gguf --system \"You answer in one sentence.\"");
-  app->callback([=] { *run = [=] { return RunChat(*flags); }; });
+  app->callback([=] { *run = [=] { return RunChat(*flags, app); }; });
 }
 
 }  // namespace tinyserve

@@ -18,7 +18,7 @@ import time
 import unittest
 
 PROGRAM = MODEL = None
-SUBCOMMANDS = ("run", "chat", "serve", "bench", "eval", "inspect")
+SUBCOMMANDS = ("run", "chat", "serve", "bench", "eval", "tune", "inspect")
 DEADLINE_S = 60
 
 
@@ -94,7 +94,7 @@ class CommandLine(unittest.TestCase):
     def test_wrong_command_lines_exit_with_2_and_say_what_to_do(self):
         cases = {
             (): "Usage:",
-            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, serve, bench, eval, inspect",
+            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, serve, bench, eval, tune, inspect",
             ("run",): "--model is required",
             ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
                 "--temperature: '200' is not allowed: 0 to 100 are",
@@ -136,6 +136,10 @@ class CommandLine(unittest.TestCase):
                 "--context 200: allowed are 257 to ",
             ("eval", "--model", MODEL, "--text", __file__, "--method", "full", "--long", "100000"):
                 "--long 100000 after --long-prompt 4096: the model was trained for",
+            ("tune", "--model", MODEL, "--text", __file__, "--context", "200"): "--context 200: allowed are 257 to",
+            ("tune", "--model", MODEL, "--text", __file__, "--method", "box+early_exit:layer=1"):
+                "--method box+early_exit:layer=1: step plugins are not searched",
+            ("chat",): "--model is required",
             ("bench", "--model", MODEL, "--selector", "box:ratio=2"): "selector 'box:ratio=2': ratio is '2'",
         }
         for args, message in cases.items():
@@ -152,6 +156,7 @@ class CommandLine(unittest.TestCase):
                 ("run", "--model", "no/such.gguf", "--prompt", "x"): "no/such.gguf",
                 ("run", "--model", no_model.name, "--prompt", "x"): no_model.name,
                 ("run", "--model", MODEL, "--file", "no/such.txt"): "no/such.txt",
+                ("run", "--config", "no/such.toml", "--prompt", "x"): "no/such.toml",
                 ("run", "--model", MODEL, "--prompt", "x", "--ctx", "512", "--kv-memory", "64K"):
                     "65536 are available (--kv-memory)",
                 ("run", "--model", MODEL, "--prompt", "x", "--json", "no/such/dir/x.json"): "no/such/dir/x.json",
@@ -474,6 +479,42 @@ class Measure(unittest.TestCase):
         drift = lines[-1]["kl_by_position"]
         self.assertEqual(len(drift), 1)
         self.assertAlmostEqual(drift[0], lines[-1]["kl"], places=5)
+
+    def test_tune_writes_the_fastest_setting_within_the_ceiling(self):
+        sparse = "random:ratio=0.2,min_tokens=0,min_context=0"
+        args = ("tune", "--model", MODEL, "--text", __file__, "--context", "300", "--score", "40", "--tokens", "120",
+                "--method", "full", "--method", sparse, "--method", "full@planes")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "tuned.toml")
+            *settings, tuned = self.lines(tinyserve(*args, "--kl", "0.0001", "--output", path, "--json", "-"))
+            self.assertEqual([s["method"] for s in settings], ["full", sparse, "full@planes"])
+            self.assertEqual([(s["kl"], s["within"]) for s in settings[:1]], [(0, True)])
+            self.assertGreater(settings[1]["kl"], 0.0001)
+            self.assertEqual((settings[1]["within"], settings[1]["tokens_per_s"]), (False, None))
+            within = [s for s in settings if s["within"]]
+            self.assertEqual(tuned["method"], max(within, key=lambda s: s["tokens_per_s"])["method"])
+            self.assertNotEqual(tuned["tuned_on"]["text"], tuned["measured_on"]["text"])
+            for figures in (tuned["tuned_on"], tuned["measured_on"]):
+                self.assertGreater(figures["tokens_per_s"], 0)
+                self.assertGreaterEqual(figures["scored_tokens"], 80)
+            done = tinyserve(*args, "--output", path)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(f"--output: {path} exists", done.stderr.decode())
+            wide = os.path.join(folder, "wide.toml")
+            done = tinyserve(*args[:-6], "--method", sparse, "--kl", "50", "--output", wide)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertRegex(done.stdout.decode(), r"chosen +random:ratio=0\.2.*\nmeasured on the second half of ")
+            with open(wide, encoding="utf-8") as file:
+                self.assertRegex(file.read(), r"(# .*\n)+selector = [\"']random:ratio=0\.2,min_tokens=0,min_context=0")
+            prompt = ("--prompt", "x " * 150, "-n", "20", "--ignore-eos", "--temperature", "0")
+            self.assertEqual(run_json("--config", wide, *prompt)["tokens"],
+                             run_json("--selector", sparse, *prompt)["tokens"])
+            case, = self.lines(tinyserve("bench", "--config", wide, "--model", MODEL, "--prefill", "0", "--decode", "4",
+                                         "--depth", "300", "--repeat", "1", "--text", __file__, "--json", "-"))
+            self.assertEqual(case["selector"], sparse)
+        done = tinyserve(*args[:-6], "--method", sparse, "--kl", "0", "--output", os.path.join(folder, "no.toml"))
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("--kl 0: no setting keeps to it", done.stderr.decode())
 
     def test_eval_agrees_whatever_the_window_may_see_of_it(self):
         with tempfile.NamedTemporaryFile() as file:

@@ -18,6 +18,7 @@ void AddChat(CLI::App* app, Command* run);
 void AddServe(CLI::App* app, Command* run);
 void AddBench(CLI::App* app, Command* run);
 void AddEval(CLI::App* app, Command* run);
+void AddTune(CLI::App* app, Command* run);
 void AddInspect(CLI::App* app, Command* run);
 
 }  // namespace tinyserve

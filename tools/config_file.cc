@@ -6,6 +6,7 @@
 
 #include <boost/json/array.hpp>
 #include <charconv>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -103,6 +104,7 @@ json::value ValueOf(const CLI::Option& option) {
 }  // namespace
 
 Status ApplyConfigFile(const std::string& path, CLI::App* app) {
+  if (path.empty()) return Status();
   TS_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kConfigBytesMax));
   try {
     const toml::table table = toml::parse(text, path);
@@ -114,6 +116,25 @@ Status ApplyConfigFile(const std::string& path, CLI::App* app) {
                  fmt::format("line {}: {}", e.source().begin.line, std::string(e.description())));
   }
   return Status();
+}
+
+std::string ConfigText(const json::object& options) {
+  toml::table table;
+  for (const auto& [key, value] : options) {
+    if (value.is_string()) {
+      table.insert(std::string(key), std::string(value.as_string()));
+    } else if (value.is_array()) {
+      toml::array list;
+      for (const json::value& element : value.as_array())
+        list.push_back(std::string(element.as_string()));
+      table.insert(std::string(key), std::move(list));
+    } else {
+      table.insert(std::string(key), value.to_number<int64_t>());
+    }
+  }
+  std::ostringstream out;
+  out << table << "\n";
+  return out.str();
 }
 
 json::object EffectiveConfig(const CLI::App& app) {

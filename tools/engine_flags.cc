@@ -24,6 +24,11 @@ EngineOptions EngineFlags::ToOptions() const {
   return options;
 }
 
+Status RequireModel(const EngineFlags& flags) {
+  if (!flags.model.empty()) return Status();
+  return Status(Code::kInvalidArgument, "--model is required: --model FILE names a GGUF file");
+}
+
 uint32_t BlockTokensFor(uint32_t page_tokens) { return std::max(32u, page_tokens); }
 
 }  // namespace tinyserve

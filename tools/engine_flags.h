@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "tinyserve/engine.h"
+#include "tinyserve/status.h"
 
 namespace tinyserve {
 
 struct EngineFlags {
   std::string model;
+  std::string config;  // file of further options; empty: none
   uint32_t context_tokens = 0;
   uint32_t threads = 0;
   uint64_t kv_memory_bytes = 0;
@@ -28,6 +30,9 @@ struct EngineFlags {
 
   EngineOptions ToOptions() const;
 };
+
+// Errors: kInvalidArgument (no model is named).
+Status RequireModel(const EngineFlags& flags);
 
 // Tokens of a block that goes with pages of `page_tokens`.
 uint32_t BlockTokensFor(uint32_t page_tokens);

@@ -72,6 +72,13 @@ double MethodFigures::kl() const {
   return sum / static_cast<double>(tokens());
 }
 
+double MethodFigures::kl_se() const {
+  const double n = static_cast<double>(tokens()), mean = kl();
+  double squares = 0;
+  for (double kl : kl_) squares += (kl - mean) * (kl - mean);
+  return std::sqrt(squares / (n - 1) / n);
+}
+
 double MethodFigures::kl_quantile(double share) const {
   TS_CHECK(!kl_.empty());
   std::vector<double> sorted = kl_;

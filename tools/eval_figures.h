@@ -34,6 +34,7 @@ class MethodFigures {
 
   uint64_t tokens() const { return kl_.size(); }
   double kl() const;                       // mean
+  double kl_se() const;                    // its standard error, as if tokens were independent
   double kl_quantile(double share) const;  // least KL that `share` of the tokens do not exceed
   double top1() const;                     // share of tokens with the same likeliest token
   double dense_perplexity() const;

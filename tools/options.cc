@@ -96,6 +96,13 @@ void AddModelOption(CLI::App* app, std::string* path, bool required) {
       ->required(required);
 }
 
+void AddConfigOption(CLI::App* app, EngineFlags* flags) {
+  app->add_option("--config", flags->config,
+                  "TOML file with these options (threads = 2), as `tinyserve tune` writes; the "
+                  "command line wins")
+      ->type_name("FILE");
+}
+
 void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
   const auto add = [&](const char* name, auto* value, const char* type, const std::string& help) {
     return app->add_option(name, *value, help)->type_name(type)->group("Engine");

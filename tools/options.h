@@ -16,6 +16,8 @@
 namespace tinyserve {
 
 void AddModelOption(CLI::App* app, std::string* path, bool required);
+// --config: a TOML file of further options, for ApplyConfigFile.
+void AddConfigOption(CLI::App* app, EngineFlags* flags);
 void AddEngineOptions(CLI::App* app, EngineFlags* flags);
 // --plugin: shared objects that bring selectors and step plugins.
 void AddPluginOption(CLI::App* app, std::vector<std::string>* plugins);

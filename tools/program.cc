@@ -71,6 +71,7 @@ int ParseAndRun(int argc, char** argv) {
   AddServe(&app, &command);
   AddBench(&app, &command);
   AddEval(&app, &command);
+  AddTune(&app, &command);
   AddInspect(&app, &command);
   try {
     app.parse(argc, argv);

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "tools/commands.h"
+#include "tools/config_file.h"
 #include "tools/format.h"
 #include "tools/generation.h"
 #include "tools/json_output.h"
@@ -174,7 +175,9 @@ Result<int> Report(const RunFlags& flags, Engine* opened, const GeneratedAnswer&
   return generation.interrupted ? kExitInterrupted : 0;
 }
 
-Result<int> Run(const RunFlags& flags) {
+Result<int> Run(const RunFlags& flags, CLI::App* app) {
+  TS_RETURN_IF_ERROR(ApplyConfigFile(flags.engine.config, app));
+  TS_RETURN_IF_ERROR(RequireModel(flags.engine));
   Request request;
   TS_RETURN_IF_ERROR(flags.sampling.Apply(&request));
   request.top_logprobs = flags.logprobs;
@@ -209,7 +212,8 @@ void AddRun(CLI::App* parent, Command* run) {
   CLI::App* app =
       parent->add_subcommand("run", "Answer one prompt: an option, a file or standard input");
   const auto flags = std::make_shared<RunFlags>();
-  AddModelOption(app, &flags->engine.model, true);
+  AddModelOption(app, &flags->engine.model, false);
+  AddConfigOption(app, &flags->engine);
   flags->prompt_option =
       app->add_option("-p,--prompt", flags->prompt, "The prompt; default: standard input")
           ->type_name("TEXT");
@@ -234,7 +238,7 @@ void AddRun(CLI::App* parent, Command* run) {
   AddExample(app,
              "tinyserve run --model model.gguf --prompt \"What is a cache?\" --max-tokens 100\n"
              "  tinyserve run --model model.gguf --system \"Summarise the text.\" < report.txt");
-  app->callback([=] { *run = [=] { return Run(*flags); }; });
+  app->callback([=] { *run = [=] { return Run(*flags, app); }; });
 }
 
 }  // namespace tinyserve

@@ -36,7 +36,7 @@ struct ServeFlags {
   uint32_t sequences_max = 32;
   uint32_t queue_max = 256;
   uint32_t step_tokens_max = EngineOptions().step_tokens_max;
-  std::string api_key_file, config, log_level = "info";
+  std::string api_key_file, log_level = "info";
   std::string cache_policy = "lru";
   std::string tool_parser = "auto", reasoning_parser = "auto";
   uint32_t sessions_max = EngineOptions().sessions_max;
@@ -102,9 +102,7 @@ void Greet(const ServeFlags& flags, const Engine& engine, const std::string& add
 }
 
 Status CheckFlags(ServeFlags* flags) {
-  if (flags->engine.model.empty()) {
-    return Status(Code::kInvalidArgument, "--model FILE is required");
-  }
+  TS_RETURN_IF_ERROR(RequireModel(flags->engine));
   if (flags->service.models.empty()) {
     flags->service.models = {std::filesystem::path(flags->engine.model).stem().string()};
   }
@@ -171,7 +169,7 @@ void OnSignal(int signal, const ServeFlags& flags, Service* service, ApiKeys* ke
 }
 
 Result<int> RunServe(ServeFlags* flags, CLI::App* app) {
-  if (!flags->config.empty()) TS_RETURN_IF_ERROR(ApplyConfigFile(flags->config, app));
+  TS_RETURN_IF_ERROR(ApplyConfigFile(flags->engine.config, app));
   TS_RETURN_IF_ERROR(CheckFlags(flags));
   TS_ASSIGN_OR_RETURN(std::vector<std::string> loaded, LoadKeys(*flags));
   TS_RETURN_IF_ERROR(CheckOpenness(*flags, loaded));
@@ -342,9 +340,7 @@ void AddServe(CLI::App* parent, Command* run) {
       parent->add_subcommand("serve", "Serve a model by OpenAI's API, with a dashboard");
   const auto flags = std::make_shared<ServeFlags>();
   AddModelOption(app, &flags->engine.model, false);
-  app->add_option("--config", flags->config,
-                  "TOML file with these options (port = 8080); the command line wins")
-      ->type_name("FILE");
+  AddConfigOption(app, &flags->engine);
   AddHttpOptions(app, flags.get());
   AddReuseOptions(app, flags.get());
   AddAccessOptions(app, flags.get());
