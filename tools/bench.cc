@@ -32,7 +32,7 @@ struct BenchFlags {
       .prefill = {512, 2048}, .decode = 64, .depth = {0, 2048, 4096}, .batch = {1}};
   uint32_t repeat = 3;
   uint32_t chunk_tokens = EngineOptions().step_tokens_max;
-  bool machine = false, layers = false;
+  bool machine = false, no_peaks = false, layers = false;
   std::string json;
 };
 
@@ -64,8 +64,10 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
   TS_ASSIGN_OR_RETURN(const std::vector<Method> methods,
                       LoadMethods(flags.engine, flags.selectors));
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
-  TS_ASSIGN_OR_RETURN(const MachinePeaks peaks,
-                      MeasurePeaksWithNote(*model.kernels, model.threads.get()));
+  MachinePeaks peaks;
+  if (!flags.no_peaks) {
+    TS_ASSIGN_OR_RETURN(peaks, MeasurePeaksWithNote(*model.kernels, model.threads.get()));
+  }
   BenchRequest request{.engine = &flags.engine,
                        .model = &model,
                        .methods = methods,
@@ -108,7 +110,8 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
     }
   }
   if (!output->on_stdout()) {
-    fmt::print("{}\n{}", PeaksTable(setup), CaseTable(results, setup));
+    if (!flags.no_peaks) fmt::print("{}\n", PeaksTable(setup));
+    fmt::print("{}", CaseTable(results, setup));
   }
   return 0;
 }
@@ -168,6 +171,11 @@ void AddBench(CLI::App* parent, Command* run) {
   CLI::Option* machine =
       app->add_flag("--machine", flags->machine,
                     "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
+  app->add_flag(
+         "--no-peaks", flags->no_peaks,
+         "Do not measure this machine first, some three seconds: shares of its bandwidth and "
+         "roofline are left out")
+      ->excludes(machine);
   AddLayersOption(app, &flags->layers);
   AddJsonOption(app, &flags->json);
   AddEngineOptions(app, &flags->engine);

@@ -40,8 +40,10 @@ CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks) {
   const BenchSample& sample = result.samples.front();
   const double seconds = static_cast<double>(c.tokens) * c.batch / figures.tokens_per_s_median;
   figures.bytes_per_step = sample.bytes / static_cast<double>(sample.steps);
-  figures.bandwidth_share = sample.bytes / seconds / peaks.read_bytes_per_s;
-  figures.roofline_share = sample.roofline_seconds / seconds;
+  const bool has_peaks = peaks.read_bytes_per_s > 0;
+  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  figures.bandwidth_share = has_peaks ? sample.bytes / seconds / peaks.read_bytes_per_s : kUnknown;
+  figures.roofline_share = has_peaks ? sample.roofline_seconds / seconds : kUnknown;
   return figures;
 }
 

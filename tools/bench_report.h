@@ -33,6 +33,7 @@ struct CaseResult {
 struct CaseFigures {
   double tokens_per_s_median, tokens_per_s_min, tokens_per_s_max;
   double bytes_per_step;
+  // NaN where the machine's peaks were not measured.
   double bandwidth_share;  // bytes / median time / measured bandwidth
   double roofline_share;   // the least time for its bytes and multiply-adds / median time
 };

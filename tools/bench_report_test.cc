@@ -40,6 +40,9 @@ TEST(BenchReport, FiguresCountEverySequence) {
 
 TEST(BenchReport, MedianOfAnEvenNumberIsBetweenTheTwo) {
   EXPECT_DOUBLE_EQ(FiguresOf(Decode({1.0, 2.0}), TestSetup().peaks).tokens_per_s_median, 384);
+  const CaseFigures unknown = FiguresOf(Decode({1.0, 2.0}), MachinePeaks());
+  EXPECT_DOUBLE_EQ(unknown.tokens_per_s_median, 384);
+  EXPECT_TRUE(std::isnan(unknown.bandwidth_share) && std::isnan(unknown.roofline_share));
 }
 
 TEST(BenchReport, JsonLine) {

@@ -94,7 +94,8 @@ class CommandLine(unittest.TestCase):
     def test_wrong_command_lines_exit_with_2_and_say_what_to_do(self):
         cases = {
             (): "Usage:",
-            ("frobnicate",): "there is no subcommand 'frobnicate'; there are run, chat, serve, bench, eval, tune, inspect",
+            ("frobnicate",):
+                "there is no subcommand 'frobnicate'; there are run, chat, serve, bench, eval, tune, inspect",
             ("run",): "--model is required",
             ("run", "--model", MODEL, "--prompt", "x", "--temperature", "200"):
                 "--temperature: '200' is not allowed: 0 to 100 are",
@@ -358,7 +359,7 @@ class Measure(unittest.TestCase):
     def test_bench_compares_selectors_over_a_text(self):
         sparse = "box:ratio=0.25,min_tokens=0,min_context=0,dense_layers=0"
         args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "4", "--depth", "256,320", "--batch", "1,3",
-                "--repeat", "2", "--selector", "full", "--selector", sparse, "--json", "-")
+                "--repeat", "2", "--selector", "full", "--selector", sparse, "--no-peaks", "--json", "-")
         done = tinyserve(*args, "--text", __file__)
         cases = self.lines(done)
         self.assertEqual(done.stderr, b"")
@@ -368,6 +369,7 @@ class Measure(unittest.TestCase):
         decodes = [c for c in cases if c["kind"] == "decode"]
         for full, box in zip(decodes[::2], decodes[1::2]):
             self.assertEqual((full["resolved"], full["speedup_over_full"]), ("full", 1))
+            self.assertEqual((full["bandwidth_share"], full["roofline_share"]), (None, None))  # --no-peaks
             self.assertTrue(box["resolved"].startswith("box:ratio=0.25,"), box)
             self.assertGreater(box["speedup_over_full"], 0)
             self.assertLess(box["bytes_per_step"], full["bytes_per_step"])
@@ -380,7 +382,7 @@ class Measure(unittest.TestCase):
         # Depths within windows and at their ends, taken up again in the second round.
         def bench(kv, *text):
             args = ("--prefill", "80", "--decode", "70", "--depth", "0,40,100,320", "--batch", "1,3", "--repeat", "2")
-            cases = self.lines(tinyserve("bench", "--model", MODEL, *args, "--kv", kv, *text, "--json"))
+            cases = self.lines(tinyserve("bench", "--model", MODEL, *args, "--kv", kv, *text, "--no-peaks", "--json"))
             return {(c["kind"], c["depth"], c["batch"]): c["bytes_per_step"] for c in cases}
         raw, coded = bench("f16"), bench("planes")
         self.assertEqual(raw.keys(), coded.keys())
@@ -399,7 +401,7 @@ class Measure(unittest.TestCase):
         full = "cascade:ratio=1,min_context=0,full=1,values=1,least_share=0"  # everything is read
         selectors = ("full", cascade, "full@planes", "default")
         args = ("bench", "--model", MODEL, "--prefill", "16", "--decode", "70", "--depth", "100,320", "--batch", "1,3",
-                "--repeat", "2", "--text", __file__, *(a for s in selectors for a in ("--selector", s)))
+                "--repeat", "2", "--text", __file__, "--no-peaks", *(a for s in selectors for a in ("--selector", s)))
         cases = self.lines(tinyserve(*args, "--json", "-"))
         self.assertEqual([c["kv"] for c in cases if c["kind"] == "prefill"], ["f16"] * 2)
         decodes = [c for c in cases if c["kind"] == "decode"]
@@ -510,7 +512,7 @@ class Measure(unittest.TestCase):
             self.assertEqual(run_json("--config", wide, *prompt)["tokens"],
                              run_json("--selector", sparse, *prompt)["tokens"])
             case, = self.lines(tinyserve("bench", "--config", wide, "--model", MODEL, "--prefill", "0", "--decode", "4",
-                                         "--depth", "300", "--repeat", "1", "--text", __file__, "--json", "-"))
+                                         "--depth", "300", "--repeat", "1", "--text", __file__, "--no-peaks", "--json"))
             self.assertEqual(case["selector"], sparse)
         done = tinyserve(*args[:-6], "--method", sparse, "--kl", "0", "--output", os.path.join(folder, "no.toml"))
         self.assertEqual(done.returncode, 2)
@@ -568,7 +570,7 @@ class Observation(unittest.TestCase):
         self.assertRegex(shown, r"\n  all +\d+ ")
         text = ("--text", __file__, "--layers", "--json", "-")
         done = tinyserve("bench", "--model", MODEL, "--prefill", "0", "--decode", "4", "--depth", "256", "--batch", "3",
-                         "--repeat", "1", "--selector", "full", "--selector", SPARSE, *text)
+                         "--repeat", "1", "--no-peaks", "--selector", "full", "--selector", SPARSE, *text)
         full, sparse = map(json.loads, done.stdout.splitlines())
         self.assertEqual(full["layers"], [])
         check(sparse["layers"], 12, everything)
@@ -662,7 +664,7 @@ class Observation(unittest.TestCase):
         commands = {
             "run": ["--prompt", "x", "-n", "8", "--ignore-eos"],
             "chat": ["-n", "4"],
-            "bench": ["--depth", "16", "--prefill", "0", "--decode", "4", "--repeat", "1"],
+            "bench": ["--depth", "16", "--prefill", "0", "--decode", "4", "--repeat", "1", "--no-peaks"],
             "eval": ["--text", text, "--context", "64", "--tokens", "64"],
             "eval --method": ["--text", text, "--context", "64", "--score", "32", "--tokens", "64",
                               "--method", "streaming:min_context=0"],
