@@ -23,7 +23,7 @@ constexpr uint32_t kDepths[] = {37, 819, 2047, 2464, 4096, 4111, 5741, 7372, 800
 
 class Rig {
  public:
-  Rig(const std::string& spec, const char* kv) : threads_(2), kernels_(AvailableTargets().back()) {
+  Rig(const std::string& spec, const char* kv) : threads_(2), kernels_(AvailableTargets().front()) {
     const Codec* codec = *FindCodec(kv);
     SelectorSpec parsed = *ParseSelector(spec);
     const tinyserve_shape shape{.struct_size = sizeof shape,
