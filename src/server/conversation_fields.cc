@@ -42,25 +42,57 @@ void ReadMessages(Fields* fields, const RequestLimits& limits, json::array* mess
   }
 }
 
-void ReadTools(Fields* fields, std::vector<Tool>* tools) {
-  const json::value* value = fields->Find("tools");
-  if (value == nullptr) return;
-  const json::array* list = value->if_array();
-  if (list == nullptr || list->size() > kToolsMax) {
-    return fields->Fail("tools",
-                        fmt::format("'tools' must be a list of at most {} tools", kToolsMax));
+// The members of a function's object.
+std::optional<Tool> ReadFunction(Fields* function) {
+  Tool tool;
+  std::string description;
+  bool strict = false;
+  function->String("name", kNameBytesMax, &tool.name);
+  if (!function->failed() && !IsToolName(tool.name)) {
+    function->Fail("name", fmt::format("'{}' must be 1 to {} letters, digits, _ or -",
+                                       function->Path("name"), kNameBytesMax));
   }
-  for (size_t i = 0; i < list->size(); ++i) {
-    std::optional<ApiError> error;
-    std::optional<Tool> tool = ReadTool((*list)[i], fmt::format("tools[{}]", i), &error);
-    if (!tool) return fields->Fail(*std::move(error));
-    for (const Tool& other : *tools) {
-      if (other.name != tool->name) continue;
-      return fields->Fail(BadField(fmt::format("tools[{}].function.name", i),
-                                   fmt::format("there are two tools '{}'", tool->name)));
-    }
-    tools->push_back(*std::move(tool));
+  function->String("description", SIZE_MAX, &description);
+  function->Bool("strict", &strict);
+  if (const json::object* parameters = function->Object("parameters"))
+    tool.parameters = *parameters;
+  if (tool.parameters.empty())
+    tool.parameters = {{"type", "object"}, {"properties", json::object()}};
+  if (function->failed()) return std::nullopt;
+  json::object shown = {{"name", tool.name}};
+  if (!description.empty()) shown["description"] = description;
+  shown["parameters"] = tool.parameters;
+  tool.definition = {{"type", "function"}, {"function", std::move(shown)}};
+  return tool;
+}
+
+// One tool at `path`. Nothing: `*error` says why.
+std::optional<Tool> ReadTool(const json::value& value, const std::string& path, ToolForm form,
+                             std::optional<ApiError>* error) {
+  if (!value.is_object()) {
+    *error = BadField(path, fmt::format("'{}' must be an object", path));
+    return std::nullopt;
   }
+  Fields fields(value.get_object(), path + ".", error);
+  std::string type;
+  fields.String("type", kWordBytesMax, &type);
+  if (type != "function")
+    fields.Fail("type", fmt::format("'{}.type' must be function: others are not supported", path));
+  if (form == ToolForm::kFlat) {
+    std::optional<Tool> tool = ReadFunction(&fields);
+    fields.RefuseOthers();
+    return fields.failed() ? std::nullopt : std::move(tool);
+  }
+  const json::object* inner = fields.Object("function");
+  if (inner == nullptr) {
+    fields.Fail("function", fmt::format("'{}.function' is missing", path));
+    return std::nullopt;
+  }
+  fields.RefuseOthers();
+  Fields function(*inner, path + ".function.", error);
+  std::optional<Tool> tool = ReadFunction(&function);
+  function.RefuseOthers();
+  return function.failed() ? std::nullopt : std::move(tool);
 }
 
 // "none", "auto", "required", or {"type": "function", "function": {"name"}}.
@@ -123,55 +155,31 @@ bool ChooseTools(std::string_view choice, Conversation* conversation) {
   return !tools.empty();
 }
 
-std::optional<Tool> ReadTool(const json::value& value, const std::string& path,
-                             std::optional<ApiError>* error) {
-  if (!value.is_object()) {
-    *error = BadField(path, fmt::format("'{}' must be an object", path));
-    return std::nullopt;
+void ReadTools(Fields* fields, ToolForm form, Conversation* conversation) {
+  const json::value* value = fields->Find("tools");
+  if (value == nullptr) return;
+  const json::array* list = value->if_array();
+  if (list == nullptr || list->size() > kToolsMax) {
+    return fields->Fail("tools",
+                        fmt::format("'tools' must be a list of at most {} tools", kToolsMax));
   }
-  Fields fields(value.get_object(), path + ".", error);
-  std::string type;
-  fields.String("type", kWordBytesMax, &type);
-  if (type != "function")
-    fields.Fail("type", fmt::format("'{}.type' must be function: others are not supported", path));
-  const json::object* inner = fields.Object("function");
-  if (inner == nullptr) {
-    fields.Fail("function", fmt::format("'{}.function' is missing", path));
-    return std::nullopt;
+  for (size_t i = 0; i < list->size(); ++i) {
+    std::optional<ApiError> error;
+    const std::string path = fmt::format("tools[{}]", i);
+    std::optional<Tool> tool = ReadTool((*list)[i], path, form, &error);
+    if (!tool) return fields->Fail(*std::move(error));
+    if (HasTool(*conversation, tool->name)) {
+      const char* name = form == ToolForm::kNested ? ".function.name" : ".name";
+      return fields->Fail(
+          BadField(path + name, fmt::format("there are two tools '{}'", tool->name)));
+    }
+    conversation->tools.push_back(*std::move(tool));
   }
-  fields.RefuseOthers();
-  Fields function(*inner, path + ".function.", error);
-  std::optional<Tool> tool = ReadFunction(&function);
-  function.RefuseOthers();
-  return function.failed() ? std::nullopt : std::move(tool);
-}
-
-std::optional<Tool> ReadFunction(Fields* function) {
-  Tool tool;
-  std::string description;
-  bool strict = false;
-  function->String("name", kNameBytesMax, &tool.name);
-  if (!function->failed() && !IsToolName(tool.name)) {
-    function->Fail("name", fmt::format("'{}' must be 1 to {} letters, digits, _ or -",
-                                       function->Path("name"), kNameBytesMax));
-  }
-  function->String("description", SIZE_MAX, &description);
-  function->Bool("strict", &strict);
-  if (const json::object* parameters = function->Object("parameters"))
-    tool.parameters = *parameters;
-  if (tool.parameters.empty())
-    tool.parameters = {{"type", "object"}, {"properties", json::object()}};
-  if (function->failed()) return std::nullopt;
-  json::object shown = {{"name", tool.name}};
-  if (!description.empty()) shown["description"] = description;
-  shown["parameters"] = tool.parameters;
-  tool.definition = {{"type", "function"}, {"function", std::move(shown)}};
-  return tool;
 }
 
 void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation* conversation) {
   ReadMessages(fields, limits, &conversation->messages);
-  ReadTools(fields, &conversation->tools);
+  ReadTools(fields, ToolForm::kNested, conversation);
   fields->Bool("parallel_tool_calls", &conversation->parallel_calls);
   ReadChoice(fields, conversation);
   fields->Bool("add_generation_prompt", &conversation->add_generation_prompt);

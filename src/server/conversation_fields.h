@@ -13,13 +13,11 @@ namespace tinyserve {
 // `add_generation_prompt`; those that only older clients know are refused.
 void ReadConversation(Fields* fields, const RequestLimits& limits, Conversation* conversation);
 
-// One tool, {"type": "function", "function": {"name", "description", "parameters", "strict"}}, at
-// `path`. Nothing: `*error` says why.
-std::optional<Tool> ReadTool(const boost::json::value& value, const std::string& path,
-                             std::optional<ApiError>* error);
-
-// The members of a function's object: name, description, parameters, strict.
-std::optional<Tool> ReadFunction(Fields* function);
+// Where a tool, {"type": "function", …}, has its function's name, description, parameters and
+// strict: in a member `function`, as in chats, or beside its type, as in responses.
+enum class ToolForm : uint8_t { kNested, kFlat };
+// `tools`: each name once.
+void ReadTools(Fields* fields, ToolForm form, Conversation* conversation);
 
 // `chat_template_kwargs`.
 void ReadTemplateVariables(Fields* fields, Conversation* conversation);

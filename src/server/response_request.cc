@@ -14,36 +14,7 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr size_t kWordBytesMax = 64, kIdBytesMax = 256, kToolsMax = 128;
-
-// {"type": "function", "name", "description", "parameters", "strict"}: not nested as in chats.
-void ReadTools(Fields* fields, Conversation* conversation) {
-  const json::value* value = fields->Find("tools");
-  if (value == nullptr) return;
-  const json::array* list = value->if_array();
-  if (list == nullptr || list->size() > kToolsMax) {
-    return fields->Fail("tools",
-                        fmt::format("'tools' must be a list of at most {} tools", kToolsMax));
-  }
-  for (size_t i = 0; i < list->size(); ++i) {
-    const std::string path = fmt::format("tools[{}]", i);
-    if (!(*list)[i].is_object())
-      return fields->Fail(BadField(path, fmt::format("'{}' must be an object", path)));
-    std::optional<ApiError> error;
-    Fields inner((*list)[i].get_object(), path + ".", &error);
-    std::string type;
-    inner.String("type", kWordBytesMax, &type);
-    if (type != "function") {
-      inner.Fail("type", fmt::format("'{}.type' must be function: others are not supported", path));
-    }
-    std::optional<Tool> tool = ReadFunction(&inner);
-    inner.RefuseOthers();
-    if (tool && HasTool(*conversation, tool->name))
-      inner.Fail("name", fmt::format("there are two tools '{}'", tool->name));
-    if (error) return fields->Fail(*std::move(error));
-    conversation->tools.push_back(*std::move(tool));
-  }
-}
+constexpr size_t kWordBytesMax = 64, kIdBytesMax = 256;
 
 // "none", "auto", "required", or {"type": "function", "name"}.
 void ReadToolChoice(Fields* fields, Conversation* conversation) {
@@ -187,7 +158,7 @@ std::optional<ResponseRequest> ParseResponseRequest(std::string_view body,
   ReadInput(&fields, limits, &request);
   if (conversation.messages.empty() && request.instructions.empty() && request.previous.empty())
     fields.Fail("input", "'input' is missing");
-  ReadTools(&fields, &conversation);
+  ReadTools(&fields, ToolForm::kFlat, &conversation);
   fields.Bool("parallel_tool_calls", &conversation.parallel_calls);
   ReadToolChoice(&fields, &conversation);
   ReadTemplateVariables(&fields, &conversation);

@@ -316,8 +316,8 @@ struct RangedPages {
     PrefetchRanges(0);
     PrefetchRanges(kBlockUnits);
     for (uint32_t h = 0; h < args.group; ++h) {
-      const float unit =
-          CodeQueryWords(args.q + (uint64_t)h * dim, dim, s.words + (uint64_t)h * words);
+      const float unit = CodeQuery(args.q + (uint64_t)h * dim, dim, words, kWordTop,
+                                   s.words + (uint64_t)h * words);
       s.q_scale[h] = args.scale * kLog2E * unit;
     }
     const RangedBlock block = At(0);

@@ -37,20 +37,6 @@ constexpr float kWordTop = 32767;
 // Words of a head's coded queries: zeros past the head size, to whole steps of their packing.
 TS_INLINE uint32_t RangedQueryWords(uint32_t dim) { return RoundUp(dim, 2 * kWordLanes); }
 
-// Codes of dim queries; returns what a code stands for.
-TS_INLINE float CodeQueryWords(const float* q, uint32_t dim, int16_t* codes) {
-  VF top = Zero();
-  for (uint32_t c = 0; c < dim; c += kLanes) {
-    top = Max(top, Abs(LoadFirst(q + c, Smaller(kLanes, dim - c))));
-  }
-  const float highest = MaxLanes(top), to_codes = CodesPerUnit(highest, kWordTop);
-  for (uint32_t c = 0; c < RangedQueryWords(dim); c += kLanes) {
-    const uint32_t n = c < dim ? Smaller(kLanes, dim - c) : 0;
-    StoreWords(codes + c, ToInt(Mul(LoadFirst(q + c, n), Set(to_codes))));
-  }
-  return highest * (1.0f / kWordTop);
-}
-
 // A head's queries, times the steps of each page of a block.
 struct alignas(64) HeadQueries {
   // Words, then bytes where those are multiplied, in the order of channels.

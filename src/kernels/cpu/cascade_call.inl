@@ -145,23 +145,11 @@ TS_INLINE void ForHeadPasses(const CascadeCall& call, F f) {
 }
 
 TS_PHASE void CodeQueries(const CascadeCall& call) {
-  const uint32_t dim = call.args.shape.head_dim;
+  const uint32_t dim = call.args.shape.head_dim, channels = call.at.channels;
   for (uint32_t h = 0; h < call.args.group; ++h) {
-    const float* q = call.args.q + (uint64_t)h * dim;
-    VF top = Zero();
-    for (uint32_t c = 0; c < dim; c += kLanes) {
-      top = Max(top, Abs(LoadFirst(q + c, Smaller(kLanes, dim - c))));
-    }
-    const float highest = MaxLanes(top), to_codes = CodesPerUnit(highest, kQueryTop);
-    call.s.q_scale[h] = call.args.scale * kLog2E * highest * (1.0f / kQueryTop);
-    for (uint32_t c = 0; c < call.at.channels; c += kLanes) {
-      const uint32_t n = c < dim ? Smaller(kLanes, dim - c) : 0;
-      alignas(64) int32_t codes[kLanes];
-      StoreInt(codes, ToInt(Mul(LoadFirst(q + c, n), Set(to_codes))));
-      for (uint32_t i = 0; i < kLanes; ++i) {
-        call.s.q[(uint64_t)h * call.at.channels + c + i] = (int16_t)codes[i];
-      }
-    }
+    call.s.q_scale[h] = call.args.scale * kLog2E *
+                        CodeQuery(call.args.q + (uint64_t)h * dim, dim, channels, kQueryTop,
+                                  call.s.q + (uint64_t)h * channels);
   }
 }
 

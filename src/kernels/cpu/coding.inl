@@ -2,6 +2,7 @@
 #ifndef TINYSERVE_KERNELS_CPU_CODING_INL_
 #define TINYSERVE_KERNELS_CPU_CODING_INL_
 
+#include "kernels/cpu/attention_forms.inl"
 #include "kernels/cpu/attention_page.inl"
 #include "kernels/cpu/fold.inl"
 
@@ -18,6 +19,21 @@ TS_INLINE VI ClampCodes(VI a, int low, int high) {
 }
 TS_INLINE float CodesPerUnit(float top, float code_max) {
   return top < kTinyTop ? 0.0f : code_max / top;
+}
+
+// Codes of dim numbers of a query, the largest of which becomes `top`, then zeros up to `count`, a
+// multiple of kLanes; returns what a code stands for.
+TS_INLINE float CodeQuery(const float* q, uint32_t dim, uint32_t count, float top, int16_t* codes) {
+  VF highest_lanes = Zero();
+  for (uint32_t c = 0; c < dim; c += kLanes) {
+    highest_lanes = Max(highest_lanes, Abs(LoadFirst(q + c, Smaller(kLanes, dim - c))));
+  }
+  const float highest = MaxLanes(highest_lanes), to_codes = CodesPerUnit(highest, top);
+  for (uint32_t c = 0; c < count; c += kLanes) {
+    const uint32_t n = c < dim ? Smaller(kLanes, dim - c) : 0;
+    StoreWords(codes + c, ToInt(Mul(LoadFirst(q + c, n), Set(to_codes))));
+  }
+  return highest / top;
 }
 
 // Codes 0 .. 255 of four numbers times to_codes, rounded up; returns them as floats.
