@@ -102,10 +102,9 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const
     seen_.assign(vocab, false);
     for (int32_t token : prompt) seen_[static_cast<size_t>(token)] = true;
   }
-  if (options.temperature > 0) {
-    weights_.resize(vocab);
-    block_sums_.resize((vocab + kBlock - 1) / kBlock);
-  }
+  if (options.temperature == 0) return;
+  weights_.resize(vocab);
+  block_sums_.resize((vocab + kBlock - 1) / kBlock);
   if (KeepsBest()) candidates_.reserve(vocab);
 }
 

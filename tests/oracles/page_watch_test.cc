@@ -82,7 +82,9 @@ TEST(PageWatch, SeesWhatTheSelectorReads) {
 
 TEST(PageWatch, WithoutASelectorEverythingIsRead) {
   auto engine = Open("full", "f16");
-  for (const PageReads& r : Watch(engine.get(), 0).reads) {
+  const Seen seen = Watch(engine.get(), 0);
+  ASSERT_GT(seen.reads.size(), 80u);
+  for (const PageReads& r : seen.reads) {
     const uint32_t pages = (r.tokens + 15) / 16;
     for (const uint64_t bits : r.bits) EXPECT_EQ(bits, (uint64_t{1} << pages) - 1);
   }
@@ -92,7 +94,9 @@ TEST(PageWatch, ShowsTheRequestThatIsAskedForToItsClientAlone) {
   auto engine = Open("full", "f16");
   EXPECT_TRUE(Watch(engine.get(), 99).reads.empty());
   EXPECT_TRUE(Watch(engine.get(), 0, "another").reads.empty());
-  for (const PageReads& r : Watch(engine.get(), 3).reads) EXPECT_EQ(r.request, 3u);
+  const Seen third = Watch(engine.get(), 3);
+  ASSERT_GT(third.reads.size(), 80u);
+  for (const PageReads& r : third.reads) EXPECT_EQ(r.request, 3u);
 }
 
 }  // namespace
