@@ -90,6 +90,13 @@ class LintTest(unittest.TestCase):
         self.write("tools/fine.cc", '#include "kernels/cpu/lanes.inl"\n#include "tinyserve/engine.h"\n')
         self.expect_clean(rules.includes)
 
+    def test_only_one_header_of_kernels_sees_their_emulation(self):
+        self.write("tests/simt/emulated.h", "")
+        self.write("src/kernels/cuda/simt.h", '#include "tests/simt/emulated.h"\n')
+        self.expect_clean(rules.includes)
+        self.write("src/kernels/cuda/bad.cu", '#include "tests/simt/emulated.h"\n')
+        self.expect(rules.includes, "src/kernels/cuda/bad.cu", "src/kernels may not include tests")
+
     def test_a_lost_table_is_found(self):
         self.write("docs/ARCHITECTURE.md", "# No table\n")
         self.expect(rules.includes, "docs/ARCHITECTURE.md", "table is missing")
@@ -197,15 +204,20 @@ class LintTest(unittest.TestCase):
                                      "enable_testing()\n"
                                      "add_executable(run_test src/tensor/run_test.cc)\n"
                                      "add_test(NAME t COMMAND run_test)\n"
-                                     "add_executable(idle_test src/tensor/idle_test.cc)\n")
-        for name in ("run_test", "idle_test", "lost"):
+                                     "add_executable(idle_test src/tensor/idle_test.cc)\n"
+                                     "add_subdirectory(tests)\n")
+        self.write("tests/CMakeLists.txt", "add_executable(outside ${CMAKE_SOURCE_DIR}/src/tensor/outside.cc)\n")
+        for name in ("run_test", "idle_test", "lost", "outside"):
             self.write(f"src/tensor/{name}.cc", "int main() {}\n")
+        self.write("src/kernels/cuda/lost.cu", "")
         build = self.root / "build"
         subprocess.run(["cmake", "-G", "Ninja", "-S", self.root, "-B", build], check=True, capture_output=True)
         found = "\n".join(self.findings(rules.dead_files, build))
         self.assertIn("src/tensor/lost.cc:1: no target compiles it", found)
         self.assertIn("src/tensor/idle_test.cc:1: ctest does not run its program idle_test", found)
+        self.assertIn("src/kernels/cuda/lost.cu:1: no target compiles it", found)
         self.assertNotIn("/run_test.cc", found)
+        self.assertNotIn("/outside.cc", found)
 
     @unittest.skipUnless(shutil.which("clang-format"), "needs clang-format")
     def test_formatting(self):

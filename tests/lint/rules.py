@@ -2,6 +2,7 @@
 
 import fnmatch
 import pathlib
+import posixpath
 import re
 import shutil
 import subprocess
@@ -11,13 +12,13 @@ from functools import cached_property
 from cpp_source import functions_of, includes_of, strip_literals
 
 CPP_FOLDERS = ("src", "include", "tools", "bench", "tests", "examples")
-CPP_SUFFIXES = (".cc", ".h", ".inl")
+CPP_SUFFIXES = (".cc", ".cu", ".h", ".inl")
 TEXT_SUFFIXES = CPP_SUFFIXES + (".py", ".sh", ".rs", ".md", ".cmake", ".txt", ".json", ".toml")
 SKIPPED_FOLDERS = {".git", "build", "models", "target", "data", "corpus", "__pycache__"}
 
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 800
-LINE_CHARS_MAX = {".cc": 100, ".h": 100, ".inl": 100, ".py": 120, ".sh": 120, ".cmake": 120, ".md": 140}
+LINE_CHARS_MAX = {".cc": 100, ".cu": 100, ".h": 100, ".inl": 100, ".py": 120, ".sh": 120, ".cmake": 120, ".md": 140}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Tree:
         return None
 
 
+# The header by which kernels for a GPU see CUDA, and what stands in for it where they are emulated.
+EMULATION = ("src/kernels/cuda/simt.h", "tests/simt/emulated.h")
+
+
 def folder_of(path):
     """The row of the include table that `path` belongs to: src/kv, tools, include/tinyserve ..."""
     parts = path.split("/")
@@ -115,7 +120,7 @@ def includes(tree):
             elif target.startswith("rust/"):
                 fine = own == "src/text"
             elif target.startswith("tests/"):
-                fine = path.endswith("_test.cc")
+                fine = path.endswith("_test.cc") or (path, target) == EMULATION
             else:
                 fine = other in ("src/base", own) or name in allowed
             if not (fine or "all" in allowed):
@@ -282,10 +287,10 @@ def header_guards(tree):
 
 
 def dead_files(tree):
-    """Every header is included, every .cc is compiled, every test runs."""
+    """Every header is included, every .cc and .cu is compiled, every test runs."""
     included = {tree.resolve(i) for path in tree.cpp_files for _, _, i in includes_of(tree.texts[path])}
     for path in tree.cpp_files:
-        if not path.endswith(".cc") and path not in included and not path.startswith("include/"):
+        if not path.endswith((".cc", ".cu")) and path not in included and not path.startswith("include/"):
             yield Finding(path, 1, "no file includes it")
     for path in tree.files:
         if re.fullmatch(r"tests/.*(test_[^/]*|_test)\.py", path):
@@ -300,12 +305,14 @@ def unbuilt_files(tree):
     """What the configured build itself says: its build rules, and its lists of tests."""
     ninja = subprocess.run(["ninja", "-C", str(tree.build), "-t", "targets", "all"], capture_output=True, text=True,
                            check=True).stdout
-    objects = re.findall(r"^(?:(.*)/)?CMakeFiles/([^/]+)\.dir/(.*\.cc)\.o:", ninja, re.M)
-    target_of = {"/".join(filter(None, (folder, source))): target for folder, target, source in objects}
+    objects = re.findall(r"^(?:(.*)/)?CMakeFiles/([^/]+)\.dir/(.*\.(?:cc|cu))\.o:", ninja, re.M)
+    # A source outside of its target's folder: .. is written as __ in the name of its object.
+    target_of = {posixpath.normpath("/".join(filter(None, (folder, source.replace("__/", "../"))))): target
+                 for folder, target, source in objects}
     registered = "\n".join(file.read_text() for file in tree.build.rglob("CTestTestfile.cmake"))
     run = {word for line in re.findall(r"^add_test\(.*", registered, re.M) for word in re.findall(r'/([^"/]+)"', line)}
     for path in tree.cpp_files:
-        if not path.endswith(".cc"):
+        if not path.endswith((".cc", ".cu")):
             continue
         if path not in target_of:
             yield Finding(path, 1, "no target compiles it")
