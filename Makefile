@@ -8,7 +8,7 @@ SOAK_SECONDS ?= 3600
 export MODEL PROMPT PORT JOBS FUZZ_SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat build test test-clients soak fuzz format lint clean packages packages-test model data
+.PHONY: help run chat build cuda test test-clients soak fuzz format lint clean packages packages-test model data
 
 help:
 	@echo 'make run      install what is needed, fetch the default model, build, and serve it: a page'
@@ -16,6 +16,7 @@ help:
 	@echo '              PROMPT="…" make run answers and exits; MODEL=file.gguf make run uses that model'
 	@echo 'make chat     the same, but chat on the terminal'
 	@echo 'make build    build/release/tinyserve alone'
+	@echo 'make cuda     build/cuda/tinyserve, with kernels for NVIDIA GPUs; fetches the compiler where there is none'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
 	@echo 'make test-clients  the server with what users have: openai, LangChain, lm-eval, a browser'
 	@echo 'make soak     the server under clients of every kind for SOAK_SECONDS (now $(SOAK_SECONDS)) seconds'
@@ -33,6 +34,9 @@ chat: build model
 
 build: packages
 	@scripts/build.sh release tinyserve
+
+cuda: packages
+	@scripts/build.sh cuda tinyserve kernels_device_test
 
 test: packages-test model
 	@scripts/test.sh

@@ -4,6 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=$1
 shift
+if [ "$preset" = cuda ]; then
+  CUDACXX=$(scripts/fetch-nvcc.sh)
+  export CUDACXX
+fi
 # CMake itself notices changes of every CMakeLists.txt, but not of the presets.
 if [ ! -f "build/$preset/build.ninja" ] || [ CMakePresets.json -nt "build/$preset/build.ninja" ]; then
   echo "==> Configuring build/$preset"

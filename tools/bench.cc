@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "engine/executor.h"
+#include "kernels/cuda/device.h"
 #include "kernels/targets.h"
 #include "text/json_text.h"
 #include "tools/bench_cases.h"
@@ -43,6 +44,7 @@ Result<MachinePeaks> MeasurePeaksWithNote(const Kernels& kernels, ThreadPool* th
 }
 
 Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
+  TS_RETURN_IF_ERROR(cuda::CheckEngineDevice(flags.engine.device));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(flags.engine.target));
   ThreadPool threads(ThreadsOf(flags.engine));
   TS_ASSIGN_OR_RETURN(const MachinePeaks peaks, MeasurePeaksWithNote(*kernels, &threads));

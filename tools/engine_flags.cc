@@ -16,6 +16,7 @@ EngineOptions EngineFlags::ToOptions() const {
   options.step_plugins = step_plugins;
   options.compute = compute;
   options.target = target;
+  options.device = device;
   options.page_tokens = page_tokens;
   options.block_tokens = BlockTokensFor(page_tokens);
   options.trace_path = trace;

@@ -24,6 +24,7 @@ struct EngineFlags {
   std::vector<std::string> step_plugins;
   std::string compute = "fast";
   std::string target;
+  std::string device = "auto";
   uint32_t page_tokens = 16;
   std::string trace;  // file; empty: none
   double shadow_check = 0;

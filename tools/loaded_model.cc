@@ -4,6 +4,7 @@
 #include "base/machine.h"
 #include "engine/selector_storage.h"
 #include "engine/vocab.h"
+#include "kernels/cuda/device.h"
 #include "kernels/targets.h"
 #include "kv/codec.h"
 #include "step/step_registry.h"
@@ -66,6 +67,7 @@ Result<uint64_t> LoadedModel::KvFixedBytes(const std::string& kv, uint32_t page_
 
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
   LoadedModel loaded;
+  TS_RETURN_IF_ERROR(cuda::CheckEngineDevice(flags.device));
   TS_ASSIGN_OR_RETURN(loaded.kernels, TargetFor(flags.target));
   loaded.compute = flags.compute == "f32" ? Compute::kF32 : Compute::kFast;
   loaded.threads = std::make_unique<ThreadPool>(ThreadsOf(flags));

@@ -54,6 +54,7 @@ constexpr FlagOfField kFlags[] = {{"context_tokens", "--ctx", false},
                                   {"step_plugins", "--step-plugin", false},
                                   {"stop", "--stop", true},
                                   {"target", "--target", true},
+                                  {"device", "--device", true},
                                   {"temperature", "--temperature", true},
                                   {"threads", "--threads", true}};
 
@@ -134,6 +135,10 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
   add("--target", &flags->target, "NAME",
       "SIMD target (`tinyserve --version` lists them); default: TINYSERVE_TARGET if set, else the "
       "best of this machine");
+  add("--device", &flags->device, "NAME",
+      "What computes: auto, cpu, cuda or cuda:N. No step runs on a GPU yet: auto is the CPU, and "
+      "cuda says what is missing")
+      ->capture_default_str();
   Choose(
       add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page")->capture_default_str(),
       {"16", "32", "64"});

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/machine.h"
+#include "kernels/cuda/device.h"
 #include "kernels/targets.h"
 #include "tools/commands.h"
 #include "tools/help.h"
@@ -29,8 +30,8 @@ std::string Version() {
   for (const std::string& name : CompiledTargets()) compiled += " " + name;
   for (const Kernels* kernels : AvailableTargets()) available += fmt::format(" {}", kernels->name);
   return fmt::format(
-      "tinyserve {}\ncompiled targets: {}\non this machine:  {}\n{}, {} usable cores",
-      TINYSERVE_VERSION, compiled, available, CpuName(), UsableCores());
+      "tinyserve {}\ncompiled targets: {}\non this machine:  {}\n{}, {} usable cores\n{}",
+      TINYSERVE_VERSION, compiled, available, CpuName(), UsableCores(), cuda::DescribeDevices());
 }
 
 int Report(const Status& status) {

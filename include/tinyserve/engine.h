@@ -55,6 +55,9 @@ struct EngineOptions {
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
   std::string
       target;  // SIMD target by name; empty: TINYSERVE_TARGET, else the best of this machine
+  // cpu, auto, or cuda[:N]. The engine has no CUDA step yet: cuda is refused with what is missing,
+  // auto (and empty) is the CPU.
+  std::string device;
   // What generated tokens read: NAME[:key=value,...] as docs/selection.md lists them. What a
   // selector needs to know of a page is kept from the start, so a request may only ask for another
   // one that needs no more.

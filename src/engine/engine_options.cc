@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/device.h"
 #include "kv/eviction_policy.h"
 
 namespace tinyserve {
@@ -20,6 +21,7 @@ Status CheckEngineOptions(const EngineOptions& o) {
                   fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
   };
   TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
+  TS_RETURN_IF_ERROR(cuda::CheckEngineDevice(o.device));
   if (!(o.shadow_check >= 0 && o.shadow_check <= 1)) {
     return Status(Code::kInvalidArgument,
                   fmt::format("shadow_check is {}: allowed are 0 to 1", o.shadow_check));

@@ -6,11 +6,11 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <string>
 #include <tuple>
 #include <type_traits>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/runtime.h"
 #include "tinyserve/status.h"
 
 #define TS_KERNEL __global__ static void
@@ -43,9 +43,7 @@ Status Launch(const LaunchConfig& config, void (*kernel)(Parameters...), Argumen
                              dim3(config.threads), pointers, config.shared_bytes,
                              static_cast<cudaStream_t>(config.stream));
   }
-  if (error == cudaSuccess) return Status();
-  return Status(Code::kInternal, std::string("launching ") + config.kernel + ": " +
-                                     cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+  return runtime::AfterLaunch(config.kernel, static_cast<int>(error), config.stream);
 }
 
 // ---- threads ------------------------------------------------------------------------------------
