@@ -14,6 +14,7 @@
 #include "tinyserve/status.h"
 
 #define TS_KERNEL static void
+#define TS_BOUNDED_KERNEL(threads) static void
 #define TS_DEVICE inline
 #define TS_UNROLL
 
@@ -152,6 +153,10 @@ class Global {
     static_assert(!std::is_const_v<T> && simt::kOneAccess<V>);
     std::memcpy(Touch(i, sizeof(V), simt::Access::kWrite, site), &value, sizeof value);
   }
+  template <class V = Element>
+  V GetFresh(uint64_t i, const Site& site = Site::current()) const {
+    return Get<V>(i, site);
+  }
   Global Part(uint64_t first, uint64_t count, const Site& site = Site::current()) const {
     if (first > array_.count || array_.count - first < count) {
       simt::Fail(std::string(name_) + ": the part from " + std::to_string(first) + " of " +
@@ -192,6 +197,10 @@ class Shared {
   void Set(uint64_t i, std::type_identity_t<V> value, const Site& site = Site::current()) const {
     static_assert(simt::kOneAccess<V>);
     std::memcpy(Touch(i, sizeof(V), simt::Access::kWrite, site), &value, sizeof value);
+  }
+  template <class V>
+  Shared<V> As() const {
+    return Shared<V>(offset_, static_cast<uint32_t>(count_ * sizeof(T) / sizeof(V)), name_);
   }
   Shared Part(uint64_t first, uint64_t count, const Site& site = Site::current()) const {
     if (first > count_ || count_ - first < count) {
@@ -275,6 +284,7 @@ inline BF16 ToBF16(float x) { return {F32ToBF16(x)}; }
 inline float Float(float x) { return x; }
 inline uint32_t Bits(float x) { return std::bit_cast<uint32_t>(x); }
 inline float FromBits(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float Exp2(float x) { return std::exp2(x); }
 inline float Exp(float x) { return std::exp(x); }
 inline int Dp4a(int a, int b, int c) {

@@ -7,6 +7,7 @@
 // Both headers define, in namespace tinyserve::cuda:
 //
 //   TS_KERNEL, TS_DEVICE, TS_UNROLL     of a kernel, a device function, a loop
+//   TS_BOUNDED_KERNEL(threads)          of a kernel whose blocks have so many threads at most
 //   Status Launch(config, kernel, args...)
 //   ThreadIndex() LaneIndex() WarpIndex() BlockThreads() BlockX/Y/Z() GridX/Y/Z()
 //   SyncBlock(), SyncWarp(mask)         all threads of the block, or lanes of the mask, must come
@@ -14,11 +15,15 @@
 //   Shuffle(v, lane, mask) ShuffleXor(v, lanes, mask) ShuffleDown(v, lanes, mask)
 //   Ballot(mask, p) Any(mask, p)
 //   Global<T>(array, name)              checked views: Get<V>(i), Set(i, v), Part(first, count)
-//   Shared<T>                           the same of shared memory: SharedArena, or TS_SHARED
+//                                       GetFresh<V>(i): what other blocks of the launch have
+//                                       written
+//   Shared<T>                           the same of shared memory: SharedArena, or TS_SHARED;
+//                                       As<V>(): the same bytes as elements of another type
 //   AtomicAdd/AtomicMax(view, i, v)     the old value
 //   CopyAsync16(shared, i, global, j)   16 bytes; CopyAsyncCommit(); CopyAsyncWait<N>()
 //   MmaF16/MmaBF16(d, a, b)             m16n8k16, d += a * b in f32
-//   Dp4a(a, b, c), Float(F16), ToF16(float), Float(BF16), ToBF16(float), Bits, FromBits, Exp2, Exp
+//   Dp4a(a, b, c), Float(F16), ToF16(float), Float(BF16), ToBF16(float), Bits, FromBits, Fma, Exp2,
+//   Exp
 //
 // Get<V>(i) reads a V that begins at element i: several elements at once, aligned to V's size.
 #ifndef TINYSERVE_KERNELS_CUDA_SIMT_H_

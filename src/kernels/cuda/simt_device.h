@@ -14,6 +14,7 @@
 #include "tinyserve/status.h"
 
 #define TS_KERNEL __global__ static void
+#define TS_BOUNDED_KERNEL(threads) __global__ static void __launch_bounds__(threads)
 #define TS_DEVICE __device__ __forceinline__
 #define TS_UNROLL _Pragma("unroll")
 
@@ -106,6 +107,11 @@ template <class T>
 class Global : public View<T> {
  public:
   TS_DEVICE Global(Array<T> array, const char*) : View<T>(array.data) {}
+  // Past the caches of a multiprocessor: what other blocks of the launch have written.
+  template <class V = std::remove_const_t<T>>
+  TS_DEVICE V GetFresh(uint64_t i) const {
+    return __ldcg(reinterpret_cast<const V*>(this->base_ + i));
+  }
   TS_DEVICE Global Part(uint64_t first, uint64_t count) const {
     return Global({this->base_ + first, count}, nullptr);
   }
@@ -115,6 +121,10 @@ template <class T>
 class Shared : public View<T> {
  public:
   TS_DEVICE explicit Shared(T* base) : View<T>(base) {}
+  template <class V>
+  TS_DEVICE Shared<V> As() const {
+    return Shared<V>(reinterpret_cast<V*>(this->base_));
+  }
   TS_DEVICE Shared Part(uint64_t first, uint64_t) const { return Shared(this->base_ + first); }
 };
 
@@ -171,6 +181,7 @@ TS_DEVICE BF16 ToBF16(float x) { return {__bfloat16_as_ushort(__float2bfloat16_r
 TS_DEVICE float Float(float x) { return x; }
 TS_DEVICE uint32_t Bits(float x) { return __float_as_uint(x); }
 TS_DEVICE float FromBits(uint32_t bits) { return __uint_as_float(bits); }
+TS_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 TS_DEVICE float Exp2(float x) { return exp2f(x); }
 TS_DEVICE float Exp(float x) { return __expf(x); }
 TS_DEVICE int Dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
