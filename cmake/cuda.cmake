@@ -6,6 +6,7 @@ if(TINYSERVE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # the program also starts where no CUDA is installed
   enable_language(CUDA)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know it yet
   if(NOT CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
     message(FATAL_ERROR "nvcc is ${CMAKE_CUDA_COMPILER_VERSION}: at least 13 is needed (scripts/fetch-nvcc.sh)")
   endif()
@@ -23,7 +24,8 @@ function(ts_cuda library)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cuda/*.cu)
   target_sources(${library} PRIVATE ${sources})
   # As on the host: a multiply and an add are fused where the source says so, and nowhere else.
-  target_compile_options(${library} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -fmad=false>)
+  set(host -Wall,-Wextra,-Werror,-Wshadow,-Wno-missing-field-initializers,-Wno-restrict,-ffp-contract=off)
+  target_compile_options(${library} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xcompiler=${host}>")
   # What the kernels are compiled for, in words (CMAKE_CUDA_ARCHITECTURES).
   set_property(SOURCE ${CMAKE_SOURCE_DIR}/src/kernels/cuda/runtime.cc APPEND PROPERTY
     COMPILE_DEFINITIONS "TINYSERVE_CUDA=\"sm_80, sm_86, sm_89, sm_90, PTX\"")
