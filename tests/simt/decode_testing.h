@@ -89,6 +89,7 @@ class DecodeBatch {
     return q_.data() + row * Width() + uint64_t{head} * shape_.group * shape_.head_dim;
   }
   uint32_t slab_pages() const { return slab_pages_; }
+  void SetQueries(float value) { std::fill(q_.begin(), q_.end(), value); }
 
   // By ref, over the given pages of a row (indices into its table, in order).
   std::vector<float> Reference(uint32_t row, uint32_t head,

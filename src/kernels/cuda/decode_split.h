@@ -70,14 +70,20 @@ struct RowOfStep {
   TS_DEVICE uint64_t Item() const { return uint64_t{row} * kv_heads + head; }
 };
 
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void LoadQuery(const SplitMemory<T, kDim, kGroup>& memory, const Global<const float>& q,
-                         const RowOfStep& at, float scale) {
+// to [kGroup][kDim] = the item's queries times scale and log2(e), zeros past the group.
+template <uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void LoadQueryTo(const Shared<float>& to, const Global<const float>& q,
+                           const RowOfStep& at, float scale) {
   for (uint32_t i = ThreadIndex(); i < kGroup * kDim; i += kDecodeThreads) {
     const float value =
         i < at.group * kDim ? q.Get(at.Item() * at.group * kDim + i) * (scale * kLog2E) : 0.0f;
-    memory.q.Set(i, value);
+    to.Set(i, value);
   }
+}
+template <class T, uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void LoadQuery(const SplitMemory<T, kDim, kGroup>& memory, const Global<const float>& q,
+                         const RowOfStep& at, float scale) {
+  LoadQueryTo<kDim, kGroup>(memory.q, q, at, scale);
 }
 
 // Begins to copy the tokens first .. end - 1 of a list, a tile at most, to a stage.

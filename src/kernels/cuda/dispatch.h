@@ -20,6 +20,9 @@ inline Status NoInstance(const char* kernel, const DecodeShape& shape) {
                     "pages of 4, 8, 16, 32, 64 tokens");
 }
 
+// What a block may have of shared memory on every architecture that is compiled for (sm_86, sm_89).
+constexpr uint32_t kSharedBytesMax = 99 << 10;
+
 constexpr bool IsPageTokens(uint32_t tokens) {
   return tokens >= 4 && tokens <= 64 && (tokens & (tokens - 1)) == 0;
 }

@@ -14,7 +14,7 @@
 #include "tinyserve/status.h"
 
 #define TS_KERNEL __global__ static void
-#define TS_BOUNDED_KERNEL(threads) __global__ static void __launch_bounds__(threads)
+#define TS_BOUNDED_KERNEL(threads) __global__ static void __launch_bounds__(threads, 1)
 #define TS_DEVICE __device__ __forceinline__
 #define TS_UNROLL _Pragma("unroll")
 
@@ -182,6 +182,7 @@ TS_DEVICE float Float(float x) { return x; }
 TS_DEVICE uint32_t Bits(float x) { return __float_as_uint(x); }
 TS_DEVICE float FromBits(uint32_t bits) { return __uint_as_float(bits); }
 TS_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+TS_DEVICE float SquareRoot(float x) { return __fsqrt_rn(x); }
 TS_DEVICE float Exp2(float x) { return exp2f(x); }
 TS_DEVICE float Exp(float x) { return __expf(x); }
 TS_DEVICE int Dp4a(int a, int b, int c) { return __dp4a(a, b, c); }

@@ -1,0 +1,224 @@
+#include <string>
+
+#include "kernels/cuda/attention_sparse.h"
+#include "kernels/cuda/decode_split.h"
+#include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/page_select.h"
+#include "kernels/cuda/simt.h"
+
+namespace tinyserve::cuda {
+namespace {
+
+constexpr uint32_t kScoredAtOnce = 128;  // pages, by a block of the first of two launches
+
+struct SparseCall {
+  DecodeStep step;
+  PagesOfHead pages;  // head: set by the block
+  DeviceRecords records;
+  Selection how;
+  uint32_t kv_heads, group;
+};
+
+// What a block sees of its row and KV head.
+struct SparseItem {
+  RowOfStep at;
+  uint32_t tokens;
+  Budget budget;
+
+  TS_DEVICE SparseItem(const SparseCall& call, uint32_t head, uint32_t row)
+      : at{row, head, call.kv_heads, call.group},
+        tokens(Global<const uint32_t>(call.step.tokens, "tokens").Get(row)),
+        budget{} {
+    const uint32_t shift = call.pages.page_shift;
+    if (tokens != 0) budget = BudgetOf(call.how, at, (tokens + (1u << shift) - 1) >> shift);
+  }
+  // Tokens in the pages that are read: all that is left out are full pages.
+  TS_DEVICE uint32_t Read(uint32_t page_shift) const {
+    return tokens - ((budget.pages - budget.read) << page_shift);
+  }
+  TS_DEVICE Global<const uint32_t> Table(const SparseCall& call) const {
+    return Global<const uint32_t>(call.step.tables, "tables")
+        .Part(uint64_t{at.row} * call.step.table_pages, call.step.table_pages);
+  }
+  TS_DEVICE Global<float> HeadScores(const SparseCall& call) const {
+    const uint64_t floats = uint64_t{at.group} * call.how.pages_max;
+    return Global<float>(call.how.head_scores, "head_scores").Part(at.Item() * floats, floats);
+  }
+  TS_DEVICE Global<uint32_t> List(const SparseCall& call) const {
+    return Global<uint32_t>(call.how.chosen.lists, "lists")
+        .Part(at.Item() * call.how.chosen.list_pages, call.how.chosen.list_pages);
+  }
+};
+
+// Grid: KV heads, rows.
+template <class T, uint32_t kDim, uint32_t kGroup>
+TS_BOUNDED_KERNEL(kDecodeThreads)
+FusedKernel(SparseCall call) {
+  const SparseItem item(call, BlockX(), BlockY());
+  if (item.tokens == 0) return;
+  SharedArena arena;
+  const SplitMemory<T, kDim, kGroup> memory(arena);
+  const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
+  const Shared<uint32_t> list = arena.Take<uint32_t>(call.how.chosen.list_pages, "list");
+  const Global<const uint32_t> table = item.Table(call);
+  const Global<uint32_t> lists = item.List(call);
+  const Global<float> scores = item.HeadScores(call);
+  LoadQuery(memory, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
+  SyncBlock();
+  if (item.budget.chosen > 0) {
+    ScorePages<kDim, kGroup>(call.how, call.records, item.at, memory.q, table, 0,
+                             item.budget.candidates, scores);
+    SyncBlock();
+  }
+  ChoosePages<kGroup>(call.how, item.budget, item.at.group, scores, keys,
+                      [&](uint32_t at, uint32_t i) {
+                        const uint32_t page = table.Get(i);
+                        list.Set(at, page);
+                        lists.Set(at, page);
+                      });
+  SyncBlock();
+  const uint32_t tokens = item.Read(call.pages.page_shift);
+  if (ThreadIndex() == 0) {
+    Global<uint32_t>(call.how.chosen.tokens, "chosen tokens").Set(item.at.Item(), tokens);
+  }
+  PagesOfHead of_head = call.pages;
+  of_head.head = item.at.head;
+  const uint32_t width = item.at.group * (kDim + 2);
+  const uint32_t splits = (tokens + kSplitTokens - 1) / kSplitTokens;
+  const uint64_t splits_max =
+      ((uint64_t{call.how.chosen.list_pages} << call.pages.page_shift) + kSplitTokens - 1) /
+      kSplitTokens;
+  const Global<float> partials =
+      Global<float>(call.step.partials, "partials")
+          .Part(item.at.Item() * splits_max * width, uint64_t{splits} * width);
+  for (uint32_t first = 0, split = 0; first < tokens; first += kSplitTokens, ++split) {
+    const uint32_t end = tokens - first < kSplitTokens ? tokens : first + kSplitTokens;
+    AttendSplit(
+        memory, of_head, [&](uint32_t i) { return list.Get(i); }, first, end, item.at.group,
+        partials.Part(uint64_t{split} * width, width));
+  }
+  SyncBlock();
+  MergeSplits<kDim>(
+      partials, splits, item.at.group,
+      Global<float>(call.step.out, "out")
+          .Part(item.at.Item() * item.at.group * kDim, uint64_t{item.at.group} * kDim));
+}
+
+// The first of two launches. Grid: parts of kScoredAtOnce candidates, KV heads, rows.
+template <uint32_t kDim, uint32_t kGroup>
+TS_BOUNDED_KERNEL(kDecodeThreads)
+SelectKernel(SparseCall call) {
+  const SparseItem item(call, BlockY(), BlockZ());
+  const uint32_t scored = item.budget.chosen > 0 ? item.budget.candidates : 0;
+  const uint32_t parts = scored == 0 ? 1 : (scored + kScoredAtOnce - 1) / kScoredAtOnce;
+  const uint32_t part = BlockX(), first = part * kScoredAtOnce;
+  if (part >= parts) return;
+  SharedArena arena;
+  const Shared<float> q = arena.Take<float>(kGroup * kDim, "q");
+  const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
+  const Global<const uint32_t> table = item.Table(call);
+  const Global<float> scores = item.HeadScores(call);
+  if (scored > 0) {
+    LoadQueryTo<kDim, kGroup>(q, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
+    SyncBlock();
+    ScorePages<kDim, kGroup>(call.how, call.records, item.at, q, table, first,
+                             scored - first < kScoredAtOnce ? scored : first + kScoredAtOnce,
+                             scores);
+  }
+  if (!ArrivesLast(Global<uint32_t>(call.step.arrived, "arrived"), item.at.Item(), parts)) return;
+  if (ThreadIndex() == 0) {
+    Global<uint32_t>(call.how.chosen.tokens, "chosen tokens")
+        .Set(item.at.Item(), item.tokens == 0 ? 0 : item.Read(call.pages.page_shift));
+  }
+  if (item.tokens == 0) return;
+  const Global<uint32_t> lists = item.List(call);
+  ChoosePages<kGroup>(call.how, item.budget, item.at.group, scores, keys,
+                      [&](uint32_t at, uint32_t i) { lists.Set(at, table.Get(i)); });
+}
+
+constexpr uint32_t RoundUp16(uint64_t bytes) {
+  return static_cast<uint32_t>((bytes + 15) / 16 * 16);
+}
+
+struct FusedLaunch {
+  const SparseCall& call;
+  Stream stream;
+
+  template <class T, uint32_t kDim, uint32_t kGroup>
+  Status operator()() const {
+    const uint64_t shared = TileShape<T, kDim, kGroup>::kSharedBytes +
+                            uint64_t{RoundUp16(4ull * call.how.pages_max)} +
+                            RoundUp16(4ull * call.how.chosen.list_pages);
+    if (shared > kSharedBytesMax) {
+      return Status(Code::kUnsupported, "attention_sparse: " + std::to_string(call.how.pages_max) +
+                                            " pages of a row need " + std::to_string(shared) +
+                                            " bytes of shared memory, at most " +
+                                            std::to_string(kSharedBytesMax) +
+                                            ": in two launches it can be done");
+    }
+    const LaunchConfig config{.kernel = "attention_sparse",
+                              .grid = {call.kv_heads, call.step.rows},
+                              .threads = kDecodeThreads,
+                              .shared_bytes = static_cast<uint32_t>(shared),
+                              .stream = stream};
+    return Launch(config, FusedKernel<T, kDim, kGroup>, call);
+  }
+};
+
+struct SelectLaunch {
+  const SparseCall& call;
+  Stream stream;
+
+  template <class T, uint32_t kDim, uint32_t kGroup>
+  Status operator()() const {
+    const uint32_t parts = (call.how.pages_max + kScoredAtOnce - 1) / kScoredAtOnce;
+    const LaunchConfig config{
+        .kernel = "page_select",
+        .grid = {parts == 0 ? 1 : parts, call.kv_heads, call.step.rows},
+        .threads = kDecodeThreads,
+        .shared_bytes = kGroup * kDim * 4 + RoundUp16(4ull * call.how.pages_max),
+        .stream = stream};
+    return Launch(config, SelectKernel<kDim, kGroup>, call);
+  }
+};
+
+SparseCall CallOf(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
+                  const DecodeStep& step, const Selection& selection) {
+  return {.step = step,
+          .pages = {pages.slabs, pages.v_offset, Log2(shape.page_tokens), 0},
+          .records = records,
+          .how = selection,
+          .kv_heads = shape.kv_heads,
+          .group = shape.group};
+}
+
+Status CheckSelection(const Selection& s) {
+  if (s.recent >= 1 && s.pages_max < 65536) return Status();
+  return Status(Code::kUnsupported, "attention_sparse: " + std::to_string(s.recent) +
+                                        " newest pages and " + std::to_string(s.pages_max) +
+                                        " pages of a row: at least 1, and fewer than 65536");
+}
+
+}  // namespace
+
+Status AttendFused(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
+                   const DecodeStep& step, const Selection& selection, Stream stream) {
+  TS_RETURN_IF_ERROR(CheckSelection(selection));
+  const SparseCall call = CallOf(shape, pages, records, step, selection);
+  return ForShape("attention_sparse", shape, FusedLaunch{call, stream});
+}
+
+Status AttendInTwo(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
+                   const DecodeStep& step, const Selection& selection, Stream stream) {
+  TS_RETURN_IF_ERROR(CheckSelection(selection));
+  const SparseCall call = CallOf(shape, pages, records, step, selection);
+  // Scores know nothing of what pages hold: one type stands for all.
+  DecodeShape any = shape;
+  any.type = KvType::kF16;
+  TS_RETURN_IF_ERROR(ForShape("page_select", any, SelectLaunch{call, stream}));
+  const uint64_t list_tokens = uint64_t{selection.chosen.list_pages} * shape.page_tokens;
+  return AttendChosen(shape, pages, step, selection.chosen, static_cast<uint32_t>(list_tokens),
+                      stream);
+}
+
+}  // namespace tinyserve::cuda

@@ -1,0 +1,43 @@
+// Decode attention that reads the pages that its query needs: scores by the pages' records, a
+// radix select, attention over the chosen pages; nothing of it goes back to the host.
+//
+// Two forms with the same result, bit for bit: one launch, a block for each (row, KV head), where
+// these fill the device; else two, of which the first scores in parts, and the second attends in
+// splits.
+#ifndef TINYSERVE_KERNELS_CUDA_ATTENTION_SPARSE_H_
+#define TINYSERVE_KERNELS_CUDA_ATTENTION_SPARSE_H_
+
+#include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/paged.h"
+#include "kernels/kernels.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve::cuda {
+
+// Records of a layer's full pages (page/page.h, MetaLayout): box and moments.
+struct DeviceRecords {
+  Slabs<const uint8_t> slabs;
+  uint32_t channels, box_at, moments_at;
+};
+
+struct Selection {
+  ScoreKind kind;  // kBox: of the record's box
+  ScorePool pool;
+  float alpha;            // of kMoments
+  uint32_t sink, recent;  // pages at the ends that are always read; recent is at least 1
+  uint32_t pages_max;     // of a row, less than 65536
+  // [rows] pages that a row reads, the forced ones too; if it has no more, all of them.
+  Array<const uint32_t> budgets;
+  Array<float> head_scores;  // [rows][kv_heads][group][pages_max]: scratch
+  ChosenPages chosen;        // written; list_pages: the largest budget, or more
+};
+
+// Errors: kUnsupported, also where the lists do not fit in shared memory (the one launch alone).
+Status AttendFused(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
+                   const DecodeStep& step, const Selection& selection, Stream stream);
+Status AttendInTwo(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
+                   const DecodeStep& step, const Selection& selection, Stream stream);
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_KERNELS_CUDA_ATTENTION_SPARSE_H_

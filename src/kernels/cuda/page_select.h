@@ -1,0 +1,243 @@
+// For kernels: scores of pages by their records, and the best of them. A block of 128 threads.
+#ifndef TINYSERVE_KERNELS_CUDA_PAGE_SELECT_H_
+#define TINYSERVE_KERNELS_CUDA_PAGE_SELECT_H_
+
+#include "kernels/cuda/attention_sparse.h"
+#include "kernels/cuda/decode_split.h"
+#include "kernels/cuda/simt.h"
+
+namespace tinyserve::cuda {
+
+// Order-preserving: a larger score has a larger key. NaN ranks below everything.
+TS_DEVICE uint32_t KeyOf(float score) {
+  if (score != score) return 0;
+  const uint32_t bits = Bits(score);
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// One lane's share, the pieces lane, lane + 8 ..., of what a page's box or moments give: of the box
+// the bound in `first`, of moments the mean's product and that of squares with the variance.
+template <uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void ScorePieces(const Global<const uint8_t>& records, uint64_t rows_at,
+                           uint32_t channels, bool is_box, const Shared<float>& q, uint32_t lane,
+                           float (&first)[kGroup], float (&second)[kGroup]) {
+  constexpr uint32_t kPiece = 8;  // halves in 16 bytes
+  for (uint32_t c = lane * kPiece; c < kDim; c += 8 * kPiece) {
+    const auto low = records.Get<Line<F16>>(rows_at + 2 * c);
+    const auto high = records.Get<Line<F16>>(rows_at + 2 * (channels + c));
+    TS_UNROLL
+    for (uint32_t h = 0; h < kGroup; ++h) {
+      TS_UNROLL
+      for (uint32_t i = 0; i < kPiece; i += 4) {
+        const auto qs = q.Get<Line<float>>(h * kDim + c + i);
+        TS_UNROLL
+        for (uint32_t j = 0; j < 4; ++j) {
+          const float a = Float(low.at[i + j]), b = Float(high.at[i + j]), x = qs.at[j];
+          if (is_box) {
+            first[h] = Fma(x, x > 0 ? b : a, first[h]);
+          } else {
+            first[h] = Fma(x, a, first[h]);
+            second[h] = Fma(x * x, b, second[h]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Scores of the candidates first .. end - 1, pages of the table from `sink` on, by each head: to
+// head_scores [group][pages_max]. q: times scale and log2(e), so that they are in units of log2.
+template <uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void ScorePages(const Selection& how, const DeviceRecords& records, const RowOfStep& at,
+                          const Shared<float>& q, const Global<const uint32_t>& table,
+                          uint32_t first, uint32_t end, const Global<float>& head_scores) {
+  constexpr uint32_t kLanes = 8;  // of a page
+  const Global<const uint8_t> bytes(records.slabs.bytes, "records");
+  const uint32_t lane = ThreadIndex() % kLanes;
+  const bool is_box = how.kind == ScoreKind::kBox;
+  for (uint32_t base = first; base < end; base += kDecodeThreads / kLanes) {
+    const uint32_t i = base + ThreadIndex() / kLanes;
+    float a[kGroup] = {}, b[kGroup] = {};
+    if (i < end) {
+      const uint64_t record = ItemAt(records.slabs, at.head, table.Get(how.sink + i));
+      ScorePieces<kDim>(bytes, record + (is_box ? records.box_at : records.moments_at),
+                        records.channels, is_box, q, lane, a, b);
+    }
+    TS_UNROLL
+    for (uint32_t h = 0; h < kGroup; ++h) {
+      TS_UNROLL
+      for (uint32_t lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+        a[h] += ShuffleXor(a[h], lanes, kAllLanes);
+        b[h] += ShuffleXor(b[h], lanes, kAllLanes);
+      }
+      if (lane != h % kLanes || h >= at.group || i >= end) continue;
+      head_scores.Set(uint64_t{h} * how.pages_max + i,
+                      is_box ? a[h] : a[h] + how.alpha * SquareRoot(b[h]));
+    }
+  }
+}
+
+// keys = those of the candidates' scores, pooled over the heads.
+template <uint32_t kGroup>
+TS_DEVICE void PoolScores(const Selection& how, uint32_t group, uint32_t count,
+                          const Global<float>& head_scores, const Shared<uint32_t>& keys) {
+  TS_SHARED(float, tops, 8);
+  TS_SHARED(float, shares, 8);  // 1 / sum of exp2(score - top)
+  const bool softmax = how.pool == ScorePool::kSoftmax;
+  const auto score = [&](uint32_t h, uint32_t i) {
+    return head_scores.GetFresh<float>(uint64_t{h} * how.pages_max + i);
+  };
+  for (uint32_t h = WarpIndex(); softmax && h < group; h += kDecodeWarps) {
+    float top = -INFINITY, sum = 0;
+    for (uint32_t i = LaneIndex(); i < count; i += kWarpLanes) {
+      const float other = score(h, i);
+      top = other > top ? other : top;
+    }
+    top = WarpMax(top);
+    for (uint32_t i = LaneIndex(); i < count; i += kWarpLanes) sum += Exp2(score(h, i) - top);
+    sum = WarpSum(sum);
+    if (LaneIndex() != 0) continue;
+    tops.Set(h, top);
+    shares.Set(h, 1 / sum);
+  }
+  SyncBlock();
+  for (uint32_t i = ThreadIndex(); i < count; i += kDecodeThreads) {
+    float pooled = how.pool == ScorePool::kMax ? -INFINITY : 0.0f;
+    for (uint32_t h = 0; h < group; ++h) {
+      const float one = score(h, i);
+      if (how.pool == ScorePool::kMax) {
+        pooled = one > pooled ? one : pooled;
+      } else {
+        pooled += softmax ? Exp2(one - tops.Get(h)) * shares.Get(h) : one;
+      }
+    }
+    keys.Set(i, KeyOf(pooled));
+  }
+  SyncBlock();
+}
+
+// Sums of the lanes before one, and its own.
+TS_DEVICE uint32_t SumUpTo(uint32_t value) {
+  const uint32_t lane = LaneIndex();
+  TS_UNROLL
+  for (uint32_t lanes = 1; lanes < kWarpLanes; lanes *= 2) {
+    const uint32_t other = Shuffle(value, lane >= lanes ? lane - lanes : lane, kAllLanes);
+    if (lane >= lanes) value += other;
+  }
+  return value;
+}
+
+// Of counts [256], by one warp: the digit of the left-th largest, how many of that digit are among
+// them, and whether these are all that there are.
+TS_DEVICE void FindDigit(const Shared<uint32_t>& counts, uint32_t left,
+                         const Shared<uint32_t>& found) {
+  constexpr uint32_t kDigits = 8;  // of a lane
+  const uint32_t top = 255 - LaneIndex() * kDigits;
+  uint32_t own = 0;
+  for (uint32_t i = 0; i < kDigits; ++i) own += counts.Get(top - i);
+  const uint32_t through = SumUpTo(own);
+  uint32_t before = through - own;
+  if (before >= left || through < left) return;
+  for (uint32_t i = 0; i < kDigits; ++i) {
+    const uint32_t count = counts.Get(top - i);
+    if (before + count >= left) {
+      found.Set(0, top - i);
+      found.Set(1, left - before);
+      found.Set(2, count == left - before ? 1 : 0);
+      return;
+    }
+    before += count;
+  }
+}
+
+// The k-th largest key as far as its digits matter: keys equal to `prefix` under `mask` are wanted
+// `ties` times, the lowest index first, and all greater ones.
+struct Threshold {
+  uint32_t prefix, mask, ties;
+};
+
+// By radix select: 8 bits at a time, from the highest. 1 <= k <= n.
+TS_DEVICE Threshold FindThreshold(const Shared<uint32_t>& keys, uint32_t n, uint32_t k) {
+  TS_SHARED(uint32_t, counts, 256);
+  TS_SHARED(uint32_t, found, 4);
+  Threshold t{0, 0, k};
+  for (uint32_t shift = 32; shift > 0;) {
+    shift -= 8;
+    for (uint32_t i = ThreadIndex(); i < 256; i += kDecodeThreads) counts.Set(i, 0);
+    SyncBlock();
+    for (uint32_t i = ThreadIndex(); i < n; i += kDecodeThreads) {
+      const uint32_t key = keys.Get(i);
+      if ((key & t.mask) == t.prefix) AtomicAdd(counts, key >> shift & 255, 1u);
+    }
+    SyncBlock();
+    if (WarpIndex() == 0) FindDigit(counts, t.ties, found);
+    SyncBlock();
+    t.prefix |= found.Get(0) << shift;
+    t.mask |= 255u << shift;
+    t.ties = found.Get(1);
+    if (found.Get(2) != 0) break;
+  }
+  return t;
+}
+
+// store(position, i) of the k best of n keys, in ascending order of i. n < 65536.
+template <class Store>
+TS_DEVICE void TopKeys(const Shared<uint32_t>& keys, uint32_t n, uint32_t k, const Store& store) {
+  TS_SHARED(uint32_t, warps, kDecodeWarps);
+  const Threshold t = FindThreshold(keys, n, k);
+  // Each thread has neighbours; the sums before it say where its own go. Both sums in one word.
+  const uint32_t each = (n + kDecodeThreads - 1) / kDecodeThreads;
+  const uint32_t first = ThreadIndex() * each < n ? ThreadIndex() * each : n;
+  const uint32_t end = n - first < each ? n : first + each;
+  uint32_t own = 0;  // above the threshold << 16 | at it
+  for (uint32_t i = first; i < end; ++i) {
+    const uint32_t key = keys.Get(i) & t.mask;
+    own += key > t.prefix ? 0x10000u : key == t.prefix ? 1u : 0u;
+  }
+  const uint32_t through = SumUpTo(own);
+  if (LaneIndex() == kWarpLanes - 1) warps.Set(WarpIndex(), through);
+  SyncBlock();
+  uint32_t before = through - own;
+  for (uint32_t w = 0; w < WarpIndex(); ++w) before += warps.Get(w);
+  uint32_t ties = before & 0xffff, at = (before >> 16) + (ties < t.ties ? ties : t.ties);
+  for (uint32_t i = first; i < end; ++i) {
+    const uint32_t key = keys.Get(i) & t.mask;
+    if (key < t.prefix || (key == t.prefix && ties++ >= t.ties)) continue;
+    store(at++, i);
+  }
+}
+
+// How many pages a row reads, and how many of them are chosen by their scores.
+struct Budget {
+  uint32_t pages, read, candidates, chosen;
+};
+TS_DEVICE Budget BudgetOf(const Selection& how, const RowOfStep& at, uint32_t pages) {
+  const uint32_t forced = how.sink + how.recent;
+  uint32_t read = Global<const uint32_t>(how.budgets, "budgets").Get(at.row);
+  read = read < forced ? forced : read;
+  if (read >= pages) return {pages, pages, 0, 0};
+  return {pages, read, pages - forced, read - forced};
+}
+
+// store(position, index into the table) of all pages that a row reads. All threads of the block.
+template <uint32_t kGroup, class Store>
+TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, uint32_t group,
+                           const Global<float>& head_scores, const Shared<uint32_t>& keys,
+                           const Store& store) {
+  if (budget.read == budget.pages) {
+    for (uint32_t i = ThreadIndex(); i < budget.pages; i += kDecodeThreads) store(i, i);
+    return;
+  }
+  for (uint32_t i = ThreadIndex(); i < how.sink; i += kDecodeThreads) store(i, i);
+  for (uint32_t i = ThreadIndex(); i < how.recent; i += kDecodeThreads) {
+    store(how.sink + budget.chosen + i, budget.pages - how.recent + i);
+  }
+  if (budget.chosen == 0) return;
+  PoolScores<kGroup>(how, group, budget.candidates, head_scores, keys);
+  TopKeys(keys, budget.candidates, budget.chosen,
+          [&](uint32_t at, uint32_t i) { store(how.sink + at, how.sink + i); });
+}
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_KERNELS_CUDA_PAGE_SELECT_H_

@@ -1,0 +1,27 @@
+// What is made of pages that are full: their records.
+#ifndef TINYSERVE_KERNELS_CUDA_SEAL_H_
+#define TINYSERVE_KERNELS_CUDA_SEAL_H_
+
+#include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/paged.h"
+#include "page/page.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve::cuda {
+
+constexpr uint32_t kNoPage = 0xffffffffu;
+
+// Pages of a layer that a step has filled: a list whose length stays, for launches that are
+// replayed, with kNoPage in places that are not in use.
+struct FullPages {
+  Array<const uint32_t> pages;
+};
+
+// Makes box and moments, as far as `layout` has them, of full pages of f32, f16 or bf16 at every
+// KV head: bit for bit what ref makes of the same keys (kernels/ref/selection.h).
+Status Summarise(const DecodeShape& shape, const DevicePages& pages, const MetaLayout& layout,
+                 const Slabs<uint8_t>& records, const FullPages& full, Stream stream);
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_KERNELS_CUDA_SEAL_H_
