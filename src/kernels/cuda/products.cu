@@ -68,13 +68,6 @@ constexpr uint32_t kPromptWarps = 4, kPromptThreads = kPromptWarps * kWarpLanes;
 constexpr uint32_t kTileStride = kTileCols + 8;
 constexpr uint32_t kTileHalves = kTile * kTileStride;
 
-constexpr float kF16Max = 65504.0f;
-TS_DEVICE uint32_t HalfPair(float low, float high) {
-  low = fminf(fmaxf(low, -kF16Max), kF16Max);
-  high = fminf(fmaxf(high, -kF16Max), kF16Max);
-  return ToF16(low).bits | static_cast<uint32_t>(ToF16(high).bits) << 16;
-}
-
 // What a thread holds of the next weights: they are on their way while the tensor cores work.
 template <class Form>
 struct WeightLines {

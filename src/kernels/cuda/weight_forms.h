@@ -69,6 +69,15 @@ TS_DEVICE float CodeAt(uint32_t word, uint32_t i) {
   return static_cast<float>(static_cast<int8_t>(word >> (8 * i) & 0xff));
 }
 
+// Two halves in a word; what lies beyond the largest counts as that.
+constexpr float kF16Max = 65504.0f;
+TS_DEVICE float ClampToF16(float x) {
+  return x > kF16Max ? kF16Max : x < -kF16Max ? -kF16Max : x;  // what is no number stays none
+}
+TS_DEVICE uint32_t HalfPair(float low, float high) {
+  return ToF16(ClampToF16(low)).bits | static_cast<uint32_t>(ToF16(ClampToF16(high)).bits) << 16;
+}
+
 // Each form has: kCols of a line; Acts of such; Scale(view, line of the matrix); Dot(), which adds
 // a line's product to y; Values(), the line's weights as floats.
 template <bool kMin>
