@@ -286,6 +286,8 @@ inline uint32_t Bits(float x) { return std::bit_cast<uint32_t>(x); }
 inline float FromBits(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
+inline float RoundEven(float x) { return std::nearbyint(x); }
+inline float RoundUp(float x) { return std::ceil(x); }
 inline float Exp2(float x) { return std::exp2(x); }
 inline float Exp(float x) { return std::exp(x); }
 inline int Dp4a(int a, int b, int c) {

@@ -20,6 +20,22 @@ struct ChosenPages {
   Array<uint32_t> tokens;  // [rows][kv_heads] in them: all full but the last
 };
 
+// Coded pages of a layer (coded_pages.h), and where their records have the ranges.
+struct CodedPages {
+  Slabs<const uint8_t> slabs, records;
+  uint32_t range_at;
+};
+
+// Where pages are coded, the tokens after those, in open pages of floats.
+struct OpenTokens {
+  KvType type;
+  DevicePages pages;
+  uint32_t table_pages;
+  Array<const uint32_t> tables;  // [rows][table_pages]
+  Array<const uint32_t> tokens;  // [rows]
+  uint32_t tokens_max;           // of a row: a window, in practice
+};
+
 // out = attention of each row over all its tokens. One launch: the blocks are the splits of
 // `tokens_max` tokens of each (row, KV head); those that a row does not have return at once, and
 // the last that ends merges the partial results in index order. Errors: kUnsupported.
@@ -28,6 +44,12 @@ Status AttendDense(const DecodeShape& shape, const DevicePages& pages, const Dec
 // The same over chosen pages; tokens_max: in a list, at most.
 Status AttendChosen(const DecodeShape& shape, const DevicePages& pages, const DecodeStep& step,
                     const ChosenPages& chosen, uint32_t tokens_max, Stream stream);
+// The same over coded pages of 16 tokens, read in place, and the open ones after them. Two
+// launches. step.tokens: those in coded pages, whole pages; partials have room for ceil(tokens_max
+// / 256) + ceil(open.tokens_max / 256) splits. chosen: of the coded pages, or null for all.
+Status AttendCoded(const DecodeShape& shape, const CodedPages& pages, const DecodeStep& step,
+                   const OpenTokens& open, const ChosenPages* chosen, uint32_t tokens_max,
+                   Stream stream);
 
 }  // namespace tinyserve::cuda
 

@@ -51,13 +51,14 @@ struct SparseItem {
 };
 
 // Grid: KV heads, rows.
-template <class T, uint32_t kDim, uint32_t kGroup>
+template <class Form, uint32_t kGroup>
 TS_BOUNDED_KERNEL(kDecodeThreads)
 FusedKernel(SparseCall call) {
+  constexpr uint32_t kDim = Form::kDim;
   const SparseItem item(call, BlockX(), BlockY());
   if (item.tokens == 0) return;
   SharedArena arena;
-  const SplitMemory<T, kDim, kGroup> memory(arena);
+  const SplitMemory<Form, kGroup> memory(arena);
   const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
   const Shared<uint32_t> list = arena.Take<uint32_t>(call.how.chosen.list_pages, "list");
   const Global<const uint32_t> table = item.Table(call);
@@ -146,7 +147,7 @@ struct FusedLaunch {
 
   template <class T, uint32_t kDim, uint32_t kGroup>
   Status operator()() const {
-    const uint64_t shared = TileShape<T, kDim, kGroup>::kSharedBytes +
+    const uint64_t shared = TileShape<FloatForm<T, kDim>, kGroup>::kSharedBytes +
                             uint64_t{RoundUp16(4ull * call.how.pages_max)} +
                             RoundUp16(4ull * call.how.chosen.list_pages);
     if (shared > kSharedBytesMax) {
@@ -161,7 +162,7 @@ struct FusedLaunch {
                               .threads = kDecodeThreads,
                               .shared_bytes = static_cast<uint32_t>(shared),
                               .stream = stream};
-    return Launch(config, FusedKernel<T, kDim, kGroup>, call);
+    return Launch(config, FusedKernel<FloatForm<T, kDim>, kGroup>, call);
   }
 };
 
@@ -185,7 +186,12 @@ struct SelectLaunch {
 SparseCall CallOf(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                   const DecodeStep& step, const Selection& selection) {
   return {.step = step,
-          .pages = {pages.slabs, pages.v_offset, Log2(shape.page_tokens), 0},
+          .pages = {.slabs = pages.slabs,
+                    .v_offset = pages.v_offset,
+                    .page_shift = Log2(shape.page_tokens),
+                    .head = 0,
+                    .records = {},
+                    .range_at = 0},
           .records = records,
           .how = selection,
           .kv_heads = shape.kv_heads,

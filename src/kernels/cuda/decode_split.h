@@ -6,61 +6,52 @@
 #ifndef TINYSERVE_KERNELS_CUDA_DECODE_SPLIT_H_
 #define TINYSERVE_KERNELS_CUDA_DECODE_SPLIT_H_
 
+#include "kernels/cuda/decode_forms.h"
 #include "kernels/cuda/paged.h"
 #include "kernels/cuda/simt.h"
 
 namespace tinyserve::cuda {
 
-constexpr uint32_t kDecodeThreads = 128;
 constexpr uint32_t kDecodeWarps = kDecodeThreads / kWarpLanes;
-constexpr uint32_t kTileTokens = 32;
 constexpr float kLog2E = 1.44269504088896340736f;
 
-// Geometry of a tile of elements T; kGroup is the group rounded up to 1, 2, 4 or 8.
-template <class T, uint32_t kDim, uint32_t kGroup>
+// kGroup is the group rounded up to 1, 2, 4 or 8.
+template <class Form, uint32_t kGroup>
 struct TileShape {
-  static constexpr uint32_t kPiece = 16 / sizeof(T);  // elements of 16 bytes
-  static constexpr uint32_t kPieces = kDim / kPiece;  // of a row
-  // Bytes of a row in shared memory: rows begin half the banks apart, so that the eight lanes whose
-  // accesses go together, four of each of two tokens, touch all banks once.
-  static constexpr uint32_t kRowBytes = (kDim * sizeof(T) + 63) / 128 * 128 + 64;
-  static constexpr uint32_t kRow = kRowBytes / sizeof(T);
-  static constexpr uint32_t kStage = 2 * kTileTokens * kRow;  // elements: keys, then values
+  static constexpr uint32_t kDim = Form::kDim;
+  static constexpr uint32_t kKeyPieces = kDim / Form::kKeyChannels;
+  static constexpr uint32_t kValuePieces = kDim / Form::kValueChannels;
+  static constexpr uint32_t kMetaAt = kTileTokens * (Form::kKeyRow + Form::kValueRow);
+  static constexpr uint32_t kStage = kMetaAt + Form::kTilePages * Form::kMetaBytes;  // bytes
   // Threads that sum the same piece of the values, each over its share of the tokens.
-  static constexpr uint32_t kSharers = kDecodeThreads / kPieces;
+  static constexpr uint32_t kSharers = kDecodeThreads / kValuePieces;
   static constexpr uint32_t kHeadsAtOnce = kGroup < 4 ? kGroup : 4;  // of the last sum
-  static constexpr uint32_t kSharedBytes =
-      2 * kStage * sizeof(T) + (kGroup * kDim + kGroup * kTileTokens + 8) * sizeof(float);
-  static_assert(kDim % kPiece == 0 && kRowBytes >= kDim * sizeof(T) && kRowBytes % 128 == 64);
-  static_assert(kSharers * kHeadsAtOnce * kDim * sizeof(float) <= 2 * kStage * sizeof(T));
+  static constexpr uint32_t kSumBytes = kSharers * kHeadsAtOnce * kDim * sizeof(float);
+  static constexpr uint32_t kStagesBytes = 2 * kStage > kSumBytes ? 2 * kStage : kSumBytes;
+  static constexpr uint32_t kFloats =
+      kGroup * kDim + kGroup * kTileTokens + 8 + (Form::kRangeFloats + 3) / 4 * 4;
+  static constexpr uint32_t kSharedBytes = kStagesBytes + kFloats * sizeof(float);
+  static_assert(kStage % 16 == 0 && kStagesBytes % 16 == 0);
 };
 
-template <class T, uint32_t kDim, uint32_t kGroup>
+template <class Form, uint32_t kGroup>
 struct SplitMemory {
-  using Shape = TileShape<T, kDim, kGroup>;
-  Shared<T> stages;       // [2] keys and values of a tile, [32][kRow] each
-  Shared<float> q;        // [kGroup][kDim] times scale and log2(e); zeros past the group
-  Shared<float> weights;  // [kGroup][32] logits, then their exponentials
-  Shared<float> rescale;  // [kGroup] what sums so far are multiplied with
+  using Shape = TileShape<Form, kGroup>;
+  Shared<uint8_t> stages;  // [2] tiles
+  Shared<float> q;         // [kGroup][kDim] times scale and log2(e); zeros past the group
+  Shared<float> weights;   // [kGroup][32] logits, then their exponentials
+  Shared<float> rescale;   // [kGroup] what sums so far are multiplied with
+  Shared<float> ranges;    // [kRangeFloats] of the tile that is computed
 
   TS_DEVICE explicit SplitMemory(SharedArena& arena)
-      : stages(arena.Take<T>(2 * Shape::kStage, "stages")),
-        q(arena.Take<float>(kGroup * kDim, "q")),
+      : stages(arena.Take<uint8_t>(Shape::kStagesBytes, "stages")),
+        q(arena.Take<float>(kGroup * Form::kDim, "q")),
         weights(arena.Take<float>(kGroup * kTileTokens, "weights")),
-        rescale(arena.Take<float>(8, "rescale")) {}
-};
-
-// Where the pages of a KV head lie.
-template <class Byte>
-TS_DEVICE uint64_t ItemAt(const Slabs<Byte>& slabs, uint32_t head, uint32_t index) {
-  const uint32_t within = index & ((1u << slabs.extent_shift) - 1);
-  return head * slabs.head_stride + (index >> slabs.extent_shift) * slabs.extent_stride +
-         uint64_t{within} * slabs.item_bytes;
-}
-
-struct PagesOfHead {
-  Slabs<const uint8_t> slabs;
-  uint32_t v_offset, page_shift, head;
+        rescale(arena.Take<float>(8, "rescale")),
+        ranges(arena.Take<float>(Form::kRangeFloats, "ranges")) {}
+  TS_DEVICE Shared<uint8_t> Tile(uint32_t stage) const {
+    return stages.Part(stage * Shape::kStage, Shape::kStage);
+  }
 };
 
 // The block's part of what a step says of a row and a KV head.
@@ -80,51 +71,73 @@ TS_DEVICE void LoadQueryTo(const Shared<float>& to, const Global<const float>& q
     to.Set(i, value);
   }
 }
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void LoadQuery(const SplitMemory<T, kDim, kGroup>& memory, const Global<const float>& q,
+template <class Form, uint32_t kGroup>
+TS_DEVICE void LoadQuery(const SplitMemory<Form, kGroup>& memory, const Global<const float>& q,
                          const RowOfStep& at, float scale) {
-  LoadQueryTo<kDim, kGroup>(memory.q, q, at, scale);
+  LoadQueryTo<Form::kDim, kGroup>(memory.q, q, at, scale);
 }
 
 // Begins to copy the tokens first .. end - 1 of a list, a tile at most, to a stage.
-template <class T, uint32_t kDim, uint32_t kGroup, class List>
-TS_DEVICE void CopyTile(const SplitMemory<T, kDim, kGroup>& memory, uint32_t stage,
-                        const Global<const uint8_t>& bytes, const PagesOfHead& pages,
-                        const List& list, uint32_t first, uint32_t end) {
-  using Shape = TileShape<T, kDim, kGroup>;
+template <class Form, uint32_t kGroup, class List>
+TS_DEVICE void CopyTile(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
+                        const PagesOfHead& pages, const List& list, uint32_t first, uint32_t end) {
+  using Shape = TileShape<Form, kGroup>;
+  constexpr uint32_t kKeyLines = Form::kKeyBytes / 16, kValueLines = Form::kValueBytes / 16;
+  constexpr uint32_t kValuesAt = kTileTokens * Form::kKeyRow;
+  const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
+  const Shared<uint8_t> tile = memory.Tile(stage);
   const uint32_t tokens = first >= end ? 0 : end - first < kTileTokens ? end - first : kTileTokens;
-  for (uint32_t i = ThreadIndex(); i < tokens * Shape::kPieces; i += kDecodeThreads) {
-    const uint32_t token = i / Shape::kPieces, piece = i % Shape::kPieces;
-    const uint32_t at = first + token, slot = at & ((1u << pages.page_shift) - 1);
-    const uint64_t from = ItemAt(pages.slabs, pages.head, list(at >> pages.page_shift)) +
-                          slot * uint32_t{kDim * sizeof(T)} + piece * 16;
-    const uint32_t to = stage * Shape::kStage + token * Shape::kRow + piece * Shape::kPiece;
-    CopyAsync16(memory.stages, to, bytes, from);
-    CopyAsync16(memory.stages, to + kTileTokens * Shape::kRow, bytes, from + pages.v_offset);
+  const auto page_at = [&](uint32_t token) {
+    return ItemAt(pages.slabs, pages.head, list((first + token) >> pages.page_shift));
+  };
+  const auto slot = [&](uint32_t token) {
+    return (first + token) & ((1u << pages.page_shift) - 1);
+  };
+  for (uint32_t i = ThreadIndex(); i < tokens * kKeyLines; i += kDecodeThreads) {
+    const uint32_t token = i / kKeyLines, line = i % kKeyLines * 16;
+    const uint64_t from = page_at(token) + slot(token) * Form::kKeyBytes + line;
+    CopyAsync16(tile, token * Form::kKeyRow + line, bytes, from);
+    if constexpr (kValueLines == kKeyLines) {
+      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes, from + pages.v_offset);
+    }
+  }
+  if constexpr (kValueLines != kKeyLines) {
+    for (uint32_t i = ThreadIndex(); i < tokens * kValueLines; i += kDecodeThreads) {
+      const uint32_t token = i / kValueLines, line = i % kValueLines * 16;
+      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes,
+                  page_at(token) + pages.v_offset + slot(token) * Form::kValueBytes + line);
+    }
+  }
+  if constexpr (Form::kMetaBytes > 0) {
+    for (uint32_t page = 0; page < tokens / kRangesTokens; ++page) {
+      Form::CopyMeta(tile, Shape::kMetaAt + page * Form::kMetaBytes, pages,
+                     list((first >> pages.page_shift) + page));
+    }
   }
   CopyAsyncCommit();
 }
 
 // weights = logits of a tile, -inf past its tokens.
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void TileLogits(const SplitMemory<T, kDim, kGroup>& memory, uint32_t stage,
+template <class Form, uint32_t kGroup>
+TS_DEVICE void TileLogits(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
                           uint32_t tokens) {
-  using Shape = TileShape<T, kDim, kGroup>;
+  using Shape = TileShape<Form, kGroup>;
   constexpr uint32_t kLanes = kDecodeThreads / kTileTokens;  // of a token
   static_assert(kLanes == 4);
   const uint32_t token = ThreadIndex() / kLanes, lane = ThreadIndex() % kLanes;
   float sums[kGroup] = {};
   if (token < tokens) {
-    for (uint32_t piece = lane; piece < Shape::kPieces; piece += kLanes) {
-      const auto k = memory.stages.template Get<Line<T>>(
-          stage * Shape::kStage + token * Shape::kRow + piece * Shape::kPiece);
+    for (uint32_t piece = lane; piece < Shape::kKeyPieces; piece += kLanes) {
+      float k[Form::kKeyChannels];
+      Form::Keys(memory.Tile(stage), memory.ranges, token, piece, k);
       TS_UNROLL
       for (uint32_t h = 0; h < kGroup; ++h) {
         TS_UNROLL
-        for (uint32_t c = 0; c < Shape::kPiece; c += 4) {
-          const auto q = memory.q.template Get<Line<float>>(h * kDim + piece * Shape::kPiece + c);
+        for (uint32_t c = 0; c < Form::kKeyChannels; c += 4) {
+          const auto q =
+              memory.q.template Get<Line<float>>(h * Form::kDim + piece * Form::kKeyChannels + c);
           TS_UNROLL
-          for (uint32_t i = 0; i < 4; ++i) sums[h] = Fma(q.at[i], Float(k.at[c + i]), sums[h]);
+          for (uint32_t i = 0; i < 4; ++i) sums[h] = Fma(q.at[i], k[c + i], sums[h]);
         }
       }
     }
@@ -148,8 +161,8 @@ struct HeadSums {
 };
 
 // weights = exp2(logit - m), and what that does to the sums.
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void TileSoftmax(const SplitMemory<T, kDim, kGroup>& memory, HeadSums<kGroup>* sums) {
+template <class Form, uint32_t kGroup>
+TS_DEVICE void TileSoftmax(const SplitMemory<Form, kGroup>& memory, HeadSums<kGroup>* sums) {
   TS_UNROLL
   for (uint32_t i = 0; i < HeadSums<kGroup>::kHeads; ++i) {
     const uint32_t h = WarpIndex() + i * kDecodeWarps;
@@ -166,39 +179,41 @@ TS_DEVICE void TileSoftmax(const SplitMemory<T, kDim, kGroup>& memory, HeadSums<
 }
 
 // o += weights * values, of the thread's piece and its share of the tile's tokens.
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void TileValues(const SplitMemory<T, kDim, kGroup>& memory, uint32_t stage,
-                          uint32_t tokens, float (&o)[kGroup][TileShape<T, kDim, kGroup>::kPiece]) {
-  using Shape = TileShape<T, kDim, kGroup>;
-  const uint32_t sharer = ThreadIndex() / Shape::kPieces, piece = ThreadIndex() % Shape::kPieces;
+template <class Form, uint32_t kGroup>
+TS_DEVICE void TileValues(const SplitMemory<Form, kGroup>& memory, uint32_t stage, uint32_t tokens,
+                          float (&o)[kGroup][Form::kValueChannels]) {
+  using Shape = TileShape<Form, kGroup>;
+  const uint32_t sharer = ThreadIndex() / Shape::kValuePieces,
+                 piece = ThreadIndex() % Shape::kValuePieces;
   if (sharer >= Shape::kSharers) return;
   TS_UNROLL
   for (uint32_t h = 0; h < kGroup; ++h) {
     const float rescale = memory.rescale.Get(h);
     TS_UNROLL
-    for (uint32_t c = 0; c < Shape::kPiece; ++c) o[h][c] *= rescale;
+    for (uint32_t c = 0; c < Form::kValueChannels; ++c) o[h][c] *= rescale;
   }
   for (uint32_t token = sharer; token < tokens; token += Shape::kSharers) {
-    const auto v = memory.stages.template Get<Line<T>>(
-        stage * Shape::kStage + (kTileTokens + token) * Shape::kRow + piece * Shape::kPiece);
+    float v[Form::kValueChannels];
+    Form::Values(memory.Tile(stage), memory.ranges, token, piece, v);
     TS_UNROLL
     for (uint32_t h = 0; h < kGroup; ++h) {
       const float weight = memory.weights.Get(h * kTileTokens + token);
       TS_UNROLL
-      for (uint32_t c = 0; c < Shape::kPiece; ++c) o[h][c] = Fma(weight, Float(v.at[c]), o[h][c]);
+      for (uint32_t c = 0; c < Form::kValueChannels; ++c) o[h][c] = Fma(weight, v[c], o[h][c]);
     }
   }
 }
 
 // Adds up what threads have of the values, and writes a partial result. All copies have arrived.
-template <class T, uint32_t kDim, uint32_t kGroup>
-TS_DEVICE void StorePartial(const SplitMemory<T, kDim, kGroup>& memory, uint32_t group,
+template <class Form, uint32_t kGroup>
+TS_DEVICE void StorePartial(const SplitMemory<Form, kGroup>& memory, uint32_t group,
                             const HeadSums<kGroup>& sums,
-                            const float (&o)[kGroup][TileShape<T, kDim, kGroup>::kPiece],
+                            const float (&o)[kGroup][Form::kValueChannels],
                             const Global<float>& partial) {
-  using Shape = TileShape<T, kDim, kGroup>;
-  constexpr uint32_t kHeads = Shape::kHeadsAtOnce;
-  const uint32_t sharer = ThreadIndex() / Shape::kPieces, piece = ThreadIndex() % Shape::kPieces;
+  using Shape = TileShape<Form, kGroup>;
+  constexpr uint32_t kHeads = Shape::kHeadsAtOnce, kDim = Form::kDim;
+  const uint32_t sharer = ThreadIndex() / Shape::kValuePieces,
+                 piece = ThreadIndex() % Shape::kValuePieces;
   const Shared<float> rows = memory.stages.template As<float>();  // [sharers][kHeads][kDim]
   TS_UNROLL
   for (uint32_t first = 0; first < kGroup; first += kHeads) {
@@ -206,8 +221,8 @@ TS_DEVICE void StorePartial(const SplitMemory<T, kDim, kGroup>& memory, uint32_t
     TS_UNROLL
     for (uint32_t h = 0; h < kHeads; ++h) {
       TS_UNROLL
-      for (uint32_t c = 0; c < Shape::kPiece && sharer < Shape::kSharers; ++c) {
-        rows.Set((sharer * kHeads + h) * kDim + piece * Shape::kPiece + c, o[first + h][c]);
+      for (uint32_t c = 0; c < Form::kValueChannels && sharer < Shape::kSharers; ++c) {
+        rows.Set((sharer * kHeads + h) * kDim + piece * Form::kValueChannels + c, o[first + h][c]);
       }
     }
     SyncBlock();
@@ -229,26 +244,28 @@ TS_DEVICE void StorePartial(const SplitMemory<T, kDim, kGroup>& memory, uint32_t
 
 // The partial result of tokens first .. end - 1 of the list, at least one and kSplitTokens at most.
 // list(i): the page of its tokens i * page_tokens and on. All threads of the block call it.
-template <class T, uint32_t kDim, uint32_t kGroup, class List>
-TS_DEVICE void AttendSplit(const SplitMemory<T, kDim, kGroup>& memory, const PagesOfHead& pages,
+template <class Form, uint32_t kGroup, class List>
+TS_DEVICE void AttendSplit(const SplitMemory<Form, kGroup>& memory, const PagesOfHead& pages,
                            const List& list, uint32_t first, uint32_t end, uint32_t group,
                            const Global<float>& partial) {
-  using Shape = TileShape<T, kDim, kGroup>;
-  const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
   HeadSums<kGroup> sums;
   TS_UNROLL
   for (uint32_t i = 0; i < HeadSums<kGroup>::kHeads; ++i) {
     sums.m[i] = -INFINITY;
     sums.d[i] = 0;
   }
-  float o[kGroup][Shape::kPiece] = {};
+  float o[kGroup][Form::kValueChannels] = {};
   SyncBlock();  // the memory may hold what another split has left
-  CopyTile(memory, 0, bytes, pages, list, first, end);
+  CopyTile(memory, 0, pages, list, first, end);
   for (uint32_t at = first, stage = 0; at < end; at += kTileTokens, stage ^= 1) {
     const uint32_t tokens = end - at < kTileTokens ? end - at : kTileTokens;
     CopyAsyncWait<0>();
     SyncBlock();  // the tile is here, and nobody reads the one before
-    CopyTile(memory, stage ^ 1, bytes, pages, list, at + kTileTokens, end);
+    CopyTile(memory, stage ^ 1, pages, list, at + kTileTokens, end);
+    if constexpr (Form::kMetaBytes > 0) {
+      Form::Prepare(memory.Tile(stage), memory.ranges, TileShape<Form, kGroup>::kMetaAt, tokens);
+      SyncBlock();
+    }
     TileLogits(memory, stage, tokens);
     SyncBlock();
     TileSoftmax(memory, &sums);

@@ -21,6 +21,18 @@ struct FullPages {
 // KV head: bit for bit what ref makes of the same keys (kernels/ref/selection.h).
 Status Summarise(const DecodeShape& shape, const DevicePages& pages, const MetaLayout& layout,
                  const Slabs<uint8_t>& records, const FullPages& full, Stream stream);
+// Codes full open pages of 16 tokens within ranges, at every KV head: the i-th of `open` becomes
+// the i-th of `coded`, with its range at range_at of its record. Codes and ranges are bit for bit
+// those of ref (kernels/ref/ranges.h); coded_pages.h says where they lie.
+struct SealRangesStep {
+  DecodeShape shape;  // of the coded pages
+  KvType open_type;
+  DevicePages open;
+  Slabs<uint8_t> pages, records;
+  uint32_t range_at;
+  FullPages from, to;  // open and coded pages, as many of each
+};
+Status SealRanges(const SealRangesStep& step, Stream stream);
 
 }  // namespace tinyserve::cuda
 

@@ -183,6 +183,8 @@ TS_DEVICE uint32_t Bits(float x) { return __float_as_uint(x); }
 TS_DEVICE float FromBits(uint32_t bits) { return __uint_as_float(bits); }
 TS_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 TS_DEVICE float SquareRoot(float x) { return __fsqrt_rn(x); }
+TS_DEVICE float RoundEven(float x) { return rintf(x); }
+TS_DEVICE float RoundUp(float x) { return ceilf(x); }
 TS_DEVICE float Exp2(float x) { return exp2f(x); }
 TS_DEVICE float Exp(float x) { return __expf(x); }
 TS_DEVICE int Dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
