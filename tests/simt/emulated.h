@@ -299,6 +299,61 @@ inline int Dp4a(int a, int b, int c) {
 }
 inline uint32_t PopCount(uint32_t x) { return static_cast<uint32_t>(std::popcount(x)); }
 
+template <class Half>
+uint32_t PackHalves(float low, float high) {
+  Half first, second;
+  if constexpr (std::is_same_v<Half, F16>) {
+    first = ToF16(low), second = ToF16(high);
+  } else {
+    first = ToBF16(low), second = ToBF16(high);
+  }
+  return first.bits | uint32_t{second.bits} << 16;
+}
+
+// A lane's row of a matrix; then what it gets.
+struct MatrixPayload {
+  uint16_t row[8];
+  uint32_t m[4];
+};
+
+template <bool kTransposed>
+void FinishMatrices(void* const (&payloads)[simt::kWarpLanes], uint32_t) {
+  uint16_t rows[simt::kWarpLanes][8];
+  for (uint32_t lane = 0; lane < simt::kWarpLanes; ++lane) {
+    std::memcpy(rows[lane], static_cast<const MatrixPayload*>(payloads[lane])->row, 16);
+  }
+  for (uint32_t lane = 0; lane < simt::kWarpLanes; ++lane) {
+    auto* payload = static_cast<MatrixPayload*>(payloads[lane]);
+    const uint32_t g = lane / 4, t = lane % 4;
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t low = kTransposed ? rows[8 * i + 2 * t][g] : rows[8 * i + g][2 * t];
+      const uint32_t high = kTransposed ? rows[8 * i + 2 * t + 1][g] : rows[8 * i + g][2 * t + 1];
+      payload->m[i] = low | high << 16;
+    }
+  }
+}
+
+template <bool kTransposed, class T>
+void Matrices(const char* name, const Shared<T>& view, uint64_t i, uint32_t (&m)[4],
+              const Site& site) {
+  static_assert(sizeof(T) == 2);
+  MatrixPayload payload{};
+  std::memcpy(payload.row, view.Touch(i, 16, simt::Access::kRead, site), 16);
+  simt::Collect({.name = name, .mask = 0xffffffffu, .finish = FinishMatrices<kTransposed>},
+                &payload, sizeof payload, site);
+  std::memcpy(m, payload.m, sizeof m);
+}
+template <class T>
+void LoadMatrices(const Shared<T>& view, uint64_t i, uint32_t (&m)[4],
+                  const Site& site = Site::current()) {
+  Matrices<false>("LoadMatrices", view, i, m, site);
+}
+template <class T>
+void LoadTransposed(const Shared<T>& view, uint64_t i, uint32_t (&m)[4],
+                    const Site& site = Site::current()) {
+  Matrices<true>("LoadTransposed", view, i, m, site);
+}
+
 // Fragments of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): lane l has, with
 // g = l / 4 and t = l % 4, of a rows g and g + 8 and columns 2t, 2t + 1, 2t + 8, 2t + 9; of b these
 // rows and column g; of d rows g and g + 8 and columns 2t and 2t + 1.

@@ -22,6 +22,11 @@
 //   AtomicAdd/AtomicMax(view, i, v)     the old value
 //   CopyAsync16(shared, i, global, j)   16 bytes; CopyAsyncCommit(); CopyAsyncWait<N>()
 //   MmaF16/MmaBF16(d, a, b)             m16n8k16, d += a * b in f32
+//   LoadMatrices(shared, i, m)          ldmatrix x4: four 8 x 8 matrices of 16-bit elements, of
+//                                       which lane l names row l % 8 of the (l / 8)-th; lane l gets
+//                                       row l / 4, columns 2 (l % 4) and the next, of each
+//   LoadTransposed(shared, i, m)        the same of the matrices transposed
+//   PackHalves<F16 or BF16>(low, high)
 //   Dp4a(a, b, c), Float(F16), ToF16(float), Float(BF16), ToBF16(float), Bits, FromBits, Fma, Exp2,
 //   Exp
 //

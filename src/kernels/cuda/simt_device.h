@@ -190,6 +190,38 @@ TS_DEVICE float Exp(float x) { return __expf(x); }
 TS_DEVICE int Dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
 TS_DEVICE uint32_t PopCount(uint32_t x) { return __popc(x); }
 
+// Two numbers as the halves of a word, the first one below.
+template <class Half>
+TS_DEVICE uint32_t PackHalves(float low, float high) {
+  if constexpr (std::is_same_v<Half, F16>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+// See kernels/cuda/simt.h.
+template <class T>
+TS_DEVICE void LoadMatrices(const Shared<T>& view, uint64_t i, uint32_t (&m)[4]) {
+  static_assert(sizeof(T) == 2);
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(view.at(i)));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
+}
+template <class T>
+TS_DEVICE void LoadTransposed(const Shared<T>& view, uint64_t i, uint32_t (&m)[4]) {
+  static_assert(sizeof(T) == 2);
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(view.at(i)));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
+}
+
 // d += a * b of a warp: a [16][16], b [16][8], d [16][8] in the fragments of mma.m16n8k16.
 TS_DEVICE void MmaF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
