@@ -205,11 +205,13 @@ class LintTest(unittest.TestCase):
                                      "add_executable(run_test src/tensor/run_test.cc)\n"
                                      "add_test(NAME t COMMAND run_test)\n"
                                      "add_executable(idle_test src/tensor/idle_test.cc)\n"
+                                     "add_library(ts_cuda_emulated src/tensor/emulated.cc)\n"
                                      "add_subdirectory(tests)\n")
         self.write("tests/CMakeLists.txt", "add_executable(outside ${CMAKE_SOURCE_DIR}/src/tensor/outside.cc)\n")
-        for name in ("run_test", "idle_test", "lost", "outside"):
+        for name in ("run_test", "idle_test", "lost", "outside", "emulated"):
             self.write(f"src/tensor/{name}.cc", "int main() {}\n")
         self.write("src/kernels/cuda/lost.cu", "")
+        self.write("tests/cuda/lost.cc", "")  # of builds that have CUDA
         build = self.root / "build"
         subprocess.run(["cmake", "-G", "Ninja", "-S", self.root, "-B", build], check=True, capture_output=True)
         found = "\n".join(self.findings(rules.dead_files, build))
@@ -218,6 +220,12 @@ class LintTest(unittest.TestCase):
         self.assertIn("src/kernels/cuda/lost.cu:1: no target compiles it", found)
         self.assertNotIn("/run_test.cc", found)
         self.assertNotIn("/outside.cc", found)
+        self.assertNotIn("tests/cuda/lost.cc", found)
+        self.write("CMakeLists.txt", "cmake_minimum_required(VERSION 3.25)\n"
+                                     "project(t LANGUAGES CXX)\n"
+                                     "enable_testing()\n")
+        subprocess.run(["cmake", "-G", "Ninja", "-S", self.root, "-B", build], check=True, capture_output=True)
+        self.assertNotIn("src/kernels/cuda/lost.cu", "\n".join(self.findings(rules.dead_files, build)))
 
     @unittest.skipUnless(shutil.which("clang-format"), "needs clang-format")
     def test_formatting(self):
