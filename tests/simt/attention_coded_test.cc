@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/attention_sparse.h"
 #include "kernels/cuda/coded_pages.h"
 #include "kernels/cuda/seal.h"
 #include "tests/simt/decode_testing.h"
@@ -61,21 +62,55 @@ class CodedBatch : public DecodeBatch {
                       nullptr);
   }
   Status Attend(const ChosenPages* chosen = nullptr) {
+    const uint32_t most = *std::max_element(coded_tokens_.begin(), coded_tokens_.end());
+    return AttendCoded(coded_shape(), coded_pages(), CodedStep(), open(), chosen, most, nullptr);
+  }
+  Status AttendSparse(const Selection& selection) {
+    const CodedPages coded = coded_pages();
+    const DeviceRecords records{coded.records, shape().head_dim, 0, 0, layout_.spread_at};
+    return AttendCodedSparse(coded_shape(), coded, records, CodedStep(), open(), selection,
+                             nullptr);
+  }
+  DecodeStep CodedStep() {
     DecodeStep call = step();
     call.tokens = ConstArrayOf(coded_tokens_);
     call.partials = ArrayOf(partials_);
-    const OpenTokens open{
-        .type = shape().type,
-        .pages = pages(),
-        .table_pages = TablePages(),
-        .tables = ConstArrayOf(open_tables_),
-        .tokens = ConstArrayOf(open_tokens_),
-        .tokens_max = *std::max_element(open_tokens_.begin(), open_tokens_.end())};
-    const CodedPages coded{SlabsOf(ConstArrayOf(bytes_), at_.page_bytes),
-                           SlabsOf(ConstArrayOf(records_), layout_.record_bytes),
-                           layout_.spread_at};
-    const uint32_t most = *std::max_element(coded_tokens_.begin(), coded_tokens_.end());
-    return AttendCoded(coded_shape(), coded, call, open, chosen, most, nullptr);
+    return call;
+  }
+  OpenTokens open() const {
+    return {.type = shape().type,
+            .pages = pages(),
+            .table_pages = TablePages(),
+            .tables = ConstArrayOf(open_tables_),
+            .tokens = ConstArrayOf(open_tokens_),
+            .tokens_max = *std::max_element(open_tokens_.begin(), open_tokens_.end())};
+  }
+  CodedPages coded_pages() const {
+    return {SlabsOf(ConstArrayOf(bytes_), at_.page_bytes),
+            SlabsOf(ConstArrayOf(records_), layout_.record_bytes), layout_.spread_at};
+  }
+  // ref's scores of a row's coded pages by the device's records.
+  std::vector<float> RefScores(uint32_t row, uint32_t head, ScorePool pool) {
+    const uint32_t count = coded_tokens_[row] / kRangesTokens, group = shape().group;
+    std::vector<float> q(Query(row, head), Query(row, head) + group * shape().head_dim);
+    for (float& x : q) x *= kScale;
+    std::vector<float> head_scores(uint64_t{group} * (count + 16)), scores(count);
+    const ScoreArgs args{.layout = layout_,
+                         .records = {records_.data() + head * HeadStride(layout_.record_bytes),
+                                     HeadStride(layout_.record_bytes) * shape().kv_heads, kShift,
+                                     layout_.record_bytes, 0},
+                         .kind = ScoreKind::kBox,
+                         .pool = pool,
+                         .alpha = 0,
+                         .head_dim = shape().head_dim,
+                         .group = group,
+                         .q = q.data(),
+                         .pages = table(row),
+                         .count = count,
+                         .head_scores = head_scores.data(),
+                         .scores = scores.data()};
+    RefKernels()->score_pages(&args);
+    return scores;
   }
 
   // A token as the device's page decodes.
@@ -248,6 +283,52 @@ TEST(AttentionCoded, ReadsChosenPages) {
   ASSERT_TRUE(status.ok()) << status.message();
   EXPECT_LT(batch.Distance(0, 0, batch.Expected(0, 0, chosen)), kTolerance);
   EXPECT_GT(batch.Distance(0, 0, batch.Expected(0, 0, {0, 3, 4, 10})), 100 * kTolerance);
+}
+
+TEST(AttentionCoded, ChoosesPagesByTheirRanges) {
+  for (const ScorePool pool : {ScorePool::kMax, ScorePool::kSoftmax}) {
+    const DecodeShape shape{KvType::kF16, pool == ScorePool::kMax ? 64u : 80u, 2, 3, kRangesTokens};
+    CodedBatch batch(shape, KvType::kInt8, {350, 30, 170}, {336, 16, 160}, 5);
+    ASSERT_TRUE(batch.Seal().ok());
+    const uint32_t pages_max = 21, items = 6;
+    std::vector<uint32_t> budgets = {8, 8, 3}, lists(items * pages_max, kNoPage), tokens(items);
+    std::vector<float> head_scores(uint64_t{items} * shape.group * pages_max, NAN);
+    const Status status =
+        batch.AttendSparse({.kind = ScoreKind::kBox,
+                            .pool = pool,
+                            .alpha = 0,
+                            .sink = 1,
+                            .recent = 0,
+                            .pages_max = pages_max,
+                            .budgets = ConstArrayOf(budgets),
+                            .head_scores = ArrayOf(head_scores),
+                            .chosen = {pages_max, ArrayOf(lists), ArrayOf(tokens)}});
+    ASSERT_TRUE(status.ok()) << status.message();
+    for (uint32_t item = 0; item < items; ++item) {
+      const uint32_t row = item / 2, head = item % 2,
+                     held = static_cast<uint32_t>(batch.CodedPagesOf(row).size());
+      const uint32_t want = std::min(budgets[row], held);
+      ASSERT_EQ(tokens[item], want * kRangesTokens);
+      std::vector<uint32_t> chosen;
+      for (uint32_t i = 0; i < held; ++i) {
+        const auto begin = lists.begin() + item * pages_max;
+        if (std::find(begin, begin + want, batch.table(row)[i]) != begin + want)
+          chosen.push_back(i);
+      }
+      ASSERT_EQ(chosen.size(), want);
+      EXPECT_EQ(chosen[0], 0u);
+      const std::vector<float> scores = batch.RefScores(row, head, pool);
+      float least = INFINITY, best = -INFINITY, size = 0;
+      for (uint32_t i = 1; i < held; ++i) {
+        const bool is_chosen = std::find(chosen.begin(), chosen.end(), i) != chosen.end();
+        (is_chosen ? least : best) =
+            is_chosen ? std::min(least, scores[i]) : std::max(best, scores[i]);
+        size = std::max(size, std::fabs(scores[i]));
+      }
+      EXPECT_GE(least, best - 1e-5f * size) << item;
+      EXPECT_LT(batch.Distance(row, head, batch.Expected(row, head, chosen)), kTolerance) << item;
+    }
+  }
 }
 
 }  // namespace

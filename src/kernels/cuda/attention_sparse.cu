@@ -198,33 +198,52 @@ SparseCall CallOf(const DecodeShape& shape, const DevicePages& pages, const Devi
           .group = shape.group};
 }
 
-Status CheckSelection(const Selection& s) {
-  if (s.recent >= 1 && s.pages_max < 65536) return Status();
-  return Status(Code::kUnsupported, "attention_sparse: " + std::to_string(s.recent) +
-                                        " newest pages and " + std::to_string(s.pages_max) +
-                                        " pages of a row: at least 1, and fewer than 65536");
+Status CheckSelection(const DecodeShape& shape, const DeviceRecords& records, const Selection& s) {
+  const bool coded = IsCoded(shape.type);
+  const bool known = coded ? records.range_at != kNoRange && s.kind == ScoreKind::kBox
+                           : records.range_at == kNoRange;
+  if (known && (coded || s.recent >= 1) && s.pages_max < 65536) return Status();
+  return Status(Code::kUnsupported,
+                "attention_sparse: " + std::to_string(s.recent) + " newest pages and " +
+                    std::to_string(s.pages_max) +
+                    " pages of a row: at least 1 of floats, and fewer than 65536; coded pages are "
+                    "scored by their ranges as boxes, others by box or moments");
+}
+
+Status LaunchSelect(const DecodeShape& shape, const SparseCall& call, Stream stream) {
+  // Scores know nothing of what pages hold: one type stands for all.
+  DecodeShape any = shape;
+  any.type = KvType::kF16;
+  return ForShape("page_select", any, SelectLaunch{call, stream});
 }
 
 }  // namespace
 
 Status AttendFused(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                    const DecodeStep& step, const Selection& selection, Stream stream) {
-  TS_RETURN_IF_ERROR(CheckSelection(selection));
+  TS_RETURN_IF_ERROR(CheckSelection(shape, records, selection));
   const SparseCall call = CallOf(shape, pages, records, step, selection);
   return ForShape("attention_sparse", shape, FusedLaunch{call, stream});
 }
 
 Status AttendInTwo(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                    const DecodeStep& step, const Selection& selection, Stream stream) {
-  TS_RETURN_IF_ERROR(CheckSelection(selection));
-  const SparseCall call = CallOf(shape, pages, records, step, selection);
-  // Scores know nothing of what pages hold: one type stands for all.
-  DecodeShape any = shape;
-  any.type = KvType::kF16;
-  TS_RETURN_IF_ERROR(ForShape("page_select", any, SelectLaunch{call, stream}));
+  TS_RETURN_IF_ERROR(CheckSelection(shape, records, selection));
+  TS_RETURN_IF_ERROR(LaunchSelect(shape, CallOf(shape, pages, records, step, selection), stream));
   const uint64_t list_tokens = uint64_t{selection.chosen.list_pages} * shape.page_tokens;
   return AttendChosen(shape, pages, step, selection.chosen, static_cast<uint32_t>(list_tokens),
                       stream);
+}
+
+Status AttendCodedSparse(const DecodeShape& shape, const CodedPages& pages,
+                         const DeviceRecords& records, const DecodeStep& step,
+                         const OpenTokens& open, const Selection& selection, Stream stream) {
+  TS_RETURN_IF_ERROR(CheckSelection(shape, records, selection));
+  const SparseCall call = CallOf(shape, {pages.slabs, 0}, records, step, selection);
+  TS_RETURN_IF_ERROR(LaunchSelect(shape, call, stream));
+  const uint64_t list_tokens = uint64_t{selection.chosen.list_pages} * shape.page_tokens;
+  return AttendCoded(shape, pages, step, open, &selection.chosen,
+                     static_cast<uint32_t>(list_tokens), stream);
 }
 
 }  // namespace tinyserve::cuda

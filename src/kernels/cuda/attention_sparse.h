@@ -14,17 +14,22 @@
 
 namespace tinyserve::cuda {
 
-// Records of a layer's full pages (page/page.h, MetaLayout): box and moments.
+constexpr uint32_t kNoRange = 0xffffffffu;
+
+// Records of a layer's full pages (page/page.h, MetaLayout): box and moments, or the ranges of
+// coded pages, which are boxes then.
 struct DeviceRecords {
   Slabs<const uint8_t> slabs;
   uint32_t channels, box_at, moments_at;
+  uint32_t range_at = kNoRange;
 };
 
 struct Selection {
-  ScoreKind kind;  // kBox: of the record's box
+  ScoreKind kind;  // kBox: of the record's box, or range
   ScorePool pool;
   float alpha;            // of kMoments
   uint32_t sink, recent;  // pages at the ends that are always read; recent is at least 1
+                          // where the last page may not be full: of floats
   uint32_t pages_max;     // of a row, less than 65536
   // [rows] pages that a row reads, the forced ones too; if it has no more, all of them.
   Array<const uint32_t> budgets;
@@ -37,6 +42,11 @@ Status AttendFused(const DecodeShape& shape, const DevicePages& pages, const Dev
                    const DecodeStep& step, const Selection& selection, Stream stream);
 Status AttendInTwo(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                    const DecodeStep& step, const Selection& selection, Stream stream);
+// Over coded pages, of which pages are chosen, and the open ones after them, which are all read
+// (AttendCoded). Budgets count coded pages. Three launches.
+Status AttendCodedSparse(const DecodeShape& shape, const CodedPages& pages,
+                         const DeviceRecords& records, const DecodeStep& step,
+                         const OpenTokens& open, const Selection& selection, Stream stream);
 
 }  // namespace tinyserve::cuda
 

@@ -45,6 +45,30 @@ TS_DEVICE void ScorePieces(const Global<const uint8_t>& records, uint64_t rows_a
   }
 }
 
+// The same of a range (page/ranges.h), as sums of codes: of middles in `first`, of reaches, by the
+// size of the query's numbers, in `second`.
+template <uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void RangePieces(const Global<const uint8_t>& records, uint64_t codes_at,
+                           const Shared<float>& q, uint32_t lane, float (&first)[kGroup],
+                           float (&second)[kGroup]) {
+  struct alignas(8) Bytes {
+    uint8_t at[8];
+  };
+  for (uint32_t c = lane * 8; c < kDim; c += 64) {
+    const auto middles = records.Get<Bytes>(codes_at + c);
+    const auto reaches = records.Get<Bytes>(codes_at + kDim + c);
+    TS_UNROLL
+    for (uint32_t h = 0; h < kGroup; ++h) {
+      TS_UNROLL
+      for (uint32_t i = 0; i < 8; ++i) {
+        const float x = q.Get(h * kDim + c + i);
+        first[h] = Fma(x, static_cast<float>(static_cast<int8_t>(middles.at[i])), first[h]);
+        second[h] = Fma(x < 0 ? -x : x, static_cast<float>(reaches.at[i]), second[h]);
+      }
+    }
+  }
+}
+
 // Scores of the candidates first .. end - 1, pages of the table from `sink` on, by each head: to
 // head_scores [group][pages_max]. q: times scale and log2(e), so that they are in units of log2.
 template <uint32_t kDim, uint32_t kGroup>
@@ -54,14 +78,21 @@ TS_DEVICE void ScorePages(const Selection& how, const DeviceRecords& records, co
   constexpr uint32_t kLanes = 8;  // of a page
   const Global<const uint8_t> bytes(records.slabs.bytes, "records");
   const uint32_t lane = ThreadIndex() % kLanes;
-  const bool is_box = how.kind == ScoreKind::kBox;
+  const bool is_box = how.kind == ScoreKind::kBox, is_range = records.range_at != kNoRange;
   for (uint32_t base = first; base < end; base += kDecodeThreads / kLanes) {
     const uint32_t i = base + ThreadIndex() / kLanes;
     float a[kGroup] = {}, b[kGroup] = {};
+    Line<float> scales{};  // a RangeScales
     if (i < end) {
       const uint64_t record = ItemAt(records.slabs, at.head, table.Get(how.sink + i));
-      ScorePieces<kDim>(bytes, record + (is_box ? records.box_at : records.moments_at),
-                        records.channels, is_box, q, lane, a, b);
+      if (is_range) {
+        const uint64_t range = record + records.range_at;
+        scales = bytes.Get<Line<float>>(range);
+        RangePieces<kDim>(bytes, range + sizeof(RangeScales), q, lane, a, b);
+      } else {
+        ScorePieces<kDim>(bytes, record + (is_box ? records.box_at : records.moments_at),
+                          records.channels, is_box, q, lane, a, b);
+      }
     }
     TS_UNROLL
     for (uint32_t h = 0; h < kGroup; ++h) {
@@ -71,8 +102,10 @@ TS_DEVICE void ScorePages(const Selection& how, const DeviceRecords& records, co
         b[h] += ShuffleXor(b[h], lanes, kAllLanes);
       }
       if (lane != h % kLanes || h >= at.group || i >= end) continue;
-      head_scores.Set(uint64_t{h} * how.pages_max + i,
-                      is_box ? a[h] : a[h] + how.alpha * SquareRoot(b[h]));
+      const float score = is_range ? a[h] * scales.at[0] + b[h] * scales.at[1]
+                          : is_box ? a[h]
+                                   : a[h] + how.alpha * SquareRoot(b[h]);
+      head_scores.Set(uint64_t{h} * how.pages_max + i, score);
     }
   }
 }
