@@ -8,7 +8,7 @@ SOAK_SECONDS ?= 3600
 export MODEL PROMPT PORT JOBS FUZZ_SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat build cuda test test-clients soak fuzz format lint clean packages packages-test model data
+.PHONY: help run chat build cuda test test-gpu test-clients soak fuzz format lint clean packages packages-test model data
 
 help:
 	@echo 'make run      install what is needed, fetch the default model, build, and serve it: a page'
@@ -18,6 +18,7 @@ help:
 	@echo 'make build    build/release/tinyserve alone'
 	@echo 'make cuda     build/cuda/tinyserve, with kernels for NVIDIA GPUs; fetches the compiler where there is none'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
+	@echo 'make test-gpu the CUDA kernels on a GPU against the plain loops; skipped where there is none'
 	@echo 'make test-clients  the server with what users have: openai, LangChain, lm-eval, a browser'
 	@echo 'make soak     the server under clients of every kind for SOAK_SECONDS (now $(SOAK_SECONDS)) seconds'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
@@ -37,6 +38,9 @@ build: packages
 
 cuda: packages
 	@scripts/build.sh cuda tinyserve kernels_device_test
+
+test-gpu: packages-test
+	@scripts/test-gpu.sh
 
 test: packages-test model
 	@scripts/test.sh
