@@ -15,7 +15,8 @@ Run:
         --engines tinyserve,llama.cpp+fa,llama.cpp+nofa,llama.cpp+fa+unified --json peers.jsonl
 
 Engines, as --engines takes them (a comma between two, parts joined by +):
-    tinyserve              `tinyserve bench` of --tinyserve
+    tinyserve              `tinyserve bench` of --tinyserve, which reads every key
+             +default      or those that the preset `default` selects
     llama.cpp+fa|+nofa     with or without flash attention
              +q8kv         with its KV cache in q8_0 (needs +fa); f16 otherwise
              +unified      several sequences in one shared KV buffer; a buffer for each otherwise
@@ -195,7 +196,7 @@ def run_openvino(args, options):
             report(kind, tokens, depth, 1, tpot * tokens)
 
 
-def run_tinyserve(args, _):
+def run_tinyserve(args, options):
     """`tinyserve bench` runs every prefill at every depth, so prefills and decodes are asked for apart."""
     join = lambda values: ",".join(map(str, values))
     wanted = []
@@ -204,16 +205,18 @@ def run_tinyserve(args, _):
     if args.depth and args.batch:
         wanted.append(["--prefill", "0", "--decode", str(args.decode), "--depth", join(args.depth), "--batch",
                        join(args.batch)])
-    for options in wanted:
+    for case in wanted:
         command = [args.tinyserve, "bench", "--model", args.model, "--threads", str(args.threads), "--repeat", "1",
-                   "--json", "-", *options]
+                   "--json", "-", "--selector", "default" if "default" in options else "full", *case]
+        if args.text:
+            command += ["--text", args.text]
         status = subprocess.run(command).returncode
         if status:
             raise SystemExit(status)
 
 
 RUN = {"tinyserve": run_tinyserve, "llama.cpp": run_llama_cpp, "openvino": run_openvino}
-OPTIONS = {"tinyserve": set(), "llama.cpp": {"fa", "nofa", "q8kv", "unified"}, "openvino": {"u8kv"}}
+OPTIONS = {"tinyserve": {"default"}, "llama.cpp": {"fa", "nofa", "q8kv", "unified"}, "openvino": {"u8kv"}}
 
 
 def parse_engine(name):
@@ -292,8 +295,12 @@ def summary(case, engine, rounds):
     return line
 
 
+def is_ours(engine):
+    return parse_engine(engine)[0] == "tinyserve"
+
+
 def table(lines, engines):
-    """Markdown: a row for each case, a column for each engine, and TinyServe's ratio to the best peer of that row."""
+    """Markdown: a row for each case, a column for each engine, and TinyServe's ratios to the best peer of that row."""
     by_case = collections.defaultdict(dict)
     for line in lines:
         by_case[tuple(line[k] for k in CASE_KEYS)][line["engine"]] = line
@@ -305,10 +312,10 @@ def table(lines, engines):
         for engine in engines:
             r = row[engine]["tokens_per_s"] if engine in row else None
             cells.append(f"{r['median']:.1f} ({r['min']:.1f}–{r['max']:.1f})" if r else "")
-        peers = [line["tokens_per_s"]["median"] for engine, line in row.items() if engine != "tinyserve"]
-        ours = row.get("tinyserve", {})
-        ratio = f"{ours['tokens_per_s']['median'] / max(peers):.2f}" if ours and peers else ""
-        share = f"{ours['roofline_share']:.2f}" if "roofline_share" in ours else ""
+        ours = [line for engine, line in row.items() if is_ours(engine)]
+        peers = [line["tokens_per_s"]["median"] for engine, line in row.items() if not is_ours(engine)]
+        ratio = ", ".join(f"{line['tokens_per_s']['median'] / max(peers):.2f}" for line in ours if peers)
+        share = ", ".join(f"{line['roofline_share']:.2f}" for line in ours if "roofline_share" in line)
         name = f"prefill {tokens}" if kind == "prefill" else f"decode {tokens}, depth {depth}, batch {batch}"
         if kind == "prefill" and depth:
             name += f", depth {depth}"
@@ -335,6 +342,9 @@ def arguments():
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--engines", type=lambda s: s.split(","),
                         default="tinyserve,llama.cpp+fa,llama.cpp+nofa,openvino,openvino+u8kv".split(","))
+    parser.add_argument("--text", metavar="FILE",
+                        help="TinyServe's prompts are parts of this text, for what a selection reads depends on it; "
+                             "random tokens otherwise, as for the peers, whose speed does not")
     parser.add_argument("--json", metavar="FILE", help="also write one JSON line a case; - for standard output")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--context", type=int, help=argparse.SUPPRESS)

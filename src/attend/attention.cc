@@ -15,6 +15,11 @@ namespace {
 constexpr uint32_t kSplitTokens = 256;
 // Prompt rows that share one pass over the keys.
 constexpr uint32_t kPromptRows = 64;
+// An item whose rows are shared among threads leaves each at least so many: fewer would cost more
+// in conversions of the keys, which each makes for itself, than waiting does.
+constexpr uint32_t kSharedRows = 4;
+// With so many items for each thread, the last ones are too small a part to be shared.
+constexpr uint32_t kManyItems = 8;
 // Regions with less work than this many rows run on the caller alone: waking others would cost
 // more.
 constexpr uint32_t kSerialRows = 4;
@@ -187,6 +192,24 @@ void Attention::PlanPromptRows(uint32_t r, uint32_t kv_heads, GroupPlan* plan) {
   }
 }
 
+void Attention::ShareLastItems(std::vector<Item>* items) const {
+  const uint32_t threads = threads_->threads(), count = static_cast<uint32_t>(items->size());
+  const uint32_t left = count % threads;
+  if (left == 0 || count >= kManyItems * threads) return;
+  const uint32_t parts = threads / left;
+  for (uint32_t i = count - left; i < count; ++i) {
+    const Item whole = (*items)[i];
+    const uint32_t rows = std::max(kSharedRows, (whole.rows + parts - 1) / parts);
+    (*items)[i].rows = std::min(rows, whole.rows);
+    for (uint32_t row = rows; row < whole.rows; row += rows) {
+      Item part = whole;
+      part.first_row += row;
+      part.rows = std::min(rows, whole.rows - row);
+      items->push_back(part);
+    }
+  }
+}
+
 void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
   plan->items.clear();
   plan->merges.clear();
@@ -194,7 +217,6 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
   for (uint32_t r = 0; r < runs_.size(); ++r) {
     if (runs_[r].token_class == TokenClass::kPrompt) PlanPromptRows(r, kv_heads, plan);
   }
-  plan->prompt_items = static_cast<uint32_t>(plan->items.size());
   // Threads take items in order: the ones that see the most keys first, so that none is left alone
   // with a long one.
   const auto keys = [this](const Item& i) { return runs_[i.run].first_position + i.first_row; };
@@ -202,6 +224,8 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
     return keys(a) != keys(b) ? keys(a) > keys(b)
                               : std::tie(a.run, a.kv_head) < std::tie(b.run, b.kv_head);
   });
+  ShareLastItems(&plan->items);
+  plan->prompt_items = static_cast<uint32_t>(plan->items.size());
   uint32_t partials = 0;
   for (uint32_t r = 0; r < runs_.size(); ++r) {
     const SequenceRun& run = runs_[r];

@@ -152,6 +152,9 @@ class Attention {
   void PlanGroup(uint32_t group);
   void PlanRows(uint32_t group, bool all, GroupPlan* plan);
   void PlanPromptRows(uint32_t run, uint32_t kv_heads, GroupPlan* plan);
+  // Cuts the rows of the last prompt items, those that would leave threads without work, into parts
+  // for all threads. A row's result depends on no other row, so no bit changes.
+  void ShareLastItems(std::vector<Item>* items) const;
   // Splits of a generated row.
   uint32_t SplitsAt(uint32_t position) const;
   void CountWork(uint32_t group);

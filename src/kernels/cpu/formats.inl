@@ -86,10 +86,6 @@ struct BlockFormat {
     TS_INLINE VF NextMin() { return LoadScales(unit + kScaleBytes); }
   };
 
-  // Asks for a block of every strip, `ahead` bytes on.
-  static TS_INLINE void PrefetchBlock(const uint8_t* panel, uint32_t, uint64_t ahead) {
-    PrefetchRange<kStrips * kUnitBytes>(panel + ahead);
-  }
   static TS_INLINE VF LoadScales(const uint8_t* p) {
     if constexpr (kF32Scales) return Load((const float*)p);
     return LoadF16((const uint16_t*)p);
@@ -156,11 +152,6 @@ struct FormatQ4_K {
     }
   };
 
-  static TS_INLINE void PrefetchBlock(const uint8_t* panel, uint32_t block, uint64_t ahead) {
-    for (uint32_t s = 0; s < kStrips; ++s) {
-      PrefetchRange<CodeBytes(kKind)>(Codes(panel + s * kUnitBytes, block) + ahead);
-    }
-  }
   static TS_INLINE const uint8_t* Codes(const uint8_t* unit, uint32_t block) {
     return unit + kHeaderBytes + block * CodeBytes(kKind);
   }

@@ -169,6 +169,14 @@ constexpr uint32_t StripsAtOnce() {
   return F::kKind == CodeKind::kBytes8 && !kHasByteDot ? 1 : kStrips;
 }
 
+// Asks for what lies `ahead` bytes on: with each block of the strips' units an equal part of them,
+// scales too, in the order of memory.
+template <class F>
+TS_INLINE void PrefetchPart(const uint8_t* units, uint32_t block, uint64_t ahead) {
+  constexpr uint32_t kPart = kStrips * F::kUnitBytes / F::kUnitBlocks;
+  PrefetchRange<kPart>(units + block * kPart + ahead);
+}
+
 // y of M rows by the strips of a panel over all columns. What lies `ahead` bytes on is prefetched.
 template <class F, int M>
 TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
@@ -181,7 +189,7 @@ TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_
     TS_UNROLL
     for (uint32_t s = 0; s < kStrips; ++s) scales[s].Open(panel + s * F::kUnitBytes);
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      F::PrefetchBlock(panel, b, ahead);
+      PrefetchPart<F>(panel, b, ahead);
       TS_UNROLL
       for (uint32_t first = 0; first < kStrips; first += P) {
         // Broadcasts of one pass must not be kept, on the stack, for the next.
@@ -269,11 +277,11 @@ TS_INLINE void SixBitTile(const uint8_t* panel, const uint8_t* acts, uint64_t ac
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
   for (uint32_t u = 0; u < units; ++u, panel += kStrips * F::kUnitBytes) {
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
+      PrefetchPart<F>(panel, b, ahead);
       TS_UNROLL
       for (uint32_t s = 0; s < kStrips; ++s) {
         if (s != 0) __asm__ volatile("" ::: "memory");  // as above
         const uint8_t* unit = panel + s * F::kUnitBytes;
-        PrefetchRange<F::kBlockBytes>(F::Codes(unit, b) + ahead);
         VI pair = LoadInt(unit + F::kScalesAt + b / 2 * kVectorBytes);
         if (b % 2 == 1) pair = ShiftRight(pair, 16);
         VI sums[M][1];
