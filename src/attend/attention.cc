@@ -13,8 +13,9 @@ namespace {
 // result does not depend on how many threads or other sequences there are. 256 tokens: 64 KiB of
 // f16 K and V at head size 64.
 constexpr uint32_t kSplitTokens = 256;
-// Prompt rows that share one pass over the keys.
-constexpr uint32_t kPromptRows = 64;
+// Prompt rows that share one pass over the keys, and its conversions of them; half as many where
+// that makes fewer than two items for each thread.
+constexpr uint32_t kPromptRows = 128;
 // An item whose rows are shared among threads leaves each at least so many: fewer would cost more
 // in conversions of the keys, which each makes for itself, than waiting does.
 constexpr uint32_t kSharedRows = 4;
@@ -177,9 +178,10 @@ uint32_t Attention::SplitsAt(uint32_t position) const {
 
 void Attention::PlanPromptRows(uint32_t r, uint32_t kv_heads, GroupPlan* plan) {
   const SequenceRun& run = runs_[r];
+  const bool many = run.rows / kPromptRows * kv_heads >= 2 * threads_->threads();
+  const uint32_t block = many ? kPromptRows : kPromptRows / 2;
   for (uint32_t row = 0, rows; row < run.rows; row += rows) {
-    const uint32_t first = run.first_position + row,
-                   rows_max = std::min(kPromptRows, run.rows - row);
+    const uint32_t first = run.first_position + row, rows_max = std::min(block, run.rows - row);
     // Rows of an item see the same tokens raw.
     for (rows = 1; rows < rows_max;) {
       if (cache_->RawBegin(first + rows) != cache_->RawBegin(first)) break;

@@ -10,8 +10,8 @@ namespace tinyserve {
 namespace {
 
 // Query rows (positions times heads) that share a conversion of the tiles. More would not pay: at
-// this many the outputs still fit the second-level cache, and conversion is a few percent.
-constexpr uint32_t kBlockRowsMax = 192;
+// this many the outputs, 96 KB, still fit the second-level cache, and conversion is a few percent.
+constexpr uint32_t kBlockRowsMax = 384;
 constexpr uint32_t kRegisterRowsMax = 6;
 
 struct PromptScratch {
