@@ -98,8 +98,8 @@ struct EngineOptions {
   // then fewer requests run at once. A request's selector is settled when it is admitted: its text
   // does not depend on load that comes later.
   double target_itl_ms = 0;
-  double min_ratio = 0.1;                                 // 0.001..1
-  std::function<void(const TuningStats&)> on_tuning;      // after each move, on the engine's thread
+  double min_ratio = 0.1;                             // 0.001..1
+  std::function<void(const TuningStats&)> on_tuning;  // after each move, on the engine's thread
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 
@@ -125,7 +125,8 @@ enum class Pooling : uint8_t {
   kLast,  // that of the last token, which has seen all others
 };
 
-// What the tokens of one answer must follow, one step at a time. Called by the engine's thread.
+// What the tokens of one answer must follow, one step at a time. Called by the engine's threads:
+// for one request by one at a time, for different requests at once.
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;

@@ -30,6 +30,19 @@
 
 namespace tinyserve {
 
+// A step's row and the token that follows it.
+struct Draw {
+  bool finite = true;  // the row's hidden states; else nothing is drawn
+  bool ends = false;   // by a step plugin: nothing is drawn
+  Status status;       // of the constraint, or of logits that are no numbers
+  int32_t token = -1;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+  // Scratch.
+  std::vector<uint32_t> allowed;  // bits of tokens that a constraint allows
+  std::vector<float> raw;         // [vocab]
+};
+
 inline double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
 
 // One thread owns the scheduler and the cache, is fed by a bounded inbox, and answers by events.
@@ -99,10 +112,13 @@ class EngineImpl : public Engine {
   void ShowPagesOf(const Job& job, uint32_t position, PageReads* seen) const;
   void RunStep();
   void CountDecode();
+  bool Answers(const ScheduledRow& row) const;  // whether a token of its answer follows
+  void DrawTokens();                            // draws_, on all compute threads
+  void DrawRow(const ScheduledRow& row, size_t index, Draw* draw);
   void FinishRow(const ScheduledRow& row, size_t index);
   void PoolStates(Job* job, const ScheduledRow& row, size_t index);
   Status TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t index);
-  Status EmitToken(Job* job, const ScheduledRow& row, size_t index);
+  Status EmitToken(Job* job, size_t index);  // what was drawn
   Status NotFinite(const char* what, const ScheduledRow& row) const;
   // Whether a step plugin ends the answer before its next token, which has these logits.
   bool EndsByPlugin(Job* job, std::span<const float> logits) const;
@@ -136,15 +152,15 @@ class EngineImpl : public Engine {
 
   // The engine thread's own.
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
-  std::vector<RequestId> admitted_;  // and not started, in order
+  std::vector<RequestId> admitted_;          // and not started, in order
   ScheduledStep step_;
   std::unique_ptr<ChunkSizer> chunks_;
   std::unique_ptr<LatencyTuner> tuner_;    // or null
   std::vector<uint32_t> tuned_selectors_;  // by its rungs: the executor's
   StepBatch batch_;
-  uint64_t shadow_checks_ = 0;     // that stats_ tells of
-  std::vector<uint32_t> allowed_;  // bits of tokens that a constraint allows
-  std::vector<float> state_;       // scratch of PoolStates, [dim]
+  uint64_t shadow_checks_ = 0;  // that stats_ tells of
+  std::vector<Draw> draws_;     // of the step's rows
+  std::vector<float> state_;    // scratch of PoolStates, [dim]
   std::thread thread_;
 };
 

@@ -50,7 +50,7 @@ void EngineImpl::PlanStep() {
 
 void EngineImpl::AddRow(const ScheduledRow& row) {
   const Job& job = *jobs_.at(row.id);
-  const bool sampled = row.sampled && job.request.max_tokens > 0;
+  const bool sampled = Answers(row);
   // Those of a job that has generated are known already.
   const bool scored = row.prompt && job.request.prompt_logprobs && job.generated() == 0;
   batch_.rows.push_back({.slot = job.slot,
@@ -82,6 +82,7 @@ void EngineImpl::RunStep() {
     executor_->cache()->Commit(jobs_.at(row.id)->slot, row.first_position + row.length);
   }
   ShowPages();
+  DrawTokens();
   for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
   ObserveTime(NowSeconds() - begin);
 }
@@ -121,6 +122,53 @@ void EngineImpl::CountDecode() {
   stats_.decode_tokens += step_.rows.size();
 }
 
+bool EngineImpl::Answers(const ScheduledRow& row) const {
+  return row.sampled && jobs_.at(row.id)->request.max_tokens > 0;
+}
+
+void EngineImpl::DrawTokens() {
+  if (draws_.size() < step_.rows.size()) draws_.resize(step_.rows.size());
+  threads_->For(static_cast<uint32_t>(step_.rows.size()), [this](uint32_t index, uint32_t) {
+    DrawRow(step_.rows[index], index, &draws_[index]);
+  });
+}
+
+// Of one request alone: what others see, and what is told, is left to FinishRow.
+void EngineImpl::DrawRow(const ScheduledRow& row, size_t index, Draw* draw) {
+  // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
+  draw->finite = AllFinite(executor_->hidden(index));
+  draw->ends = false;
+  draw->status = Status();
+  if (!draw->finite || !Answers(row)) return;
+  Job* job = jobs_.at(row.id).get();
+  const Request& r = job->request;
+  const std::span<float> logits = executor_->logits(index);
+  draw->ends = EndsByPlugin(job, logits);
+  if (draw->ends) return;
+  const bool scored = r.top_logprobs >= 0;
+  // Sampling changes the logits; log-probabilities are the model's own.
+  if (scored) draw->raw.assign(logits.begin(), logits.end());
+  if (r.constraint) {
+    draw->status = Constrain(r.constraint.get(), &draw->allowed, logits);
+    if (!draw->status.ok()) return;
+  }
+  const std::span<const int32_t> banned = job->generated() < r.min_tokens
+                                              ? std::span<const int32_t>(tokenizer_->end_tokens())
+                                              : std::span<const int32_t>();
+  draw->token = job->sampler->Sample(logits, row.first_position + row.length, banned);
+  const auto token = static_cast<size_t>(draw->token);
+  draw->logprob = 0;
+  draw->top.clear();
+  if (scored) {
+    const float log_sum = LogSumExp(draw->raw);
+    draw->logprob = draw->raw[token] - log_sum;
+    draw->top = TopLogprobs(draw->raw, log_sum, TopWanted(r));
+  }
+  // The sampler prefers every finite logit to one that is none.
+  if (!std::isfinite(logits[token]) || !std::isfinite(draw->logprob))
+    draw->status = NotFinite("logits", row);
+}
+
 void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   Job* job = jobs_.at(row.id).get();
   {
@@ -131,8 +179,7 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
       ++stats_.generated_tokens;  // what is replayed was counted
     }
   }
-  // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
-  if (!AllFinite(executor_->hidden(index))) {
+  if (!draws_[index].finite) {
     return Finish(job, FinishReason::kError, job->answer->Finish(),
                   NotFinite("hidden states", row));
   }
@@ -153,7 +200,7 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   }
   if (!row.sampled) return;
   if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
-  Status emitted = EmitToken(job, row, index);
+  Status emitted = EmitToken(job, index);
   if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
 }
 
@@ -196,42 +243,25 @@ Status EngineImpl::TakePromptLogprobs(Job* job, const ScheduledRow& row, size_t 
   return Status();
 }
 
-Status EngineImpl::EmitToken(Job* job, const ScheduledRow& row, size_t index) {
-  const std::span<float> logits = executor_->logits(index);
-  TokenEvent event;
-  float log_sum = 0;
-  std::vector<float> raw;  // sampling changes the logits; log-probabilities are the model's own
-  if (job->request.top_logprobs >= 0) {
-    log_sum = LogSumExp(logits);
-    raw.assign(logits.begin(), logits.end());
-  }
-  if (EndsByPlugin(job, logits)) {
+Status EngineImpl::EmitToken(Job* job, size_t index) {
+  Draw* draw = &draws_[index];
+  if (draw->ends) {
     Finish(job, FinishReason::kStop, job->answer->Finish());
     return Status();
   }
-  const bool early = job->generated() < job->request.min_tokens;
-  const std::span<const int32_t> banned =
-      early ? std::span<const int32_t>(tokenizer_->end_tokens()) : std::span<const int32_t>();
-  if (job->request.constraint) {
-    TS_RETURN_IF_ERROR(Constrain(job->request.constraint.get(), &allowed_, logits));
-  }
-  const int32_t token = job->sampler->Sample(logits, row.first_position + row.length, banned);
-  // The sampler prefers every finite logit to one that is none.
-  if (!std::isfinite(logits[static_cast<size_t>(token)]) || !std::isfinite(log_sum)) {
-    return NotFinite("logits", row);
-  }
+  TS_RETURN_IF_ERROR(std::move(draw->status));
+  const int32_t token = draw->token;
   job->sampler->Observe(token);
   executor_->SetSampled(index, token);
   job->tokens.push_back(token);
   job->last_token = NowSeconds();
   if (job->first_token == 0) job->first_token = job->last_token;
+  TokenEvent event;
   event.kind = TokenEvent::Kind::kToken;
   event.request = job->id;
   event.token = token;
-  if (!raw.empty()) {
-    event.logprob = raw[static_cast<size_t>(token)] - log_sum;
-    event.top = TopLogprobs(raw, log_sum, TopWanted(job->request));
-  }
+  event.logprob = draw->logprob;
+  event.top = std::move(draw->top);
   const FinishReason reason = AfterToken(job, token);
   const bool end_token = reason == FinishReason::kStop && !job->answer->stopped();
   if (!end_token) {

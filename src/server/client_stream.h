@@ -4,13 +4,16 @@
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/buffer.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl/context.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <chrono>
+#include <cstddef>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 namespace tinyserve {
@@ -41,6 +44,15 @@ class ClientStream {
   auto async_write_some(const Buffers& buffers, Token&& token) {
     return tls_ ? tls_->async_write_some(buffers, std::forward<Token>(token))
                 : tcp_.async_write_some(buffers, std::forward<Token>(token));
+  }
+
+  // Bytes that the system took at once, without a wait; 0 by TLS, whose bytes need
+  // async_write_some.
+  size_t WriteAtOnce(std::string_view data) {
+    if (tls_) return 0;
+    boost::system::error_code error;  // the next write finds it again
+    if (!tcp_.socket().non_blocking()) tcp_.socket().non_blocking(true, error);
+    return error ? 0 : tcp_.socket().write_some(boost::asio::buffer(data), error);
   }
 
   // False: the client speaks no TLS that is allowed, or too slowly.

@@ -95,6 +95,7 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   void Start(std::function<void()> on_end) override;
   void CloseIfIdle() override;
   void Abort() override;
+  void Drop() override;
 
  private:
   net::awaitable<void> Run();
@@ -115,15 +116,20 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   net::awaitable<void> Linger();
   net::awaitable<bool> WaitForWork(Clock::duration longest);
   void WatchClient();
+  void TimeWait();
   void WatchBehindBytes();
   void StopWatching();
   void Wake();
+  void Resume();
 
   ConnectionContext& context_;
   HttpHandler& handler_;
   ClientStream stream_;
-  net::steady_timer timer_;   // of WaitForWork
-  net::steady_timer behind_;  // of WatchBehindBytes
+  std::function<void()> waiter_;    // goes on after WaitForWork; empty: nothing waits
+  Clock::time_point silent_until_;  // then the wait is over
+  net::steady_timer timer_;         // set for that, or for an earlier wait's end
+  bool timing_ = false;             // timer_ runs
+  net::steady_timer behind_;        // of WatchBehindBytes
   beast::flat_buffer buffer_;
   bool http11_ = true;
   bool idle_ = false;
@@ -156,9 +162,15 @@ void Connection::Abort() {
   });
 }
 
+void Connection::Drop() { const std::function<void()> waiter = std::exchange(waiter_, {}); }
+
 void Connection::Wake() {
   woken_ = true;
-  timer_.cancel();
+  Resume();
+}
+
+void Connection::Resume() {
+  if (const std::function<void()> waiter = std::exchange(waiter_, {})) waiter();
 }
 
 net::awaitable<void> Connection::Run() {
@@ -394,6 +406,8 @@ net::awaitable<bool> Connection::SendStream(const HttpRequest& request, const Ht
 }
 
 net::awaitable<bool> Connection::Write(std::string_view data) {
+  if (data.size() <= kWriteBytes) data.remove_prefix(stream_.WriteAtOnce(data));
+  if (data.empty()) co_return true;
   while (!data.empty()) {
     const std::string_view part = data.substr(0, kWriteBytes);
     stream_.expires_after(ForSeconds(context_.options.write_seconds));
@@ -422,10 +436,31 @@ net::awaitable<void> Connection::Linger() {
 // True: the work has more, or the client has gone. False: `longest` has passed.
 net::awaitable<bool> Connection::WaitForWork(Clock::duration longest) {
   if (!woken_ && !gone_) {
-    timer_.expires_after(longest);
-    co_await timer_.async_wait(kToken);
+    silent_until_ = Clock::now() + longest;
+    if (!timing_ || silent_until_ < timer_.expiry()) TimeWait();
+    co_await net::async_initiate<decltype(net::use_awaitable), void()>(
+        [this](auto handler) {
+          waiter_ = [kept = std::make_shared<decltype(handler)>(std::move(handler))] {
+            std::move (*kept)();
+          };
+        },
+        net::use_awaitable);
   }
   co_return woken_ || gone_;
+}
+
+// One timer for many waits: most of them end long before, and setting it costs a call of the
+// system.
+void Connection::TimeWait() {
+  timing_ = true;
+  timer_.expires_at(silent_until_);
+  timer_.async_wait([self = shared_from_this(), turn = turn_](const ErrorCode& error) {
+    if (error || turn != self->turn_) return;
+    self->timing_ = false;
+    if (!self->waiter_) return;
+    if (Clock::now() < self->silent_until_) return self->TimeWait();
+    self->Resume();
+  });
 }
 
 // Notices a client that leaves while nothing is sent to it.
@@ -463,6 +498,8 @@ void Connection::WatchBehindBytes() {
 void Connection::StopWatching() {
   ++turn_;
   behind_.cancel();
+  timer_.cancel();
+  timing_ = false;
   ErrorCode ignored;
   stream_.socket().cancel(ignored);
 }

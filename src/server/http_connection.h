@@ -35,6 +35,8 @@ class HttpConnection {
   virtual void CloseIfIdle() = 0;
   // Drops what runs. Any thread.
   virtual void Abort() = 0;
+  // Lets go of what waits, for a server that ends. REQUIRES: no thread runs its executor any more.
+  virtual void Drop() = 0;
 };
 
 }  // namespace tinyserve

@@ -47,7 +47,10 @@ constexpr std::chrono::seconds kAbortTime(5);
 class ServerImpl : public HttpServer {
  public:
   ServerImpl(const HttpOptions& options, HttpHandler* handler)
-      : work_(net::make_work_guard(io_)), acceptor_(net::make_strand(io_)), signals_(io_) {
+      : io_(static_cast<int>(options.threads)),
+        work_(net::make_work_guard(io_)),
+        acceptor_(net::make_strand(io_)),
+        signals_(io_) {
     context_.options = options;
     context_.handler = handler;
   }
@@ -138,8 +141,9 @@ Status ServerImpl::Open() {
 ServerImpl::~ServerImpl() {
   io_.stop();
   for (std::thread& thread : threads_) thread.join();
-  // Coroutines that still wait hold their connections: both go with io_, so its context comes
-  // first.
+  // Coroutines that still wait hold their connections, and go with what they wait for: here, or
+  // with io_.
+  for (const auto& [key, connection] : connections_) connection->Drop();
   connections_.clear();
 }
 
