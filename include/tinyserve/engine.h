@@ -98,8 +98,8 @@ struct EngineOptions {
   // then fewer requests run at once. A request's selector is settled when it is admitted: its text
   // does not depend on load that comes later.
   double target_itl_ms = 0;
-  double min_ratio = 0.1;                             // 0.001..1
-  std::function<void(const TuningStats&)> on_tuning;  // after each move, on the engine's thread
+  double min_ratio = 0.1;                                 // 0.001..1
+  std::function<void(const TuningStats&)> on_tuning;      // after each move, on the engine's thread
   std::function<void(double fraction)> on_load_progress;  // called on the opening thread, 0..1
 };
 
@@ -199,6 +199,22 @@ enum class FinishReason : uint8_t {
   kError,  // the event's `status` says what: kCorrupt where the model computes no finite numbers
 };
 
+// What selecting queries did; a query is one generated token at one (layer, KV head).
+struct SelectionStats {
+  uint64_t queries = 0;
+  uint64_t pages_held = 0, pages_scored = 0, pages_read = 0;
+  // Of the pages read by queries whose sequence also decoded at the position before: how many, and
+  // how many of them were read there too. Hit rate: pages_reused / pages_followed.
+  uint64_t pages_followed = 0, pages_reused = 0;
+  uint64_t tokens_read = 0;
+  uint64_t bytes_read = 0;  // pages and what is kept of them
+  uint64_t bytes_held = 0;  // of the same pages in the same storage: what reading all would read
+  uint64_t failures = 0;    // of a selector: everything was read
+  // With EngineOptions::time_selection: thread time. A kernel that scores, chooses and attends in
+  // one call (cascade) counts as attention; a plugin's call counts as choosing.
+  double score_seconds = 0, select_seconds = 0, attend_seconds = 0;
+};
+
 struct Usage {
   uint32_t prompt_tokens = 0;
   uint32_t cached_tokens = 0;  // of the prompt: not computed, but found in the cache
@@ -207,6 +223,10 @@ struct Usage {
   double prefill_seconds = 0;      // first step to the first token's logits
   double decode_seconds = 0;       // first token to last
   double first_token_seconds = 0;  // submission to first token
+  // What was read for the tokens that were generated, after the first one: by those that select as
+  // the selector chose, by others everything (which counts as no hit); again where they were
+  // replayed. No times.
+  SelectionStats reads;
 };
 
 struct TokenEvent {
@@ -265,23 +285,7 @@ struct TokenizerInfo {
   std::string chat_template;              // what RenderChat uses: Jinja
 };
 
-// What selecting queries did; a query is one generated token at one (layer, KV head).
-struct SelectionStats {
-  uint64_t queries = 0;
-  uint64_t pages_held = 0, pages_scored = 0, pages_read = 0;
-  // Of the pages read by queries whose sequence also decoded at the position before: how many, and
-  // how many of them were read there too. Hit rate: pages_reused / pages_followed.
-  uint64_t pages_followed = 0, pages_reused = 0;
-  uint64_t tokens_read = 0;
-  uint64_t bytes_read = 0;  // pages and what is kept of them
-  uint64_t bytes_held = 0;  // of the same pages in the same storage: what reading all would read
-  uint64_t failures = 0;    // of a selector: everything was read
-  // With EngineOptions::time_selection: thread time. A kernel that scores, chooses and attends in
-  // one call (cascade) counts as attention; a plugin's call counts as choosing.
-  double score_seconds = 0, select_seconds = 0, attend_seconds = 0;
-};
-
-// The same at one layer and KV head.
+// SelectionStats at one layer and KV head.
 struct LayerSelection {
   uint32_t layer = 0, kv_head = 0;
   SelectionStats stats;

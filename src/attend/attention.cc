@@ -105,7 +105,7 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
   planned_kv_bytes_ = 0;
   planned_multiply_adds_[0] = planned_multiply_adds_[1] = 0;
   counts_before_.Add(chooser_->step_counts());
-  chooser_->BeginStep();
+  chooser_->BeginStep(runs_.size());
   shadow_->BeginStep();
   first_sparse_layer_ = UINT32_MAX;
   next_layer_ = 0;
@@ -289,10 +289,10 @@ void Attention::CountRows(uint32_t group, const SequenceRun& run, uint64_t layer
 }
 
 void Attention::Leave(std::span<const uint32_t> rows) {
-  if (!any_left_) left_.assign(runs_.back().first_row + runs_.back().rows, false);
+  if (!any_left_) left_after_.assign(runs_.back().first_row + runs_.back().rows, UINT32_MAX);
   any_left_ = true;
   for (const uint32_t row : rows) {
-    left_[row] = true;
+    left_after_[row] = next_layer_;
     const auto run = std::find_if(runs_.begin(), runs_.end(), [row](const SequenceRun& r) {
       return row < r.first_row + r.rows;
     });
@@ -306,22 +306,6 @@ void Attention::Leave(std::span<const uint32_t> rows) {
     planned_kv_bytes_ -= bytes;
     planned_multiply_adds_[static_cast<uint32_t>(TokenClass::kGenerated)] -= adds;
   }
-}
-
-uint64_t Attention::kv_bytes() const {
-  return planned_kv_bytes_ + chooser_->step_counts().bytes_read;
-}
-
-uint64_t Attention::multiply_adds(TokenClass token_class) const {
-  const bool generated = token_class == TokenClass::kGenerated;
-  return planned_multiply_adds_[static_cast<uint32_t>(token_class)] +
-         (generated ? chooser_->step_counts().multiply_adds : 0);
-}
-
-SelectionCounts Attention::selection_counts() const {
-  SelectionCounts counts = counts_before_;
-  counts.Add(chooser_->step_counts());
-  return counts;
 }
 
 void Attention::ResetSelectionCounts() {
@@ -661,6 +645,7 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
                           .layer = io.layer,
                           .layer_in_group = in_group,
                           .kv_head = item.kv_head,
+                          .run = item.run,
                           .slot = run.slot,
                           .position = position,
                           .alone = run.rows == 1,
@@ -719,6 +704,7 @@ uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint3
                                        .layer = io.layer,
                                        .layer_in_group = layer_in_group_[io.layer],
                                        .kv_head = item.kv_head,
+                                       .run = item.run,
                                        .slot = run.slot,
                                        .position = run.first_position + item.row,
                                        .alone = run.rows == 1,

@@ -77,6 +77,9 @@ class Attention {
   uint64_t multiply_adds(TokenClass token_class) const;
   // Of all steps since the last reset.
   SelectionCounts selection_counts() const;
+  // What the rows of one of the step's runs read, once its layers have run: selecting queries as
+  // counted, others everything; no times. REQUIRES: a run of generated tokens.
+  SelectionCounts ReadsOf(uint32_t run) const;
   // The same by [layer][KV head].
   std::vector<SelectionCounts> strip_counts() const { return chooser_->strip_counts(); }
   // PageChooser::LastRead.
@@ -165,7 +168,8 @@ class Attention {
   uint64_t RowOf(const SparseItem& item) const {
     return runs_[item.run].first_row + uint64_t{item.row};
   }
-  bool HasLeft(uint64_t row) const { return any_left_ && left_[row]; }
+  uint32_t LayersOf(uint64_t row) const { return any_left_ ? left_after_[row] : UINT32_MAX; }
+  bool HasLeft(uint64_t row) const { return LayersOf(row) != UINT32_MAX; }
   // Codes the windows that a run has filled.
   void SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
   // Makes what is kept of the pages that a run has filled, or coded.
@@ -213,7 +217,7 @@ class Attention {
   uint32_t first_sparse_layer_ = 0;  // of the planned step
   uint32_t next_layer_ = 0;          // to run
   bool any_left_ = false;
-  std::vector<bool> left_;             // [row], where any has
+  std::vector<uint32_t> left_after_;   // [row] layers; UINT32_MAX: all. Where any has left.
   uint32_t list_pages_ = 0;            // pages that one list holds
   Buffer lists_;                       // [kListsPerThread * threads][list_pages_] page indices
   std::vector<uint32_t> list_counts_;  // pages in them

@@ -40,6 +40,7 @@ Result<std::unique_ptr<PageChooser>> PageChooser::Create(const KvCache* cache,
   TS_ASSIGN_OR_RETURN(c->scratch_, Buffer::Allocate(c->stride_ * threads));
   c->layers_ = layers;
   c->step_counts_.resize(threads);
+  c->run_counts_.resize(threads);
   c->strip_counts_.resize(threads);
   for (auto& strips : c->strip_counts_) strips.resize(uint64_t{layers} * c->kv_heads_max_);
   c->last_words_ = 1 + (cache->sequence_tokens_max() / cache->page_tokens() + 64) / 64;
@@ -163,7 +164,7 @@ uint32_t PageChooser::Choose(const Query& query, uint32_t thread, uint32_t* out)
     counts.score_ns = score_ns;
     counts.select_ns = NowNs() - start - score_ns;
   }
-  Count(query.layer, query.kv_head, thread, counts);
+  CountQuery(query, thread, counts);
   for (uint32_t i = 0; i < choice.pages; ++i) out[i] = held.pages.pages[out[i]];
   return choice.pages;
 }
@@ -218,7 +219,12 @@ void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
                         read.value_tokens + read.candidates + 2 * raw_tokens) *
                        (heads_ / shape.kv_heads) * shape.head_dim};
   if (query.alone) Follow(query, candidates, &counts);
+  CountQuery(query, thread, counts);
+}
+
+void PageChooser::CountQuery(const Query& query, uint32_t thread, const SelectionCounts& counts) {
   Count(query.layer, query.kv_head, thread, counts);
+  run_counts_[thread][query.run].Add(counts);
 }
 
 void PageChooser::Count(uint32_t layer, uint32_t kv_head, uint32_t thread,
@@ -271,6 +277,12 @@ SelectionCounts PageChooser::step_counts() const {
   return sum;
 }
 
+SelectionCounts PageChooser::run_counts(uint32_t run) const {
+  SelectionCounts sum;
+  for (const auto& runs : run_counts_) sum.Add(runs[run]);
+  return sum;
+}
+
 std::vector<SelectionCounts> PageChooser::strip_counts() const {
   std::vector<SelectionCounts> sums(uint64_t{layers_} * kv_heads_max_);
   for (const auto& strips : strip_counts_) {
@@ -279,12 +291,13 @@ std::vector<SelectionCounts> PageChooser::strip_counts() const {
   return sums;
 }
 
-void PageChooser::BeginStep() {
+void PageChooser::BeginStep(size_t runs) {
   std::fill(step_counts_.begin(), step_counts_.end(), SelectionCounts());
+  for (auto& of_thread : run_counts_) of_thread.assign(runs, SelectionCounts());
 }
 
 void PageChooser::ResetCounts() {
-  BeginStep();
+  std::fill(step_counts_.begin(), step_counts_.end(), SelectionCounts());
   for (auto& strips : strip_counts_) std::fill(strips.begin(), strips.end(), SelectionCounts());
 }
 

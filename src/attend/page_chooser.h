@@ -27,6 +27,7 @@ class PageChooser {
   struct Query {
     const Selector* selector;
     uint32_t group, layer, layer_in_group, kv_head;
+    uint32_t run;  // of the step
     SequenceSlot slot;
     uint32_t position;
     bool alone;      // the step's only row of its sequence: its hit rate is counted
@@ -53,10 +54,12 @@ class PageChooser {
   // The next query of a sequence slot follows none.
   void Forget(SequenceSlot slot);
 
-  // Of the steps since the last BeginStep, and of all since the last reset by [layer][KV head].
+  // Of the step since the last BeginStep; of one of its runs, without times; and of all steps since
+  // the last reset by [layer][KV head].
   SelectionCounts step_counts() const;
+  SelectionCounts run_counts(uint32_t run) const;
   std::vector<SelectionCounts> strip_counts() const;
-  void BeginStep();
+  void BeginStep(size_t runs);
   void ResetCounts();
   // Whether times are taken: two or three readings of a clock a query.
   void SetTimed(bool timed) { timed_ = timed; }
@@ -85,6 +88,7 @@ class PageChooser {
   SelectionCounts CountsOf(const Query& query, const Selector::Choice& choice,
                            const Held& held) const;
   void Count(uint32_t layer, uint32_t kv_head, uint32_t thread, const SelectionCounts& counts);
+  void CountQuery(const Query& query, uint32_t thread, const SelectionCounts& counts);
 
   struct Scratch {
     float* q;        // [g][head_dim], scaled
@@ -106,6 +110,7 @@ class PageChooser {
   Buffer scratch_;  // [thread][stride_] bytes
   bool timed_ = false;
   std::vector<SelectionCounts> step_counts_;                // [thread]
+  std::vector<std::vector<SelectionCounts>> run_counts_;    // [thread][run]
   std::vector<std::vector<SelectionCounts>> strip_counts_;  // [thread][layer * kv_heads_max_]
   // What the last query of each (sequence slot, layer, KV head) read: a bit a page, after a word
   // that holds its position.

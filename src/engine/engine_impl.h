@@ -152,7 +152,7 @@ class EngineImpl : public Engine {
 
   // The engine thread's own.
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
-  std::vector<RequestId> admitted_;          // and not started, in order
+  std::vector<RequestId> admitted_;  // and not started, in order
   ScheduledStep step_;
   std::unique_ptr<ChunkSizer> chunks_;
   std::unique_ptr<LatencyTuner> tuner_;    // or null

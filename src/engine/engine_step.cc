@@ -183,6 +183,7 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
     return Finish(job, FinishReason::kError, job->answer->Finish(),
                   NotFinite("hidden states", row));
   }
+  if (!row.prompt) job->reads.Add(executor_->ReadsOf(index));
   job->done = row.first_position + row.length;
   Share(*job);
   if (row.prompt && job->generated() == 0) {
@@ -320,6 +321,7 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
   usage.prompt_tokens = job->prompt_tokens;
   usage.cached_tokens = job->cached_tokens;
   usage.completion_tokens = job->generated();
+  usage.reads = StatsOf(job->reads);
   const double now = NowSeconds();
   usage.queue_seconds = (job->started != 0 ? job->started : now) - job->submitted;
   if (job->started != 0)

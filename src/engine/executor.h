@@ -89,6 +89,10 @@ class Executor {
   StepCost cost() const;
   // Pages of all runs since the last call to ResetSelectionCounts.
   SelectionCounts selection_counts() const { return attention_->selection_counts(); }
+  // Of the last step's row, by its index in the batch. REQUIRES: a row of generated tokens.
+  SelectionCounts ReadsOf(size_t row) const {
+    return attention_->ReadsOf(static_cast<uint32_t>(row));
+  }
   // The same by [layer][KV head].
   std::vector<SelectionCounts> strip_counts() const { return attention_->strip_counts(); }
   // What a sequence's last step read, if it was one generated token at `position`: a bit a page.

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "attend/selection_counts.h"
 #include "base/trace.h"
 #include "engine/answer_text.h"
 #include "engine/pooled_state.h"
@@ -41,6 +42,7 @@ struct Job {
   std::vector<float> prompt_logprobs;
   std::vector<std::vector<TokenLogprob>> prompt_top;
   PooledState pooled;
+  SelectionCounts reads;  // by its generated tokens
 
   uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
   // Something is wanted of every token of its prompt, so that none can come from the cache.

@@ -21,13 +21,33 @@ json::object TokenCounts(uint64_t prompt, uint64_t completion) {
           {"total_tokens", prompt + completion}};
 }
 
+// Of it what OwnUsageJson tells.
+void AddReads(const SelectionStats& from, SelectionStats* to) {
+  to->pages_held += from.pages_held;
+  to->pages_read += from.pages_read;
+  to->bytes_read += from.bytes_read;
+  to->bytes_held += from.bytes_held;
+  to->pages_reused += from.pages_reused;
+  to->pages_followed += from.pages_followed;
+}
+
 }  // namespace
 
-json::object TimesJson(const Usage& usage) {
+json::object OwnUsageJson(const Usage& usage) {
+  const SelectionStats& reads = usage.reads;
+  const auto share = [](uint64_t part, uint64_t whole) -> json::value {
+    if (whole == 0) return nullptr;
+    return static_cast<double>(part) / static_cast<double>(whole);
+  };
   return {{"queue_seconds", usage.queue_seconds},
           {"prefill_seconds", usage.prefill_seconds},
           {"decode_seconds", usage.decode_seconds},
-          {"first_token_seconds", usage.first_token_seconds}};
+          {"first_token_seconds", usage.first_token_seconds},
+          {"pages_held", reads.pages_held},
+          {"pages_read", reads.pages_read},
+          {"kv_bytes_read", reads.bytes_read},
+          {"kv_fraction_read", share(reads.bytes_read, reads.bytes_held)},
+          {"hit_rate", share(reads.pages_reused, reads.pages_followed)}};
 }
 
 ApiError ErrorOfFinish(const TokenEvent& event) {
@@ -83,25 +103,27 @@ json::object GenerationReply::ChoiceUsage(const AnswerChoice& choice) const {
   return TokenCounts(choice.prompt_tokens, choice.tokens);
 }
 
-// Of all answers. A prompt counts once, however many answers it has; of times, the longest.
+// Of all answers. A prompt counts once, however many answers it has; of times, the longest; what
+// was read is added up.
 json::object GenerationReply::UsageJson() const {
   uint64_t prompt = 0, cached = 0, completion = 0;
-  Usage times;
+  Usage own;
   for (const AnswerChoice& choice : choices_) {
     if (choice.index % n_ == 0) {
       prompt += choice.prompt_tokens;
       cached += choice.usage.cached_tokens;
     }
     completion += choice.tokens;
-    times.queue_seconds = std::max(times.queue_seconds, choice.usage.queue_seconds);
-    times.prefill_seconds = std::max(times.prefill_seconds, choice.usage.prefill_seconds);
-    times.decode_seconds = std::max(times.decode_seconds, choice.usage.decode_seconds);
-    times.first_token_seconds =
-        std::max(times.first_token_seconds, choice.usage.first_token_seconds);
+    const Usage& one = choice.usage;
+    own.queue_seconds = std::max(own.queue_seconds, one.queue_seconds);
+    own.prefill_seconds = std::max(own.prefill_seconds, one.prefill_seconds);
+    own.decode_seconds = std::max(own.decode_seconds, one.decode_seconds);
+    own.first_token_seconds = std::max(own.first_token_seconds, one.first_token_seconds);
+    AddReads(one.reads, &own.reads);
   }
   json::object usage = TokenCounts(prompt, completion);
   usage["prompt_tokens_details"] = {{"cached_tokens", cached}};
-  usage["tinyserve"] = TimesJson(times);
+  usage["tinyserve"] = OwnUsageJson(own);
   return usage;
 }
 

@@ -80,8 +80,8 @@ class GenerationReply : public ReplyWork {
   std::optional<ApiError> error_;
 };
 
-// What usage says of TinyServe's own: times.
-boost::json::object TimesJson(const Usage& usage);
+// What usage says of TinyServe's own: times, and what of the KV cache was read.
+boost::json::object OwnUsageJson(const Usage& usage);
 // Of an answer that ended without being one: kError, kCancelled, a slow reader's.
 ApiError ErrorOfFinish(const TokenEvent& event);
 ApiError SlowReaderError();

@@ -136,7 +136,7 @@ class ResponseWork : public ReplyWork {
             {"output_tokens", tokens_},
             {"output_tokens_details", {{"reasoning_tokens", reasoning_tokens_}}},
             {"total_tokens", asked_.prompt_tokens + tokens_},
-            {"tinyserve", TimesJson(usage)}};
+            {"tinyserve", OwnUsageJson(usage)}};
   }
 
   void Fail(ApiError error) {

@@ -45,7 +45,13 @@ TEST_F(ServiceTest, CompletionAnswersEveryPromptNTimes) {
   EXPECT_EQ(usage.at("completion_tokens"), 4);
   EXPECT_EQ(usage.at("total_tokens"), 9);
   EXPECT_EQ(usage.at("prompt_tokens_details").at("cached_tokens"), 2);  // 1 of each prompt
-  EXPECT_EQ(usage.at("tinyserve").at("queue_seconds"), 0.25);
+  const json::object& own = usage.at("tinyserve").as_object();
+  EXPECT_EQ(own.at("queue_seconds"), 0.25);  // the longest
+  EXPECT_EQ(own.at("pages_held"), 32);       // of all four
+  EXPECT_EQ(own.at("pages_read"), 8);
+  EXPECT_EQ(own.at("kv_bytes_read"), 400);
+  EXPECT_EQ(own.at("kv_fraction_read"), 0.25);
+  EXPECT_EQ(own.at("hit_rate"), 0.75);
 }
 
 TEST_F(ServiceTest, EchoGivesThePromptWithItsLogprobs) {

@@ -174,7 +174,13 @@ class FakeEngine : public Engine {
     event.usage = {.prompt_tokens = static_cast<uint32_t>(s.request.prompt.size()),
                    .cached_tokens = 1,
                    .completion_tokens = s.tokens,
-                   .queue_seconds = 0.25};
+                   .queue_seconds = 0.25,
+                   .reads = {.pages_held = 8,
+                             .pages_read = 2,
+                             .pages_followed = 4,
+                             .pages_reused = 3,
+                             .bytes_read = 100,
+                             .bytes_held = 400}};
     if (s.request.prompt_logprobs) {
       for (size_t i = 1; i < s.request.prompt.size(); ++i) {
         event.prompt_logprobs.push_back(-static_cast<float>(i));
