@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/check.h"
 #include "page/planes.h"
 
 namespace tinyserve {
@@ -224,7 +225,9 @@ void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,
 
 void PageChooser::CountQuery(const Query& query, uint32_t thread, const SelectionCounts& counts) {
   Count(query.layer, query.kv_head, thread, counts);
-  run_counts_[thread][query.run].Add(counts);
+  std::vector<SelectionCounts>& runs = run_counts_[thread];
+  TS_CHECK(query.run < runs.size());
+  runs[query.run].Add(counts);
 }
 
 void PageChooser::Count(uint32_t layer, uint32_t kv_head, uint32_t thread,

@@ -27,7 +27,7 @@ class PageChooser {
   struct Query {
     const Selector* selector;
     uint32_t group, layer, layer_in_group, kv_head;
-    uint32_t run;  // of the step
+    uint32_t run;  // of the step, below those of its BeginStep
     SequenceSlot slot;
     uint32_t position;
     bool alone;      // the step's only row of its sequence: its hit rate is counted

@@ -150,6 +150,7 @@ class Rig {
   std::vector<uint32_t> Chosen(uint32_t layer, uint32_t kv_head, const std::vector<float>& q,
                                uint32_t selector) {
     auto chooser = *PageChooser::Create(cache_.get(), kernels_, kLayers, kHeads, kScale, 1);
+    chooser->BeginStep(1);
     const uint32_t held = cache_->coded(0) ? cache_->RawBegin(kTokens - 1) : kTokens;
     const PageView view = cache_->View(slot_, 0, held);
     std::vector<uint32_t> pages(kPages);
@@ -158,6 +159,7 @@ class Rig {
                                   .layer = layer,
                                   .layer_in_group = layer,
                                   .kv_head = kv_head,
+                                  .run = 0,
                                   .slot = slot_,
                                   .position = kTokens - 1,
                                   .alone = true,
