@@ -16,8 +16,8 @@ constexpr uint32_t kSplitTokens = 256;
 // Prompt rows that share one pass over the keys, and its conversions of them; half as many where
 // that makes fewer than two items for each thread.
 constexpr uint32_t kPromptRows = 128;
-// An item whose rows are shared among threads leaves each at least so many: fewer would cost more
-// in conversions of the keys, which each makes for itself, than waiting does.
+// An item whose rows are shared among threads leaves each at least so many, for each makes the
+// conversions of the keys for itself.
 constexpr uint32_t kSharedRows = 4;
 // With so many items for each thread, the last ones are too small a part to be shared.
 constexpr uint32_t kManyItems = 8;

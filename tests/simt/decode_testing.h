@@ -10,17 +10,9 @@
 #include "kernels/attention_testing.h"
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/tables.h"
+#include "tests/simt/arrays.h"
 
 namespace tinyserve::cuda {
-
-template <class T>
-Array<T> ArrayOf(std::vector<T>& values) {
-  return {values.data(), values.size()};
-}
-template <class T>
-Array<const T> ConstArrayOf(const std::vector<T>& values) {
-  return {values.data(), values.size()};
-}
 
 // What a shape's numbers are stored as, rounded to the type so that tolerances speak of arithmetic.
 inline float Stored(KvType type, float value) {

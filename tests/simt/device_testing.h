@@ -10,17 +10,9 @@
 #include "kernels/acts.h"
 #include "kernels/cuda/products.h"
 #include "kernels/testing.h"
+#include "tests/simt/arrays.h"
 
 namespace tinyserve::cuda {
-
-template <class T>
-Array<T> ArrayOf(std::vector<T>& values) {
-  return {values.data(), values.size()};
-}
-template <class T>
-Array<const T> ArrayOf(const std::vector<T>& values) {
-  return {values.data(), values.size()};
-}
 
 inline std::vector<float> RandomRows(uint64_t count, uint64_t seed) {
   testing::Random random(seed);
