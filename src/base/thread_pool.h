@@ -22,8 +22,9 @@ class ThreadPool {
 
   uint32_t threads() const { return static_cast<uint32_t>(workers_.size()) + 1; }
 
-  // Calls body(item, thread) for every item in [0, items), each once, on any thread, items handed
-  // out in order; returns when all are done. Allocates nothing.
+  // Calls body(item, thread) for every item in [0, items), each once, on any thread, handed out in
+  // order, several neighbours at a time while many are left; returns when all are done. Allocates
+  // nothing.
   template <class Body>
   void For(uint32_t items, const Body& body) {
     Run(

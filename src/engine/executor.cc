@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "base/check.h"
@@ -159,10 +160,11 @@ void Executor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
     std::copy_n(logits, vocab, logits_.as<float>() + static_cast<uint64_t>(index) * vocab);
     have_logits_[static_cast<size_t>(index)] = 1;
   };
-  model_->Forward(step_.get(), [&](uint32_t l, const float* x, uint32_t rows, uint32_t dim) {
+  const auto after_layer = [&](uint32_t l, const float* x, uint32_t rows, uint32_t dim) {
     if (hook) hook(l, x, rows, dim);
     exits_->AfterLayer(l + 1, keep);
-  });
+  };
+  model_->Forward(step_.get(), std::cref(after_layer));  // by reference: a copy would be allocated
   step_->Rejoin();
 }
 

@@ -82,7 +82,9 @@ void Step::ForRows(uint32_t rows, const Body& body) {
     for (uint32_t r = 0; r < rows; ++r) body(r);
     return;
   }
-  const uint32_t block = std::clamp(rows / (4 * threads_->threads()), 1u, 16u);
+  // Rows cost the same: a block a thread, where they are few.
+  const uint32_t block =
+      std::clamp((rows + threads_->threads() - 1) / threads_->threads(), 1u, 16u);
   threads_->For((rows + block - 1) / block, [&](uint32_t item, uint32_t) {
     for (uint32_t r = item * block; r < std::min(rows, (item + 1) * block); ++r) body(r);
   });
@@ -116,10 +118,17 @@ void Step::Leave(std::span<const uint32_t> rows) {
     TS_CHECK(row < rows_ && place_of_[row] < active_);
     row_of_[place_of_[row]] |= kLeft;
   }
-  const auto middle = std::stable_partition(row_of_.begin(), row_of_.begin() + active_,
-                                            [](uint32_t row) { return (row & kLeft) == 0; });
-  active_ = static_cast<uint32_t>(middle - row_of_.begin());
-  for (uint32_t& row : row_of_) row &= ~kLeft;
+  // Those that stay first, each in their order. std::stable_partition would allocate.
+  const std::span<uint32_t> ran(row_of_.data(), active_);
+  moves_.clear();
+  for (const uint32_t row : ran) {
+    if ((row & kLeft) == 0) moves_.push_back(row);
+  }
+  active_ = static_cast<uint32_t>(moves_.size());
+  for (const uint32_t row : ran) {
+    if ((row & kLeft) != 0) moves_.push_back(row & ~kLeft);
+  }
+  std::copy(moves_.begin(), moves_.end(), row_of_.begin());
   moves_.clear();
   for (uint32_t row : row_of_) moves_.push_back(place_of_[row]);
   Reorder(moves_);
