@@ -51,6 +51,41 @@ TEST(StepPlugins, EndAnswersWhereTheyMay) {
   EXPECT_EQ(stats[0].effects, 2u);
 }
 
+// The example's shared object, built against plugin.h alone, ends answers where the built-in rule
+// does, over answers that end early, late and not at all.
+TEST(StepPlugins, ASharedObjectEqualsTheBuiltIn) {
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.threads = 1;
+  options.context_tokens = 256;
+  options.plugins = {TS_SKELETON_STEP};
+  const auto engine = *Engine::Open(options);
+  Request request = Prompt();
+  request.max_tokens = 50;
+  std::vector<size_t> lengths;
+  for (const char* rule : {"tokens=1,entropy=4", "tokens=2,entropy=4.6", "tokens=3,entropy=4.8",
+                           "tokens=40,entropy=20", "tokens=51,entropy=20", "tokens=1,entropy=0"}) {
+    request.step_plugins = {std::string("low_entropy_end:") + rule};
+    const Answer built_in = Ask(engine.get(), request);
+    request.step_plugins = {std::string("skeleton_end:") + rule};
+    const Answer plugin = Ask(engine.get(), request);
+    EXPECT_EQ(plugin.tokens, built_in.tokens) << rule;
+    EXPECT_EQ(plugin.finish, built_in.finish) << rule;
+    lengths.push_back(plugin.tokens.size());
+  }
+  EXPECT_EQ(lengths[3], 40u);
+  EXPECT_EQ(lengths[4], 50u);
+  EXPECT_EQ(lengths[5], 50u);
+  request.step_plugins.emplace();
+  Ask(engine.get(), request);  // counts are told once a step: all of those above
+  const std::vector<StepPluginStats> stats = engine->stats().step_plugins;
+  ASSERT_EQ(stats.size(), 2u);
+  EXPECT_EQ(stats[0].calls, stats[1].calls);
+  EXPECT_EQ(stats[0].effects, stats[1].effects);
+  EXPECT_GE(stats[0].effects, 1u);
+  EXPECT_EQ(stats[0].errors + stats[1].errors, 0u);
+}
+
 // The selector moves for new requests alone: a text is that of an engine without a target.
 TEST(Tuning, ARequestKeepsTheSelectorThatItWasAdmittedWith) {
   EngineOptions options;
