@@ -52,7 +52,8 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
   for (uint32_t g = 0; g < cache->groups(); ++g) {
     const KvShape shape = cache->shape(g);
     TS_CHECK(options.heads % shape.kv_heads == 0);
-    const uint64_t splits = SplitsOf(cache->sequence_tokens_max()) + (cache->coded(g) ? 1 : 0);
+    // What is not coded, and means of what is not read, have a split more each at most.
+    const uint64_t splits = SplitsOf(cache->sequence_tokens_max()) + (cache->coded(g) ? 2 : 1);
     const uint64_t items = static_cast<uint64_t>(options.rows_max) * shape.kv_heads * splits;
     for (GroupPlan* plan : {&a->groups_[g].all, &a->groups_[g].others})
       plan->merges.reserve(static_cast<size_t>(options.rows_max) * shape.kv_heads);
@@ -78,6 +79,8 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
       PageChooser::Create(cache, kernels, static_cast<uint32_t>(options.group_of_layer.size()),
                           options.heads, options.scale, threads->threads()));
   TS_ASSIGN_OR_RETURN(a->summaries_, PageSummaries::Create(cache, kernels, threads->threads()));
+  TS_ASSIGN_OR_RETURN(a->rest_, RestMeans::Create(cache, kernels, options.heads, options.scale,
+                                                  threads->threads()));
   TS_ASSIGN_OR_RETURN(a->shadow_, ShadowCheck::Create(cache, kernels, options.heads, options.scale,
                                                       threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
@@ -142,7 +145,7 @@ void Attention::PlanGroup(uint32_t group) {
   plan.chains.clear();
   plan.fused.clear();
   PlanRows(group, /*all=*/true, &plan.all);
-  uint32_t partials = plan.all.partials;
+  uint32_t partials = plan.all.partials, rests = 0;
   if (first_sparse_layer_ != UINT32_MAX) {
     PlanRows(group, /*all=*/false, &plan.others);
     partials = plan.others.partials;
@@ -152,7 +155,10 @@ void Attention::PlanGroup(uint32_t group) {
           if (!Selects(runs_[r], row)) continue;
           const Selector& selector = *selectors_[runs_[r].selector - 1];
           const SparseItem item{.run = r, .row = row, .kv_head = head, .first_partial = partials};
-          partials += SplitsAt(runs_[r].first_position + row);
+          // Pages and means that take their place fill one split more at most.
+          const uint32_t rest = selector.rest_means() ? 1 : 0;
+          partials += SplitsAt(runs_[r].first_position + row) + rest;
+          rests += rest;
           if (selector.cascade() != nullptr) {
             plan.fused.push_back(item);
             continue;
@@ -166,7 +172,7 @@ void Attention::PlanGroup(uint32_t group) {
         }
       }
     }
-    TS_CHECK(partials == plan.all.partials);  // the same rows, in another order
+    TS_CHECK(partials == plan.all.partials + rests);  // the same rows, in another order
   }
   for (uint32_t p = 0; p < partials; ++p) partial_views_.as<Partial>()[p] = PartialAt(group, p);
 }
@@ -527,7 +533,7 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
         if (HasLeft(RowOf(item))) continue;
         const uint32_t n = ChoosePages(item, io, thread, list(thread));
         const uint64_t start = chooser_->Start();
-        for (uint32_t split = 0; split < SparseSplits(group, n); ++split)
+        for (uint32_t split = 0; split < SparseSplits(item, group, n); ++split)
           AttendSplit(item, io, {list(thread), n}, split, thread);
         MergeSparse(item, io, n);
         chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
@@ -543,8 +549,9 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
   });
   first_split_[0] = 0;
   for (uint32_t i = 0; i < items; ++i) {
-    const bool left = HasLeft(RowOf(plan.sparse[i]));
-    first_split_[i + 1] = first_split_[i] + (left ? 0 : SparseSplits(group, list_counts_[i]));
+    const SparseItem& item = plan.sparse[i];
+    const bool left = HasLeft(RowOf(item));
+    first_split_[i + 1] = first_split_[i] + (left ? 0 : SparseSplits(item, group, list_counts_[i]));
   }
   threads_->For(first_split_[items], [&](uint32_t s, uint32_t thread) {
     uint32_t i = 0;
@@ -714,8 +721,12 @@ uint32_t Attention::ChoosePages(const SparseItem& item, const LayerIo& io, uint3
   return n;
 }
 
-uint32_t Attention::SparseSplits(uint32_t group, uint32_t pages) const {
-  return SplitsOf(pages * cache_->page_tokens()) + (cache_->coded(group) ? 1 : 0);
+uint32_t Attention::SparseSplits(const SparseItem& item, uint32_t group, uint32_t pages) const {
+  const SequenceRun& run = runs_[item.run];
+  const uint32_t read = SplitsOf(pages * cache_->page_tokens()) + (cache_->coded(group) ? 1 : 0);
+  if (!selectors_[run.selector - 1]->rest_means()) return read;
+  const uint32_t held = rest_->Pages(group, run.first_position + item.row);
+  return read + RestMeans::SplitsOf(held - pages);
 }
 
 void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
@@ -724,15 +735,27 @@ void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
   const KvShape shape = cache_->shape(group);
   const uint32_t split_pages = kSplitTokens / shape.page_tokens;
   const uint32_t partial = item.first_partial + split;
-  if (split * split_pages >= list.size()) return AttendRaw(item, io, partial, thread);
-  const KvSlab slab = cache_->slab(group, in_group, item.kv_head);
   const uint32_t position = runs_[item.run].first_position + item.row;
+  const uint32_t n = static_cast<uint32_t>(list.size());
+  const uint32_t rest_from = SplitsOf(n * shape.page_tokens) + (cache_->coded(group) ? 1 : 0);
+  if (split >= rest_from) {
+    return rest_->Attend({.group = group,
+                          .layer_in_group = in_group,
+                          .kv_head = item.kv_head,
+                          .slot = runs_[item.run].slot,
+                          .position = position,
+                          .means_at = selectors_[runs_[item.run].selector - 1]->means_at(),
+                          .q = QueryOf(item, io)},
+                         list, split - rest_from, thread, PartialAt(group, partial));
+  }
+  if (split * split_pages >= n) return AttendRaw(item, io, partial, thread);
+  const KvSlab slab = cache_->slab(group, in_group, item.kv_head);
   // The query's own page is the last one, where nothing is coded; only that may be partly filled.
   const auto view = [&](uint32_t s) {
     const uint32_t first = s * split_pages;
-    if (first >= list.size()) return PageView();
-    const uint32_t count = std::min<uint32_t>(split_pages, list.size() - first);
-    const bool last = first + count == list.size() && !cache_->coded(group);
+    if (first >= n) return PageView();
+    const uint32_t count = std::min(split_pages, n - first);
+    const bool last = first + count == n && !cache_->coded(group);
     return PageView{.pages = list.data() + first,
                     .count = count,
                     .last_tokens = last ? position % shape.page_tokens + 1 : shape.page_tokens,
@@ -756,7 +779,7 @@ void Attention::AttendSplit(const SparseItem& item, const LayerIo& io,
 void Attention::MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages) {
   const uint32_t group = options_.group_of_layer[io.layer], g = QueryGroup(group);
   const KvShape shape = cache_->shape(group);
-  const uint32_t splits = SparseSplits(group, pages);
+  const uint32_t splits = SparseSplits(item, group, pages);
   const uint64_t row = runs_[item.run].first_row + uint64_t{item.row};
   kernels_->merge_partials(
       partial_views_.as<Partial>() + item.first_partial, splits, g, shape.head_dim,

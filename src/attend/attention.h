@@ -9,6 +9,7 @@
 
 #include "attend/page_chooser.h"
 #include "attend/page_summaries.h"
+#include "attend/rest_means.h"
 #include "attend/shadow_check.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
@@ -185,9 +186,9 @@ class Attention {
   void AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t partial, uint32_t thread);
   // Attends to the coded ones by the cascade, into its second.
   void AttendCascade(const SparseItem& item, const LayerIo& io, uint32_t thread);
-  // Splits of an item that has chosen so many pages; where pages are coded, one more has the tokens
-  // that are not.
-  uint32_t SparseSplits(uint32_t group, uint32_t pages) const;
+  // Splits of an item that has chosen so many pages: theirs; where pages are coded, one of the
+  // tokens that are not; then those of the means of the other pages, where the selector has them.
+  uint32_t SparseSplits(const SparseItem& item, uint32_t group, uint32_t pages) const;
   // Chooses the pages of an item into list; returns how many.
   uint32_t ChoosePages(const SparseItem& item, const LayerIo& io, uint32_t thread, uint32_t* list);
   void AttendSplit(const SparseItem& item, const LayerIo& io, std::span<const uint32_t> list,
@@ -214,6 +215,7 @@ class Attention {
   std::unique_ptr<PageChooser> chooser_;
   std::unique_ptr<PageSummaries> summaries_;
   std::unique_ptr<ShadowCheck> shadow_;
+  std::unique_ptr<RestMeans> rest_;
   uint32_t first_sparse_layer_ = 0;  // of the planned step
   uint32_t next_layer_ = 0;          // to run
   bool any_left_ = false;

@@ -182,16 +182,20 @@ SelectionCounts PageChooser::CountsOf(const Query& query, const Selector::Choice
       MetaLayoutOf(kinds, shape.head_dim).record_bytes + uint64_t{query.selector->summary_bytes()};
   const uint64_t read = choice.pages, scored = reads_records ? choice.scored : 0;
   // Pages that are not read are full ones.
-  const uint64_t tokens = held.tokens - (held.pages.count - read) * shape.page_tokens;
-  return {.queries = 1,
-          .pages_held = uint64_t{held.pages.count} + held.open,
-          .pages_scored = scored,
-          .pages_read = read + held.open,
-          .tokens_read = tokens,
-          .bytes_read = read * page_bytes + open_bytes + scored * record_bytes,
-          .bytes_held = held.pages.count * page_bytes + open_bytes,
-          .multiply_adds = (tokens + scored) * 2 * (heads_ / shape.kv_heads) * shape.head_dim,
-          .failures = choice.failed ? 1u : 0u};
+  const uint64_t unread = held.pages.count - read;
+  const uint64_t tokens = held.tokens - unread * shape.page_tokens;
+  const uint64_t means = query.selector->rest_means() ? unread : 0;
+  return {
+      .queries = 1,
+      .pages_held = uint64_t{held.pages.count} + held.open,
+      .pages_scored = scored,
+      .pages_read = read + held.open,
+      .tokens_read = tokens,
+      .bytes_read = read * page_bytes + open_bytes + scored * record_bytes +
+                    means * PageMeansBytes(shape.head_dim),
+      .bytes_held = held.pages.count * page_bytes + open_bytes,
+      .multiply_adds = (tokens + scored + means) * 2 * (heads_ / shape.kv_heads) * shape.head_dim,
+      .failures = choice.failed ? 1u : 0u};
 }
 
 void PageChooser::CountCascade(const Query& query, const CascadeCounts& read,

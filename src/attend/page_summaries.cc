@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "attend/rest_means.h"
+
 namespace tinyserve {
 
 Result<std::unique_ptr<PageSummaries>> PageSummaries::Create(const KvCache* cache,
@@ -21,6 +23,7 @@ Result<std::unique_ptr<PageSummaries>> PageSummaries::Create(const KvCache* cach
 }
 
 void PageSummaries::Add(const Selector* selector) {
+  if (selector->rest_means()) means_at_ = selector->means_at();
   const auto same = [&](const Selector* s) { return s->summary_at() == selector->summary_at(); };
   if (!selector->has_summaries() || std::any_of(selectors_.begin(), selectors_.end(), same)) return;
   selectors_.push_back(selector);
@@ -42,7 +45,7 @@ void PageSummaries::Make(const Place& place, const uint32_t* pages, uint32_t fir
           .page = pages[i]};
       kernels_->summarise_page(&args);
     }
-    if (!selectors_.empty()) MakeOwn(place, pages[i], thread);
+    if (!selectors_.empty() || means_at_) MakeOwn(place, pages[i], thread);
   }
 }
 
@@ -66,6 +69,10 @@ void PageSummaries::MakeOwn(const Place& place, uint32_t page, uint32_t thread) 
       PageAt(cache_->summaries(place.group, place.layer_in_group, place.kv_head), page);
   for (const Selector* selector : selectors_)
     selector->Summarise(in, summary + selector->summary_at());
+  if (means_at_) {
+    WritePageMeans(k, v, shape.page_tokens, shape.head_dim,
+                   reinterpret_cast<uint16_t*>(summary + *means_at_));
+  }
 }
 
 }  // namespace tinyserve

@@ -1,9 +1,10 @@
-// Makes what is kept of full pages: records, and the summaries of selectors' own.
+// Makes what is kept of full pages: records, the summaries of selectors' own, and means.
 #ifndef TINYSERVE_ATTEND_PAGE_SUMMARIES_H_
 #define TINYSERVE_ATTEND_PAGE_SUMMARIES_H_
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/buffer.h"
@@ -20,7 +21,7 @@ class PageSummaries {
   static Result<std::unique_ptr<PageSummaries>> Create(const KvCache* cache, const Kernels* kernels,
                                                        uint32_t threads);
 
-  // Summaries that a selector has of its own are made from now on.
+  // What a selector reads of pages beside records is made from now on.
   void Add(const Selector* selector);
 
   struct Place {
@@ -38,6 +39,7 @@ class PageSummaries {
   const KvCache* cache_ = nullptr;
   const Kernels* kernels_ = nullptr;
   std::vector<const Selector*> selectors_;  // each place in a summary once
+  std::optional<uint32_t> means_at_;        // in what is kept of a page, where means are kept
   uint64_t rows_floats_ = 0;                // of a page's keys
   Buffer scratch_;                          // [thread][keys, values][rows_floats_]
 };

@@ -16,7 +16,7 @@ struct SelectionCounts {
   // and how many of them were read there too. Their ratio is the hit rate.
   uint64_t pages_followed = 0, pages_reused = 0;
   uint64_t tokens_read = 0;
-  uint64_t bytes_read = 0;     // of pages and records
+  uint64_t bytes_read = 0;     // of pages, records and means
   uint64_t bytes_held = 0;     // what dense attention would have read in the same storage
   uint64_t multiply_adds = 0;  // of scores, q.k and p.v
   uint64_t failures = 0;       // of selectors: everything was read

@@ -260,14 +260,14 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
     if (selectors_[i]->spec().resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
   }
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
-  TS_ASSIGN_OR_RETURN(const uint32_t summary_at, PlaceOf(spec, shape_, cache_->kept(), summaries_));
+  TS_ASSIGN_OR_RETURN(const SummaryOffsets at, PlaceOf(spec, shape_, cache_->kept(), summaries_));
   if (selectors_.size() >= kSelectorsMax) {
     return Status(Code::kResourceExhausted,
                   fmt::format("selector '{}': {} different ones are open already, the most that "
                               "are allowed",
                               text, kSelectorsMax));
   }
-  TS_ASSIGN_OR_RETURN(std::unique_ptr<Selector> selector, Selector::Open(spec, shape_, summary_at));
+  TS_ASSIGN_OR_RETURN(std::unique_ptr<Selector> selector, Selector::Open(spec, shape_, at));
   selectors_.push_back(std::move(selector));
   attention_->AddSelector(selectors_.back().get());
   return static_cast<uint32_t>(selectors_.size());

@@ -109,10 +109,16 @@ static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
   return {kinds, channels, 0, box, halves, halves + spread};
 }
 
+// The means of a full page: of its keys, then of its values, [channels] f16 each, nearest, channels
+// as in a record. What lies beyond the largest f16 counts as that; padding holds zeros.
+static inline uint32_t PageMeansBytes(uint32_t head_dim) {
+  return 2 * ((head_dim + 15) / 16 * 16) * 2;
+}
+
 // What a cache keeps for selectors, beside what its codec needs.
 struct SelectorNeeds {
   uint32_t metadata;       // MetaKinds of every full page
-  uint32_t summary_bytes;  // of every full page, their own summaries; a multiple of 64
+  uint32_t summary_bytes;  // of every full page, their own summaries, its means; a multiple of 64
   uint32_t state_bytes;    // of every (sequence, layer, KV head), their own; a multiple of 64
 };
 

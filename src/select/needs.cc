@@ -19,9 +19,10 @@ Status Bad(const SelectorSpec& spec, const std::string& what) {
 
 uint32_t WholeLines(uint32_t bytes) { return (bytes + 63) / 64 * 64; }
 
-const SummaryPlace* FindPlace(const SelectorSpec& spec, std::span<const SummaryPlace> places) {
+const SummaryPlace* FindPlace(const tinyserve_selector_v2* table, const std::string& config_json,
+                              std::span<const SummaryPlace> places) {
   const auto found = std::find_if(places.begin(), places.end(), [&](const SummaryPlace& place) {
-    return place.table == spec.table && place.config_json == spec.config_json;
+    return place.table == table && place.config_json == config_json;
   });
   return found == places.end() ? nullptr : &*found;
 }
@@ -61,9 +62,14 @@ Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyser
     TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
     needs.metadata |= spec.needs(shape.record_kinds);
     needs.state_bytes = std::max(needs.state_bytes, WholeLines(sizes.state_bytes));
-    if (sizes.summary_bytes == 0 || FindPlace(spec, found) != nullptr) continue;
-    found.push_back({spec.table, spec.config_json, needs.summary_bytes});
-    needs.summary_bytes += WholeLines(sizes.summary_bytes);
+    const auto keep = [&](const tinyserve_selector_v2* table, const std::string& config_json,
+                          uint32_t bytes) {
+      if (FindPlace(table, config_json, found) != nullptr) return;
+      found.push_back({table, config_json, needs.summary_bytes});
+      needs.summary_bytes += WholeLines(bytes);
+    };
+    if (sizes.summary_bytes > 0) keep(spec.table, spec.config_json, sizes.summary_bytes);
+    if (spec.budget.rest_means) keep(nullptr, "", PageMeansBytes(shape.head_dim));
     if (needs.summary_bytes > kSummaryBytesMax) {
       return Bad(spec, fmt::format("with the selectors before it, it wants summaries of {} bytes a "
                                    "page: allowed are {}",
@@ -74,8 +80,8 @@ Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyser
   return needs;
 }
 
-Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
-                         const SelectorNeeds& kept, std::span<const SummaryPlace> places) {
+Result<SummaryOffsets> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
+                               const SelectorNeeds& kept, std::span<const SummaryPlace> places) {
   const auto missing = [&](std::string_view what) {
     return Bad(spec, fmt::format("{} is not kept: choose it when the engine starts", what));
   };
@@ -83,7 +89,8 @@ Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
   if ((spec.needs(shape.record_kinds) & ~kept.metadata) != 0) {
     return missing(fmt::format("what {} needs to know of the pages", spec.table->name));
   }
-  const SummaryPlace* place = FindPlace(spec, places);
+  const SummaryPlace* place = FindPlace(spec.table, spec.config_json, places);
+  const SummaryPlace* means = FindPlace(nullptr, "", places);
   if (sizes.summary_bytes > 0 && place == nullptr) {
     return missing(
         fmt::format("the summary of pages that {} makes with these options", spec.table->name));
@@ -91,7 +98,13 @@ Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
   if (sizes.state_bytes > kept.state_bytes) {
     return missing(fmt::format("the state that {} needs of a sequence", spec.table->name));
   }
-  return place != nullptr ? place->at : 0;
+  if (spec.budget.rest_means && means == nullptr) {
+    return missing("the mean of the keys and values of pages, which rest=mean reads,");
+  }
+  SummaryOffsets at;
+  if (sizes.summary_bytes > 0) at.own = place->at;
+  if (spec.budget.rest_means) at.means = means->at;
+  return at;
 }
 
 }  // namespace tinyserve

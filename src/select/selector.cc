@@ -47,13 +47,12 @@ static const char* Wrong(const tinyserve_cascade& c) {
 }
 
 Result<std::unique_ptr<Selector>> Selector::Open(const SelectorSpec& spec,
-                                                 const tinyserve_shape& shape,
-                                                 uint32_t summary_at) {
+                                                 const tinyserve_shape& shape, SummaryOffsets at) {
   std::unique_ptr<Selector> selector(new Selector);
   selector->spec_ = spec;
   if (spec.table == nullptr) return selector;
   TS_ASSIGN_OR_RETURN(selector->sizes_, SizesOf(spec, shape));
-  selector->summary_at_ = summary_at;
+  selector->at_ = at;
   tinyserve_error error{};
   if (spec.table->open(&shape, spec.config_json.c_str(), &selector->self_, &error) != 0) {
     error.message[sizeof error.message - 1] = '\0';

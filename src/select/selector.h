@@ -30,6 +30,7 @@ struct SelectorBudget {
   uint32_t recent = 2;          // newest pages, always read; at least 1
   uint32_t min_context = 1024;  // below, everything is read
   double mass = 0;              // of the attention, which fewer pages are to reach where not 0
+  bool rest_means = false;      // pages that are not read count through their means
 
   // The fewest pages that a query reads, sinks and newest ones included; by mass no fewer either.
   uint32_t LeastPages(uint32_t page_tokens) const;
@@ -60,7 +61,8 @@ bool IsReservedName(std::string_view name);
 // Bytes that a selector keeps of its own. Errors: kInvalidArgument, with the selector's name.
 Result<tinyserve_sizes> SizesOf(const SelectorSpec& spec, const tinyserve_shape& shape);
 
-// A place in what is kept of a page, for the summary of a table under certain options.
+// A place in what is kept of a page: for the summary of a table under certain options, or, where
+// the table is null, for the page's means (SelectorBudget::rest_means).
 struct SummaryPlace {
   const tinyserve_selector_v2* table;
   std::string config_json;
@@ -70,10 +72,15 @@ struct SummaryPlace {
 // null). Errors: those of SizesOf; kInvalidArgument (together they are too large).
 Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyserve_shape& shape,
                               std::vector<SummaryPlace>* places = nullptr);
-// Whether what is kept serves a selector; returns where its summaries lie, 0 without any. Errors:
-// kInvalidArgument, naming what is missing and how to keep it.
-Result<uint32_t> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
-                         const SelectorNeeds& kept, std::span<const SummaryPlace> places);
+// Where in what is kept of a page a selector finds what it reads, bytes; 0 where it reads none.
+struct SummaryOffsets {
+  uint32_t own = 0;    // its own summary
+  uint32_t means = 0;  // the page's means
+};
+// Whether what is kept serves a selector. Errors: kInvalidArgument, naming what is missing and how
+// to keep it.
+Result<SummaryOffsets> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
+                               const SelectorNeeds& kept, std::span<const SummaryPlace> places);
 
 // Every selector by name, with its options, ranges and defaults, for help texts.
 std::string DescribeSelectors();
@@ -92,11 +99,10 @@ struct ItemStorage {
 
 class Selector {
  public:
-  // summary_at: where the selector's summaries lie in what is kept of a page. Errors: what the
-  // table's open or sizes says, with the selector's name.
+  // Errors: what the table's open or sizes says, with the selector's name.
   static Result<std::unique_ptr<Selector>> Open(const SelectorSpec& spec,
                                                 const tinyserve_shape& shape,
-                                                uint32_t summary_at = 0);
+                                                SummaryOffsets at = {});
   ~Selector();
 
   const SelectorSpec& spec() const { return spec_; }
@@ -110,7 +116,10 @@ class Selector {
 
   bool has_summaries() const { return sizes_.summary_bytes > 0; }
   bool has_state() const { return sizes_.state_bytes > 0; }
-  uint32_t summary_at() const { return summary_at_; }
+  uint32_t summary_at() const { return at_.own; }
+  // Whether pages that are not read count through their means, and where those lie.
+  bool rest_means() const { return spec_.table != nullptr && spec_.budget.rest_means; }
+  uint32_t means_at() const { return at_.means; }
   uint32_t summary_bytes() const { return sizes_.summary_bytes; }
   uint32_t state_bytes() const { return sizes_.state_bytes; }
   // Makes the summary of a full page. After a failure every query reads everything.
@@ -137,7 +146,7 @@ class Selector {
 
   SelectorSpec spec_;
   tinyserve_sizes sizes_{};
-  uint32_t summary_at_ = 0;
+  SummaryOffsets at_;
   mutable std::atomic<bool> broken_ = false;  // a summary could not be made
   void* self_ = nullptr;
   std::optional<tinyserve_cascade> cascade_;

@@ -21,6 +21,10 @@ TEST(ParseSelector, ResolvesEveryOption) {
             "pool=sum,alpha=3.5");
   EXPECT_EQ(ParseSelector("oracle:mass=0.9,ratio=1,min_tokens=0")->resolved,
             "oracle:ratio=1,min_tokens=0,dense_layers=0,sink=1,recent=2,min_context=1024,mass=0.9");
+  EXPECT_EQ(ParseSelector("streaming:rest=mean")->resolved,
+            "streaming:ratio=0.3,min_tokens=256,dense_layers=0,sink=1,recent=2,min_context=1024,"
+            "rest=mean");
+  EXPECT_EQ(ParseSelector("box:rest=none")->resolved, ParseSelector("box")->resolved);
   // A table may have other defaults of what all have in common.
   EXPECT_EQ(ParseSelector("cascade:full=0.05")->resolved,
             "cascade:ratio=0.3,min_tokens=2048,dense_layers=0,sink=1,recent=2,min_context=1024,"
@@ -48,6 +52,11 @@ TEST(ParseSelector, SaysWhatIsAllowed) {
             "selector 'box:sink=1.5': sink is '1.5': allowed is a whole number from 0 to 1048576");
   EXPECT_EQ(MessageOf("box:mass=1"),
             "selector 'box:mass=1': mass is '1': allowed is a number from 0 to 0.9999");
+  EXPECT_EQ(MessageOf("box:rest=all"),
+            "selector 'box:rest=all': rest is 'all': allowed are none, mean");
+  EXPECT_EQ(MessageOf("default:rest=mean"),
+            "selector 'default:rest=mean': rest is not for cascade: its kernel has a rest of its "
+            "own, the tokens of candidates that give the mean value of their page");
   EXPECT_NE(MessageOf("random:mass=0.9").find("'mass' is no option of it: it has ratio, tokens"),
             std::string::npos);
   EXPECT_EQ(MessageOf("box:pool=mean"),
@@ -360,8 +369,8 @@ TEST(NeedsOf, SummariesOfSeveralLieOneAfterAnother) {
   ASSERT_TRUE(needs.ok());
   EXPECT_EQ(needs->summary_bytes, 128u + 65536u);
   EXPECT_EQ(needs->state_bytes, 128u);
-  EXPECT_EQ(*PlaceOf(specs[2], {}, *needs, places), 0u);
-  EXPECT_EQ(*PlaceOf(specs[1], {}, *needs, places), 128u);
+  EXPECT_EQ(PlaceOf(specs[2], {}, *needs, places)->own, 0u);
+  EXPECT_EQ(PlaceOf(specs[1], {}, *needs, places)->own, 128u);
   specs[0].config_json = "c";
   EXPECT_FALSE(PlaceOf(specs[0], {}, *needs, places).ok());
   for (char c = 'd'; c < 'h'; ++c) {
@@ -369,6 +378,30 @@ TEST(NeedsOf, SummariesOfSeveralLieOneAfterAnother) {
     specs.back().config_json = std::string(1, c);
   }
   EXPECT_NE(NeedsOf(specs, {}).status().message().find("allowed are 262144"), std::string::npos);
+}
+
+// Means are kept once, whoever reads them, beside summaries.
+TEST(NeedsOf, MeansOfPagesAreKeptForThoseThatReadThem) {
+  const tinyserve_shape shape{.head_dim = 66, .page_tokens = 16};
+  const std::vector<SelectorSpec> specs = {*ParseSelector("hierarchical:sub=8,reuse=1"),
+                                           *ParseSelector("box:rest=mean"),
+                                           *ParseSelector("moments:rest=mean")};
+  std::vector<SummaryPlace> places;
+  const SelectorNeeds needs = *NeedsOf(specs, shape, &places);
+  const uint32_t own = SizesOf(specs[0], shape)->summary_bytes, lines = (own + 63) / 64 * 64;
+  EXPECT_EQ(PageMeansBytes(66), 2u * 80 * 2);
+  EXPECT_EQ(needs.summary_bytes, lines + 320);
+  EXPECT_EQ(PlaceOf(specs[1], shape, needs, places)->means, lines);
+  EXPECT_EQ(PlaceOf(specs[2], shape, needs, places)->means, lines);
+  const auto message = [&](const char* spec) {
+    return PlaceOf(*ParseSelector(spec), shape, needs, std::span(places).first(1))
+        .status()
+        .message();
+  };
+  EXPECT_EQ(message("box"), "");
+  EXPECT_EQ(message("box:rest=mean"),
+            "selector 'box:rest=mean': the mean of the keys and values of pages, which rest=mean "
+            "reads, is not kept: choose it when the engine starts");
 }
 
 TEST(Selector, IsNotAskedWhereTheBudgetCoversEverything) {

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
-#include <cmath>
+#include <iterator>
+#include <span>
 
 #include "select/option_schema.h"
 #include "select/registry.h"
@@ -22,9 +23,12 @@ struct BudgetOption {
   double (*get)(const SelectorBudget&);
   void (*set)(SelectorBudget*, double);
   bool whole = true;
+  std::span<const std::string_view> words = {};  // that stand for 0, 1, ..., where there are any
 };
 
-constexpr std::string_view kMass = "mass";
+// Options that not every table has.
+constexpr std::string_view kMass = "mass", kRest = "rest";
+constexpr std::string_view kRestWords[] = {"none", "mean"};
 
 template <auto kField>
 constexpr BudgetOption IntegerOption(const char* name, double low, double high) {
@@ -54,11 +58,40 @@ constexpr BudgetOption kBudgetOptions[] = {
      .get = [](const SelectorBudget& b) { return b.mass; },
      .set = [](SelectorBudget* b, double v) { b->mass = v; },
      .whole = false},
+    {.name = kRest.data(),
+     .low = 0,
+     .high = std::size(kRestWords) - 1.0,
+     .get = [](const SelectorBudget& b) { return b.rest_means ? 1.0 : 0.0; },
+     .set = [](SelectorBudget* b, double v) { b->rest_means = v != 0; },
+     .words = kRestWords},
 };
+
+bool IsOfAll(const BudgetOption& option) { return option.name != kMass && option.name != kRest; }
 
 // Whether a table has an option of the budget.
 bool HasOption(const tinyserve_selector_v2& table, const BudgetOption& option) {
+  if (option.name == kRest) return table.fused_id == 0;
   return option.name != kMass || table.heeds_mass != 0;
+}
+
+std::string Shown(const BudgetOption& option, const SelectorBudget& budget) {
+  const double value = option.get(budget);
+  return option.words.empty() ? fmt::format("{}", value)
+                              : std::string(option.words[static_cast<size_t>(value)]);
+}
+
+// Errors: kInvalidArgument, naming what is allowed.
+Result<double> ValueOf(const BudgetOption& option, std::string_view text) {
+  if (option.words.empty()) {
+    return NumberIn(option.name, text, option.low, option.high, option.whole);
+  }
+  const auto found = std::find(option.words.begin(), option.words.end(), text);
+  if (found != option.words.end()) return static_cast<double>(found - option.words.begin());
+  std::string words;
+  for (const std::string_view word : option.words)
+    words += fmt::format("{}{}", words.empty() ? "" : ", ", word);
+  return Status(Code::kInvalidArgument,
+                fmt::format("{} is '{}': allowed are {}", option.name, text, words));
 }
 
 const BudgetOption* FindBudgetOption(const tinyserve_selector_v2& table, std::string_view name) {
@@ -103,10 +136,15 @@ std::string Names() {
 Status SetOption(std::string_view key, std::string_view value, const json::object& schema,
                  SelectorSpec* spec, json::object* own) {
   if (const BudgetOption* option = FindBudgetOption(*spec->table, key)) {
-    TS_ASSIGN_OR_RETURN(const double number,
-                        NumberIn(key, value, option->low, option->high, option->whole));
+    TS_ASSIGN_OR_RETURN(const double number, ValueOf(*option, value));
     option->set(&spec->budget, number);
     return Status();
+  }
+  if (key == kRest && spec->table->fused_id != 0) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("rest is not for {}: its kernel has a rest of its own, the tokens of "
+                              "candidates that give the mean value of their page",
+                              spec->table->name));
   }
   if (const json::value* option = schema.if_contains(key)) {
     TS_ASSIGN_OR_RETURN((*own)[key], OptionValue(key, value, option->as_object()));
@@ -141,9 +179,11 @@ std::string Resolved(const SelectorSpec& spec, const json::object& schema,
     const std::string_view name = option.name;
     if (name == "ratio" && by_tokens) continue;
     if (name == "tokens" && !by_tokens && !has_default) continue;
-    if (name == kMass && spec.budget.mass == 0 && (!has_default || !HasOption(*spec.table, option)))
+    if (!IsOfAll(option) && option.get(spec.budget) == 0 &&
+        (!has_default || !HasOption(*spec.table, option))) {
       continue;
-    add(option.name, fmt::format("{}", option.get(spec.budget)));
+    }
+    add(option.name, Shown(option, spec.budget));
   }
   for (const auto& [name, value] : own) add(name, ShownOption(value));
   return text;
@@ -182,12 +222,11 @@ Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const 
   for (const auto& [key, option] : schema) {
     const json::value& value = option.as_object().at("default");
     if (const BudgetOption* budget = FindBudgetOption(*spec.table, key)) {
-      const double number = value.is_number() ? value.to_number<double>() : NAN;
-      if (!(number >= budget->low && number <= budget->high)) {
-        return Bad(text, fmt::format("its own default of {} is {}: allowed is {} to {}",
-                                     budget->name, number, budget->low, budget->high));
+      const Result<double> number = ValueOf(*budget, ShownOption(value));
+      if (!number.ok()) {
+        return Bad(text, fmt::format("its own default: {}", number.status().message()));
       }
-      budget->set(&spec.budget, number);
+      budget->set(&spec.budget, *number);
     } else {
       own[key] = DefaultOf(option.as_object());
     }
@@ -214,12 +253,15 @@ std::string DescribeSelectors() {
       text += fmt::format(" {}={}", std::string_view(name),
                           ShownOption(option.as_object().at("default")));
     }
-    if (table->heeds_mass != 0) text += fmt::format(" {}=0", kMass);
+    for (const BudgetOption& option : kBudgetOptions) {
+      if (!IsOfAll(option) && HasOption(*table, option))
+        text += fmt::format(" {}={}", option.name, Shown(option, defaults));
+    }
     text += "\n";
   }
   text += "all but full:";
   for (const BudgetOption& option : kBudgetOptions)
-    if (option.name != kMass) text += fmt::format(" {}={}", option.name, option.get(defaults));
+    if (IsOfAll(option)) text += fmt::format(" {}={}", option.name, Shown(option, defaults));
   return text + "\n";
 }
 
