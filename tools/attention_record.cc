@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 #include "engine/selection_stats.h"
 #include "tools/format.h"
 
@@ -27,7 +27,7 @@ class Recorder {
   int32_t Likeliest() const;
   // Adds what the last step read to the record.
   void Read(uint32_t position, AttentionRecord* record) const;
-  Executor* executor() { return executor_.get(); }
+  CpuExecutor* executor() { return executor_.get(); }
 
  private:
   uint32_t held_tokens() const {
@@ -39,7 +39,7 @@ class Recorder {
   const LoadedModel& model_;
   const AttentionRecordOptions& options_;
   uint32_t prompt_tokens_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<CpuExecutor> executor_;
   SequenceSlot slot_ = 0;
   uint32_t selector_ = 0;
   StepBatch batch_;
@@ -61,16 +61,16 @@ Status Recorder::Open() {
         fmt::format("{} tokens need {} of KV cache, of {} that this process may use", held_tokens(),
                     FormatBytes(bytes), FormatBytes(options_.kv_bytes_max)));
   }
-  TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.model.get(), model_.kernels,
-                                                  model_.compute, model_.threads.get(),
-                                                  {.kv = method.kv,
-                                                   .kv_memory_bytes = bytes,
-                                                   .page_tokens = page_tokens,
-                                                   .block_tokens = BlockTokensFor(page_tokens),
-                                                   .sequences_max = 1,
-                                                   .sequence_tokens_max = held_tokens(),
-                                                   .step_tokens_max = kChunkTokens,
-                                                   .selectors = {method.spec.typed}}));
+  TS_ASSIGN_OR_RETURN(executor_, CpuExecutor::Create(model_.model.get(), model_.kernels,
+                                                     model_.compute, model_.threads.get(),
+                                                     {.kv = method.kv,
+                                                      .kv_memory_bytes = bytes,
+                                                      .page_tokens = page_tokens,
+                                                      .block_tokens = BlockTokensFor(page_tokens),
+                                                      .sequences_max = 1,
+                                                      .sequence_tokens_max = held_tokens(),
+                                                      .step_tokens_max = kChunkTokens,
+                                                      .selectors = {method.spec.typed}}));
   TS_ASSIGN_OR_RETURN(slot_, executor_->cache()->AddSequence());
   TS_ASSIGN_OR_RETURN(selector_, executor_->FindSelector(method.spec.typed));
   return executor_->cache()->Reserve(slot_, std::min(held_tokens(), kChunkTokens));

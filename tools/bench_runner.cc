@@ -64,8 +64,8 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                  .uncommitted_tokens_max = uncommitted,
                                  .trace = model.trace.get()};
   TS_ASSIGN_OR_RETURN(runner->executor_,
-                      Executor::Create(model.model.get(), model.kernels, model.compute,
-                                       model.threads.get(), executor));
+                      CpuExecutor::Create(model.model.get(), model.kernels, model.compute,
+                                          model.threads.get(), executor));
   runner->executor_->SetSelectionTimed(options.layers);
   runner->selectors_.resize(options.methods.size());
   runner->steps_.resize(options.methods.size());

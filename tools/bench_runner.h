@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 #include "tools/bench_plan.h"
 #include "tools/loaded_model.h"
 #include "tools/machine_peaks.h"
@@ -80,7 +80,7 @@ class BenchRunner {
   BenchSample RunDecode(const BenchCase& c);
 
   BenchRunnerOptions options_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<CpuExecutor> executor_;
   std::vector<uint32_t> selectors_;  // the executor's, by method; those of this storage
   std::vector<uint32_t> steps_;      // step plugins likewise
   std::vector<Sequence> sequences_;

@@ -94,8 +94,8 @@ Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
                                 .logits_max = kRowTokens,
                                 .trace = model.trace.get()};
   TS_ASSIGN_OR_RETURN(storage->executor,
-                      Executor::Create(model.model.get(), model.kernels, model.compute,
-                                       model.threads.get(), options));
+                      CpuExecutor::Create(model.model.get(), model.kernels, model.compute,
+                                          model.threads.get(), options));
   storage->executor->SetSelectionTimed(options_.timed_selection);
   for (Lane* lane : storage->lanes) {
     lane->executor = storage->executor.get();
@@ -150,7 +150,7 @@ Status EvalRunner::Restart() {
 
 Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
                            const std::function<void(uint32_t)>& progress) {
-  Executor* executor = storage->executor.get();
+  CpuExecutor* executor = storage->executor.get();
   KvCache* cache = executor->cache();
   const TraceScope scope(options_.model->trace.get(), "prompt over " + storage->kv);
   const SequenceSlot first = storage->lanes[0]->slot;
@@ -205,7 +205,7 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
 Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
                            float* out) {
   const TraceScope scope(options_.model->trace.get(), lane->name, turn.first);
-  Executor* executor = lane->executor;
+  CpuExecutor* executor = lane->executor;
   TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
   executor->ResetSelectionCounts();
   executor->SetShadowShare(turn.timed ? 0 : options_.shadow_check);

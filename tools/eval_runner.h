@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 #include "tools/eval_figures.h"
 #include "tools/loaded_model.h"
 
@@ -74,7 +74,7 @@ class EvalRunner {
  private:
   // One way to read the context, with the cache that it made.
   struct Lane {
-    Executor* executor = nullptr;
+    CpuExecutor* executor = nullptr;
     std::string name;  // as typed
     SequenceSlot slot = 0;
     uint32_t selector = 0;  // of its executor
@@ -87,7 +87,7 @@ class EvalRunner {
   };
   struct Storage {
     std::string kv;
-    std::unique_ptr<Executor> executor;
+    std::unique_ptr<CpuExecutor> executor;
     std::vector<Lane*> lanes;  // at least one
   };
   // Scored tokens that all lanes run before the next ones: window tokens [first, first + count).

@@ -54,11 +54,12 @@ Status EngineImpl::OpenText(const GgufFile& file) {
 }
 
 // Cache, executor and scheduler for the model.
-Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
+Status EngineImpl::OpenExecutor() {
   const EngineOptions& o = options_;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(o.kv));
   TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(o.selector));
-  const ModelConfig& config = model_->config();
+  const ModelConfig& config = backend_->config();
+  const PageSpace space = backend_->space();
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
   info_.selector = selector.resolved;
@@ -75,24 +76,24 @@ Status EngineImpl::OpenExecutor(const Kernels* kernels, Compute compute) {
                                                 codec->metadata | selector.needs(codec->metadata));
   TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf({&selector, 1}, shape));
   info_.kv_bytes_per_token =
-      KvCache::BytesPerToken(groups, *codec, o.page_tokens, kernels, planned.kept);
-  info_.kv_window_bytes = KvCache::WindowBytes(groups, *codec, o.page_tokens, kernels);
-  const uint64_t fixed_bytes = KvCache::FixedBytes(groups, planned, kernels);
-  TS_ASSIGN_OR_RETURN(const KvSizes sizes, ChooseKvSizes(o, config, info_.kv_bytes_per_token,
-                                                         fixed_bytes, model_->packed_bytes()));
+      KvCache::BytesPerToken(groups, *codec, o.page_tokens, space, planned.kept);
+  info_.kv_window_bytes = KvCache::WindowBytes(groups, *codec, o.page_tokens, space);
+  const uint64_t fixed_bytes = KvCache::FixedBytes(groups, planned, space);
+  TS_ASSIGN_OR_RETURN(const KvSizes sizes,
+                      ChooseKvSizes(o, config, info_.kv_bytes_per_token, fixed_bytes, *backend_));
   info_.context_tokens = sizes.context_tokens;
   TS_ASSIGN_OR_RETURN(const EvictionKind policy, ParseEvictionKind(o.cache_policy));
-  TS_ASSIGN_OR_RETURN(executor_, Executor::Create(model_.get(), kernels, compute, threads_.get(),
-                                                  {.kv = o.kv,
-                                                   .kv_memory_bytes = sizes.memory_bytes,
-                                                   .page_tokens = o.page_tokens,
-                                                   .block_tokens = o.block_tokens,
-                                                   .sequences_max = o.sequences_max,
-                                                   .sequence_tokens_max = sizes.context_tokens,
-                                                   .step_tokens_max = o.step_tokens_max,
-                                                   .selectors = {o.selector},
-                                                   .cache_policy = policy,
-                                                   .trace = trace_.get()}));
+  TS_ASSIGN_OR_RETURN(executor_,
+                      backend_->CreateExecutor({.kv = o.kv,
+                                                .kv_memory_bytes = sizes.memory_bytes,
+                                                .page_tokens = o.page_tokens,
+                                                .block_tokens = o.block_tokens,
+                                                .sequences_max = o.sequences_max,
+                                                .sequence_tokens_max = sizes.context_tokens,
+                                                .step_tokens_max = o.step_tokens_max,
+                                                .selectors = {o.selector},
+                                                .cache_policy = policy,
+                                                .trace = trace_.get()}));
   TS_RETURN_IF_ERROR(executor_->FindSteps(o.step_plugins).status());
   executor_->SetSelectionTimed(o.time_selection);
   executor_->SetShadowShare(o.shadow_check);
@@ -132,15 +133,15 @@ Status EngineImpl::OpenTuner(const SelectorSpec& selector) {
   return Status();
 }
 
-void EngineImpl::DescribeModel(const GgufFile& file, const Kernels* kernels) {
-  const ModelConfig& config = model_->config();
+void EngineImpl::DescribeModel(const GgufFile& file) {
+  const ModelConfig& config = backend_->config();
   info_.name = config.name;
   info_.architecture = config.architecture;
-  info_.target = kernels->name;
+  info_.target = backend_->target();
   info_.parameters = ParametersOf(file);
   info_.tensor_bytes = file.tensor_bytes();
-  info_.packed_bytes = model_->packed_bytes();
-  info_.step_weight_bytes = model_->CostOf(1, 1).weight_bytes;
+  info_.packed_bytes = backend_->packed_bytes();
+  info_.step_weight_bytes = backend_->step_weight_bytes();
   info_.layers = config.layers;
   info_.dim = config.dim;
   info_.vocab = config.vocab;
@@ -169,17 +170,17 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   TS_RETURN_IF_ERROR(e.OpenText(*file));
-  TS_ASSIGN_OR_RETURN(e.model_, LoadModel(*file, {.kernels = kernels,
-                                                  .compute = compute,
-                                                  .threads = e.threads_.get(),
-                                                  .progress = options.on_load_progress}));
-  if (e.tokenizer_->size() > e.model_->config().vocab) {
+  TS_ASSIGN_OR_RETURN(e.backend_, OpenCpuBackend(*file, {.kernels = kernels,
+                                                         .compute = compute,
+                                                         .threads = e.threads_.get(),
+                                                         .progress = options.on_load_progress}));
+  if (e.tokenizer_->size() > e.backend_->config().vocab) {
     return Status(Code::kCorrupt,
                   fmt::format("the tokenizer has {} tokens, the embedding only {} rows",
-                              e.tokenizer_->size(), e.model_->config().vocab));
+                              e.tokenizer_->size(), e.backend_->config().vocab));
   }
-  e.DescribeModel(*file, kernels);
-  TS_RETURN_IF_ERROR(e.OpenExecutor(kernels, compute));
+  e.DescribeModel(*file);
+  TS_RETURN_IF_ERROR(e.OpenExecutor());
   e.thread_ = std::thread([&e] { e.Loop(); });
   return std::unique_ptr<Engine>(std::move(engine));
 }
@@ -273,7 +274,7 @@ EngineStats EngineImpl::stats() const {
 
 std::vector<LayerSelection> EngineImpl::layer_selection() const {
   std::lock_guard lock(mutex_);
-  return LayersOf(strip_counts_, model_->config().kv_heads);
+  return LayersOf(strip_counts_, backend_->config().kv_heads);
 }
 
 std::vector<SessionInfo> EngineImpl::sessions(std::string_view client) const {

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/thread_pool.h"
 #include "base/trace.h"
+#include "engine/backend.h"
 #include "engine/chunk_sizer.h"
 #include "engine/executor.h"
 #include "engine/grammar_constraint.h"
@@ -23,7 +24,6 @@
 #include "engine/page_watch.h"
 #include "engine/scheduler.h"
 #include "engine/session_table.h"
-#include "model/model.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "tinyserve/engine.h"
@@ -86,10 +86,10 @@ class EngineImpl : public Engine {
 
  private:
   Status OpenText(const GgufFile& file);
-  Status OpenExecutor(const Kernels* kernels, Compute compute);
+  Status OpenExecutor();
   // Where a target is set.
   Status OpenTuner(const SelectorSpec& selector);
-  void DescribeModel(const GgufFile& file, const Kernels* kernels);
+  void DescribeModel(const GgufFile& file);
   Status Check(const Request& request) const;
   void Loop();
   bool TakeInbox();                    // false: stop
@@ -111,6 +111,8 @@ class EngineImpl : public Engine {
   void ShowPages();
   void ShowPagesOf(const Job& job, uint32_t position, PageReads* seen) const;
   void RunStep();
+  // Ends the requests of a step that its device could not run.
+  void FailStep(const Status& status);
   void CountDecode();
   bool Answers(const ScheduledRow& row) const;  // whether a token of its answer follows
   void DrawTokens();                            // draws_, on all compute threads
@@ -133,7 +135,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
   std::unique_ptr<Grammars> grammars_;
-  std::unique_ptr<Model> model_;
+  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Scheduler> scheduler_;
 

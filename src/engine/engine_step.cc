@@ -2,23 +2,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "base/check.h"
 #include "engine/engine_impl.h"
+#include "engine/logprobs.h"
 #include "engine/selection_stats.h"
 
 namespace tinyserve {
 namespace {
-
-// Without a branch, so that it is vectorised: it sees every token's hidden state.
-bool AllFinite(std::span<const float> values) {
-  constexpr uint32_t kExponent = 0x7f800000;  // all ones: infinite or no number
-  uint32_t bad = 0;
-  for (const float value : values) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
-  return bad == 0;
-}
 
 uint32_t TopWanted(const Request& request) {
   return static_cast<uint32_t>(std::max(request.top_logprobs, 0));
@@ -75,7 +67,7 @@ void EngineImpl::RunStep() {
   PlanStep();
   if (step_.rows.empty()) return;
   const double begin = NowSeconds();
-  executor_->Run(batch_);
+  if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
   const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
   CountDecode();
   for (const ScheduledRow& row : step_.rows) {
@@ -85,6 +77,14 @@ void EngineImpl::RunStep() {
   DrawTokens();
   for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
   ObserveTime(NowSeconds() - begin);
+}
+
+// Whatever they have committed is still there for those that come.
+void EngineImpl::FailStep(const Status& status) {
+  for (const ScheduledRow& row : step_.rows) {
+    Job* job = jobs_.at(row.id).get();
+    Finish(job, FinishReason::kError, job->answer->Finish(), status);
+  }
 }
 
 void EngineImpl::ObserveTime(double seconds) {
@@ -136,7 +136,7 @@ void EngineImpl::DrawTokens() {
 // Of one request alone: what others see, and what is told, is left to FinishRow.
 void EngineImpl::DrawRow(const ScheduledRow& row, size_t index, Draw* draw) {
   // Not left to the logits: int8 activations may give finite ones for states that are no numbers.
-  draw->finite = AllFinite(executor_->hidden(index));
+  draw->finite = executor_->finite(index);
   draw->ends = false;
   draw->status = Status();
   if (!draw->finite || !Answers(row)) return;

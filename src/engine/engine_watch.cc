@@ -45,7 +45,7 @@ void EngineImpl::ShowPagesOf(const Job& job, uint32_t position, PageReads* seen)
   seen->tokens = position + 1;
   seen->page_tokens = cache.page_tokens();
   seen->layers = info_.layers;
-  seen->kv_heads = model_->config().kv_heads;
+  seen->kv_heads = backend_->config().kv_heads;
   seen->selector = executor_->selector_resolved(job.selector);
   const uint32_t pages = (position + cache.page_tokens()) / cache.page_tokens();
   // Raw pages beside coded ones are always read, and not told of.

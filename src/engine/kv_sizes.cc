@@ -4,13 +4,11 @@
 
 #include <algorithm>
 
-#include "base/machine.h"
-
 namespace tinyserve {
 
 Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
                               uint64_t bytes_per_token, uint64_t fixed_bytes,
-                              uint64_t weight_bytes) {
+                              const Backend& backend) {
   constexpr uint64_t kContextsWanted = 8;
   if (o.context_tokens > config.context) {
     return Status(Code::kInvalidArgument,
@@ -20,11 +18,9 @@ Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
   const uint64_t wanted = o.context_tokens != 0 ? o.context_tokens : config.context;
   const uint64_t block = o.block_tokens;
   const uint64_t full = (wanted + block - 1) / block * block * bytes_per_token;
-  const uint64_t limit = MemoryLimitBytes();
-  const uint64_t left = limit > weight_bytes ? (limit - weight_bytes) / 2 : 0;
   const uint64_t memory = o.kv_memory_bytes != 0
                               ? o.kv_memory_bytes
-                              : std::min(full * kContextsWanted + fixed_bytes, left);
+                              : backend.KvMemory(full * kContextsWanted + fixed_bytes);
   const uint64_t pool = memory - std::min(memory, fixed_bytes);
   if (pool >= full) return KvSizes{static_cast<uint32_t>(wanted), memory};
   const uint64_t fits = pool / bytes_per_token / block * block;

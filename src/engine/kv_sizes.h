@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "engine/backend.h"
 #include "model/config.h"
 #include "tinyserve/engine.h"
 #include "tinyserve/status.h"
@@ -11,7 +12,7 @@
 namespace tinyserve {
 
 // Sizes of context and pool. Where the caller leaves them open, the pool holds up to
-// kContextsWanted full contexts within half of what memory is left beside the weights: untouched
+// kContextsWanted full contexts, within what the backend gives (Backend::KvMemory): untouched
 // pages cost nothing, and the rest of the system keeps room.
 struct KvSizes {
   uint32_t context_tokens;
@@ -22,7 +23,7 @@ struct KvSizes {
 // context longer than the model's), kOutOfMemory (what it would need).
 Result<KvSizes> ChooseKvSizes(const EngineOptions& o, const ModelConfig& config,
                               uint64_t bytes_per_token, uint64_t fixed_bytes,
-                              uint64_t weight_bytes);
+                              const Backend& backend);
 
 }  // namespace tinyserve
 

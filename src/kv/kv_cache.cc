@@ -9,7 +9,6 @@
 
 #include "base/check.h"
 #include "base/checked.h"
-#include "kv/page_geometry.h"
 
 namespace tinyserve {
 namespace {
@@ -26,11 +25,11 @@ KvShape ShapeOf(const LayerGroup& group, KvType type, uint32_t page_tokens) {
 }
 
 uint64_t OpenBytesPerPage(const std::vector<LayerGroup>& groups, const Codec& codec,
-                          uint32_t page_tokens, const Kernels* kernels) {
+                          uint32_t page_tokens, const PageSpace& space) {
   uint64_t bytes = 0;
   for (const LayerGroup& group : groups) {
     const KvShape shape = ShapeOf(group, codec.open_type, page_tokens);
-    bytes += uint64_t{GeometryOf(shape, kernels).page_bytes} * group.layers * group.kv_heads;
+    bytes += uint64_t{space.GeometryOf(shape).page_bytes} * group.layers * group.kv_heads;
   }
   return bytes;
 }
@@ -39,8 +38,8 @@ uint64_t StateStride(const SelectorNeeds& kept) {
   return kept.state_bytes == 0 ? 0 : sizeof(SelectorState) + kept.state_bytes;
 }
 
-void CopyItem(const KvSlab& slab, uint32_t from_page, uint32_t to_page) {
-  std::memcpy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
+void CopyItem(const PageSpace& space, const KvSlab& slab, uint32_t from_page, uint32_t to_page) {
+  space.Copy(PageAt(slab, to_page), PageAt(slab, from_page), slab.page_bytes);
 }
 
 // Enough where sequences have room for n tokens each beyond those committed: less than a window of
@@ -72,46 +71,52 @@ Status KvCache::CheckOptions(const std::vector<LayerGroup>& groups, const KvCach
 }
 
 uint64_t KvCache::BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
-                                uint32_t page_tokens, const Kernels* kernels,
+                                uint32_t page_tokens, const PageSpace& space,
                                 const SelectorNeeds& kept) {
   uint64_t bytes = 0;
   for (const LayerGroup& group : groups) {
     const KvShape shape = ShapeOf(group, codec.sealed_type, page_tokens);
     const MetaLayout meta = MetaLayoutOf(kept.metadata | codec.metadata, group.head_dim);
     const uint64_t page =
-        uint64_t{GeometryOf(shape, kernels).page_bytes} + meta.record_bytes + kept.summary_bytes;
+        uint64_t{space.GeometryOf(shape).page_bytes} + meta.record_bytes + kept.summary_bytes;
     bytes += page * group.layers * group.kv_heads / page_tokens;
   }
   return bytes;
 }
 
 uint64_t KvCache::FixedBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
-                             const Kernels* kernels) {
+                             const PageSpace& space) {
   uint64_t states = 0;
   for (const LayerGroup& group : groups) {
     states +=
         uint64_t{options.sequences_max} * group.layers * group.kv_heads * StateStride(options.kept);
   }
   return states + OpenPagesOf(options) *
-                      OpenBytesPerPage(groups, *options.codec, options.page_tokens, kernels);
+                      OpenBytesPerPage(groups, *options.codec, options.page_tokens, space);
 }
 
 uint64_t KvCache::WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
-                              uint32_t page_tokens, const Kernels* kernels) {
+                              uint32_t page_tokens, const PageSpace& space) {
   if (codec.identity()) return 0;
-  return codec.group_tokens / page_tokens * OpenBytesPerPage(groups, codec, page_tokens, kernels);
+  return codec.group_tokens / page_tokens * OpenBytesPerPage(groups, codec, page_tokens, space);
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
-                                                 const Kernels* kernels) {
+                                                 const PageSpace& space) {
   TS_RETURN_IF_ERROR(CheckOptions(groups, options));
-  std::unique_ptr<KvCache> cache(new KvCache);
+  if (space.space() == MemorySpace::kDevice &&
+      (options.kept.summary_bytes > 0 || options.kept.state_bytes > 0)) {
+    return Status(Code::kUnsupported,
+                  "a selector that keeps summaries of pages or a state of sequences computes on "
+                  "the host: pages in a device's memory do not serve it");
+  }
+  std::unique_ptr<KvCache> cache(new KvCache(space));
   cache->options_ = options;
   cache->options_.kept.metadata |= options.codec->metadata;
   cache->bytes_per_token_ =
-      BytesPerToken(groups, *options.codec, options.page_tokens, kernels, options.kept);
-  cache->fixed_bytes_ = FixedBytes(groups, options, kernels);
+      BytesPerToken(groups, *options.codec, options.page_tokens, space, options.kept);
+  cache->fixed_bytes_ = FixedBytes(groups, options, space);
   const uint64_t block_bytes = cache->bytes_per_token_ * options.block_tokens;
   const uint64_t left = options.memory_bytes - std::min(options.memory_bytes, cache->fixed_bytes_);
   const uint64_t blocks = std::min<uint64_t>(left / block_bytes, UINT32_MAX / 32);
@@ -129,7 +134,7 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
                     options.memory_bytes, options.block_tokens, block_bytes, open));
   }
   for (const LayerGroup& group : groups) {
-    TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks), kernels));
+    TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks)));
   }
   cache->prefixes_ = std::make_unique<PrefixTree>(
       std::lcm(options.block_tokens, options.codec->group_tokens), options.policy);
@@ -145,10 +150,10 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   return cache;
 }
 
-Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels* kernels) {
+Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks) {
   const uint32_t pages_per_block = options_.block_tokens / options_.page_tokens;
   const KvShape shape = ShapeOf(group, options_.codec->sealed_type, options_.page_tokens);
-  const PageGeometry page = GeometryOf(shape, kernels);
+  const PageGeometry page = space_.GeometryOf(shape);
   const uint64_t run_pages =
       std::bit_ceil(std::max<uint64_t>(kRunBytes / page.page_bytes, pages_per_block));
   GroupStorage s{.shape = group,
@@ -172,11 +177,11 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels
     return Status(Code::kOutOfMemory,
                   fmt::format("a KV pool of {} bytes is too large", options_.memory_bytes));
   }
-  TS_ASSIGN_OR_RETURN(s.memory, Buffer::Allocate(bytes.value(), /*huge=*/true));
+  TS_ASSIGN_OR_RETURN(s.memory, space_.Allocate(bytes.value(), /*huge=*/true));
   // Records are smaller than pages: their bytes do not overflow either.
   const uint64_t records = bytes.value() / page.page_bytes * s.meta.record_bytes;
   if (records > 0) {
-    TS_ASSIGN_OR_RETURN(s.records, Buffer::Allocate(records, /*huge=*/true));
+    TS_ASSIGN_OR_RETURN(s.records, space_.Allocate(records, /*huge=*/true));
   }
   const Checked summaries =
       Checked(bytes.value() / page.page_bytes) * Checked(options_.kept.summary_bytes);
@@ -185,14 +190,14 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels
     return Status(Code::kOutOfMemory, "what selectors keep of pages and sequences is too large");
   }
   if (summaries.value() > 0) {
-    TS_ASSIGN_OR_RETURN(s.summaries, Buffer::Allocate(summaries.value(), /*huge=*/true));
+    TS_ASSIGN_OR_RETURN(s.summaries, space_.Allocate(summaries.value(), /*huge=*/true));
   }
   if (states.value() > 0) {
     TS_ASSIGN_OR_RETURN(s.states, Buffer::Allocate(states.value()));
   }
   if (const uint32_t pages = OpenPagesOf(options_); pages > 0) {
     const KvShape open = ShapeOf(group, options_.codec->open_type, options_.page_tokens);
-    TS_ASSIGN_OR_RETURN(s.open, OpenStorage::Create(open, group.layers, pages, kernels));
+    TS_ASSIGN_OR_RETURN(s.open, OpenStorage::Create(open, group.layers, pages, space_));
   }
   groups_.push_back(std::move(s));
   return Status();
@@ -368,7 +373,7 @@ PageView KvCache::View(SequenceSlot slot, uint32_t group, uint32_t tokens) const
   return {.pages = sequence.tables[group].pages.data(),
           .count = count,
           .last_tokens = tokens - (count - 1) * options_.page_tokens,
-          .space = MemorySpace::kHost};
+          .space = space_.space()};
 }
 
 PageView KvCache::OpenView(SequenceSlot slot, uint32_t group, uint32_t first,
@@ -382,14 +387,14 @@ PageView KvCache::OpenView(SequenceSlot slot, uint32_t group, uint32_t first,
   return {.pages = pages.data() + (first - begin) / page_tokens,
           .count = count,
           .last_tokens = tokens - first - (count - 1) * page_tokens,
-          .space = MemorySpace::kHost};
+          .space = space_.space()};
 }
 
 KvSlab KvCache::slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) const {
   const GroupStorage& s = groups_[group];
   TS_CHECK(layer_in_group < s.shape.layers && kv_head < s.shape.kv_heads);
   return {
-      .base = s.memory.data() +
+      .base = s.memory.data +
               (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) * s.run_bytes,
       .extent_stride = s.extent_stride,
       .extent_shift = s.extent_shift,
@@ -397,11 +402,11 @@ KvSlab KvCache::slab(uint32_t group, uint32_t layer_in_group, uint32_t kv_head) 
       .v_offset = s.v_offset};
 }
 
-KvSlab KvCache::SlabOf(const GroupStorage& s, const Buffer& buffer, uint32_t item_bytes,
+KvSlab KvCache::SlabOf(const GroupStorage& s, const PageMemory& memory, uint32_t item_bytes,
                        uint32_t layer_in_group, uint32_t kv_head) const {
   if (item_bytes == 0) return {};
   const uint64_t run_bytes = uint64_t{item_bytes} << s.extent_shift;
-  return {.base = buffer.data() +
+  return {.base = memory.data +
                   (static_cast<uint64_t>(layer_in_group) * s.shape.kv_heads + kv_head) * run_bytes,
           .extent_stride = run_bytes * s.shape.layers * s.shape.kv_heads,
           .extent_shift = s.extent_shift,
@@ -460,7 +465,8 @@ void KvCache::CopyPages(uint32_t group, std::span<const uint32_t> from,
       for (const KvSlab& of :
            {slab(group, layer, head), records(group, layer, head), summaries(group, layer, head)}) {
         if (of.base == nullptr) continue;
-        for (size_t page = 0; page < from.size(); ++page) CopyItem(of, from[page], to[page]);
+        for (size_t page = 0; page < from.size(); ++page)
+          CopyItem(space_, of, from[page], to[page]);
       }
     }
   }
@@ -492,7 +498,7 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
       for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
         const KvSlab raw_pages = open_slab(g, layer, head);
         for (uint32_t page = 0; page < open_pages; ++page)
-          CopyItem(raw_pages, a.open_pages[page], b.open_pages[page]);
+          CopyItem(space_, raw_pages, a.open_pages[page], b.open_pages[page]);
       }
     }
   }

@@ -1,5 +1,5 @@
 // The paged KV cache: pool, block tables and page storage behind one facade. The engine thread owns
-// it.
+// it. Pages may lie in the memory of a device: all but their bytes is the same then.
 #ifndef TINYSERVE_KV_KV_CACHE_H_
 #define TINYSERVE_KV_KV_CACHE_H_
 
@@ -15,6 +15,7 @@
 #include "kv/block_pool.h"
 #include "kv/codec.h"
 #include "kv/open_storage.h"
+#include "kv/page_space.h"
 #include "kv/prefix_tree.h"
 #include "page/page.h"
 #include "tinyserve/status.h"
@@ -63,23 +64,24 @@ class KvCache {
  public:
   // Errors: kInvalidArgument (page or block size, what CheckCodec refuses).
   static Status CheckOptions(const std::vector<LayerGroup>& groups, const KvCacheOptions& options);
-  // Errors: those of CheckOptions; kOutOfMemory (memory_bytes below one block, or not to be had).
+  // Errors: those of CheckOptions; kOutOfMemory (memory_bytes below one block, or not to be had),
+  // kUnsupported (what selectors keep of their own, on a device).
   static Result<std::unique_ptr<KvCache>> Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
-                                                 const Kernels* kernels);
+                                                 const PageSpace& space);
 
   // Bytes of page storage, metadata and summaries that one token costs over all groups, once it is
   // sealed.
   static uint64_t BytesPerToken(const std::vector<LayerGroup>& groups, const Codec& codec,
-                                uint32_t page_tokens, const Kernels* kernels,
+                                uint32_t page_tokens, const PageSpace& space,
                                 const SelectorNeeds& kept = {});
   // Bytes of a cache beside its blocks: open storage, where anything is coded, and the states of
   // selectors.
   static uint64_t FixedBytes(const std::vector<LayerGroup>& groups, const KvCacheOptions& options,
-                             const Kernels* kernels);
+                             const PageSpace& space);
   // Bytes of one sequence's open storage between steps, at most; 0 where nothing is coded.
   static uint64_t WindowBytes(const std::vector<LayerGroup>& groups, const Codec& codec,
-                              uint32_t page_tokens, const Kernels* kernels);
+                              uint32_t page_tokens, const PageSpace& space);
 
   // An empty sequence. Errors: kResourceExhausted.
   Result<SequenceSlot> AddSequence();
@@ -204,10 +206,10 @@ class KvCache {
     uint64_t run_bytes;      // of one slab in one extent
     uint64_t extent_stride;  // layers * kv_heads * run_bytes
     MetaLayout meta;
-    Buffer memory;
-    Buffer records;    // laid out like memory, record_bytes a page
-    Buffer summaries;  // laid out like memory, summary_bytes a page
-    Buffer states;     // [slot][layer][KV head] SelectorState and its bytes
+    PageMemory memory;
+    PageMemory records;    // laid out like memory, record_bytes a page
+    PageMemory summaries;  // laid out like memory, summary_bytes a page
+    Buffer states;         // [slot][layer][KV head] SelectorState and its bytes
     OpenStorage open;
   };
   struct Table {
@@ -228,10 +230,10 @@ class KvCache {
     PrefixMaker copied_maker = kMadeByPrefill;
   };
 
-  KvCache() = default;
-  Status AddGroup(const LayerGroup& group, uint32_t blocks, const Kernels* kernels);
-  // A buffer laid out like a group's pages, of item_bytes each.
-  KvSlab SlabOf(const GroupStorage& storage, const Buffer& buffer, uint32_t item_bytes,
+  explicit KvCache(const PageSpace& space) : space_(space) {}
+  Status AddGroup(const LayerGroup& group, uint32_t blocks);
+  // Memory laid out like a group's pages, of item_bytes each.
+  KvSlab SlabOf(const GroupStorage& storage, const PageMemory& memory, uint32_t item_bytes,
                 uint32_t layer_in_group, uint32_t kv_head) const;
   uint64_t StatesBytesOfSlot(const GroupStorage& storage) const;
   uint32_t PagesFor(uint32_t tokens) const {
@@ -263,6 +265,7 @@ class KvCache {
   std::string CheckCounts(uint32_t group, const std::vector<uint32_t>& held) const;
   std::string CheckOpenPages(uint32_t group) const;
 
+  PageSpace space_;
   KvCacheOptions options_{};
   std::vector<GroupStorage> groups_;
   std::vector<Sequence> sequences_;

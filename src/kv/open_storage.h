@@ -4,9 +4,8 @@
 
 #include <cstdint>
 
-#include "base/buffer.h"
-#include "kernels/kernels.h"
 #include "kv/block_pool.h"
+#include "kv/page_space.h"
 #include "page/page.h"
 #include "tinyserve/status.h"
 
@@ -19,9 +18,9 @@ class OpenStorage {
  public:
   // No pages: what a codec that codes nothing has.
   OpenStorage() : pool_(0) {}
-  // Errors: kOutOfMemory.
+  // Errors: kOutOfMemory, those of a device.
   static Result<OpenStorage> Create(const KvShape& shape, uint32_t layers, uint32_t pages,
-                                    const Kernels* kernels);
+                                    const PageSpace& space);
 
   const KvShape& shape() const { return shape_; }
   // Of the pages; none is ever sealed.
@@ -34,7 +33,7 @@ class OpenStorage {
   KvShape shape_{};
   uint32_t page_bytes_ = 0, v_offset_ = 0;
   BlockPool pool_;
-  Buffer memory_;  // [layer][KV head][page]
+  PageMemory memory_;  // [layer][KV head][page]
 };
 
 }  // namespace tinyserve

@@ -83,15 +83,15 @@ TestBench::TestBench(const std::string& model_path, const TestBenchOptions& opti
       .sequences_max = 1,
       .sequence_tokens_max = options.sequence_tokens_max,
       .step_tokens_max = options.step_tokens_max};
-  executor = OrDie(Executor::Create(model.get(), options.kernels, options.compute, threads.get(),
-                                    executor_options),
+  executor = OrDie(CpuExecutor::Create(model.get(), options.kernels, options.compute, threads.get(),
+                                       executor_options),
                    model_path);
 }
 
 RunResult RunSequence(TestBench* bench, std::span<const int32_t> tokens, uint32_t prompt_tokens,
                       std::span<const int32_t> positions, std::span<const int32_t> hidden_layers,
                       uint32_t chunk_tokens) {
-  Executor* executor = bench->executor.get();
+  CpuExecutor* executor = bench->executor.get();
   const SequenceSlot slot = OrDie(executor->cache()->AddSequence(), "AddSequence");
   RunResult result;
   StepBatch batch;

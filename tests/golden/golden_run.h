@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "tensor/gguf.h"
@@ -47,7 +47,7 @@ struct TestBench {
 
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<Model> model;
-  std::unique_ptr<Executor> executor;
+  std::unique_ptr<CpuExecutor> executor;
 };
 
 // What a run leaves at the wanted positions, in their order.

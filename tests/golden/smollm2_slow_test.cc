@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/logprobs.h"
 #include "engine/vocab.h"
 #include "kernels/targets.h"
 #include "tests/golden/golden_run.h"
@@ -113,7 +114,7 @@ class Smollm2 : public testing::Test {
 
 // Mean loss (nats a token) of tokens 1 .. n-1, the text in steps of kStepTokens.
 double MeanLoss(TestBench* bench, std::span<const int32_t> tokens) {
-  Executor* executor = bench->executor.get();
+  CpuExecutor* executor = bench->executor.get();
   const Result<SequenceSlot> slot = executor->cache()->AddSequence();
   EXPECT_TRUE(slot.ok());
   double sum = 0;

@@ -11,7 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
+#include "engine/logprobs.h"
 #include "tests/support/sanitized.h"
 
 namespace tinyserve {
@@ -35,19 +36,19 @@ class Rig {
                                  .compute = Compute::kFast,
                                  .threads = &threads_,
                                  .progress = {}});
-    auto created = Executor::Create(model_.get(), setup.kernels, Compute::kFast, &threads_,
-                                    {.kv = kv,
-                                     .kv_memory_bytes = 64 << 20,
-                                     .sequences_max = 4,
-                                     .sequence_tokens_max = 512,
-                                     .step_tokens_max = 256,
-                                     .selectors = {},
-                                     .logits_max = 256});
+    auto created = CpuExecutor::Create(model_.get(), setup.kernels, Compute::kFast, &threads_,
+                                       {.kv = kv,
+                                        .kv_memory_bytes = 64 << 20,
+                                        .sequences_max = 4,
+                                        .sequence_tokens_max = 512,
+                                        .step_tokens_max = 256,
+                                        .selectors = {},
+                                        .logits_max = 256});
     EXPECT_TRUE(created.ok()) << created.status().message();
     executor_ = *std::move(created);
   }
 
-  Executor* executor() { return executor_.get(); }
+  CpuExecutor* executor() { return executor_.get(); }
   KvCache* cache() { return executor_->cache(); }
   const ModelConfig& config() const { return model_->config(); }
 
@@ -78,7 +79,7 @@ class Rig {
  private:
   ThreadPool threads_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<CpuExecutor> executor_;
 };
 
 std::vector<int32_t> RandomTokens(uint32_t vocab) {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 
 namespace tinyserve {
 
@@ -37,13 +37,13 @@ struct Rig {
         {.kernels = setup.kernels, .compute = setup.compute, .threads = &threads, .progress = {}});
     EXPECT_TRUE(loaded.ok()) << loaded.status().message();
     model = *std::move(loaded);
-    auto created = Executor::Create(model.get(), setup.kernels, setup.compute, &threads,
-                                    {.kv = setup.kv,
-                                     .kv_memory_bytes = 64 << 20,
-                                     .sequences_max = 8,
-                                     .sequence_tokens_max = 512,
-                                     .step_tokens_max = 512,
-                                     .selectors = SelectorsOf(setup)});
+    auto created = CpuExecutor::Create(model.get(), setup.kernels, setup.compute, &threads,
+                                       {.kv = setup.kv,
+                                        .kv_memory_bytes = 64 << 20,
+                                        .sequences_max = 8,
+                                        .sequence_tokens_max = 512,
+                                        .step_tokens_max = 512,
+                                        .selectors = SelectorsOf(setup)});
     EXPECT_TRUE(created.ok()) << created.status().message();
     executor = *std::move(created);
     selector = setup.selector.empty() ? 0 : 1;
@@ -58,7 +58,7 @@ struct Rig {
 
   ThreadPool threads;
   std::unique_ptr<Model> model;
-  std::unique_ptr<Executor> executor;
+  std::unique_ptr<CpuExecutor> executor;
   uint32_t selector, steps;  // of every row
 };
 

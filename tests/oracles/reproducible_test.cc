@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/logprobs.h"
 #include "engine/sampler.h"
 #include "tests/oracles/executor_rig.h"
 #include "tests/support/sanitized.h"

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 #include "kernels/targets.h"
 #include "select/registry.h"
 
@@ -42,18 +42,18 @@ class Rig {
     model_ = *LoadModel(
         **file,
         {.kernels = kernels, .compute = Compute::kFast, .threads = &threads_, .progress = {}});
-    auto created = Executor::Create(model_.get(), kernels, Compute::kFast, &threads_,
-                                    {.kv_memory_bytes = 64 << 20,
-                                     .sequences_max = 4,
-                                     .sequence_tokens_max = 512,
-                                     .step_tokens_max = 512,
-                                     .selectors = selectors,
-                                     .logits_max = 512});
+    auto created = CpuExecutor::Create(model_.get(), kernels, Compute::kFast, &threads_,
+                                       {.kv_memory_bytes = 64 << 20,
+                                        .sequences_max = 4,
+                                        .sequence_tokens_max = 512,
+                                        .step_tokens_max = 512,
+                                        .selectors = selectors,
+                                        .logits_max = 512});
     EXPECT_TRUE(created.ok()) << created.status().message();
     executor_ = *std::move(created);
   }
 
-  Executor* executor() { return executor_.get(); }
+  CpuExecutor* executor() { return executor_.get(); }
   KvCache* cache() { return executor_->cache(); }
   const ModelConfig& config() const { return model_->config(); }
   SequenceSlot Add() { return *cache()->AddSequence(); }
@@ -109,7 +109,7 @@ class Rig {
  private:
   ThreadPool threads_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<CpuExecutor> executor_;
   StepBatch batch_;
 };
 

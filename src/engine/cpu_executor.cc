@@ -1,13 +1,15 @@
-#include "engine/executor.h"
+#include "engine/cpu_executor.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <numeric>
 
 #include "base/check.h"
+#include "engine/logprobs.h"
 #include "engine/selection_stats.h"
 #include "engine/selector_storage.h"
 
@@ -29,18 +31,26 @@ EvictionPolicy PolicyOf(EvictionKind kind, const Model& model) {
   return EvictionPolicy(kind, static_cast<double>(all) / attention);
 }
 
+// Without a branch, so that it is vectorised: it sees every token's hidden state.
+bool AllFinite(std::span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones: infinite or no number
+  uint32_t bad = 0;
+  for (const float value : values) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
+  return bad == 0;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Kernels* kernels,
-                                                   Compute compute, ThreadPool* threads,
-                                                   const ExecutorOptions& options) {
+Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, const Kernels* kernels,
+                                                         Compute compute, ThreadPool* threads,
+                                                         const ExecutorOptions& options) {
   if (options.step_tokens_max < options.sequences_max || options.sequences_max == 0) {
     return Status(Code::kInvalidArgument,
                   fmt::format("step_tokens_max is {}: it must be at least sequences_max, {}, which "
                               "must be at least 1",
                               options.step_tokens_max, options.sequences_max));
   }
-  std::unique_ptr<Executor> e(new Executor);
+  std::unique_ptr<CpuExecutor> e(new CpuExecutor);
   e->options_ = options;
   e->model_ = model;
   e->kernels_ = kernels;
@@ -99,7 +109,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Model* model, const Ker
   return e;
 }
 
-void Executor::ResolveInputs(const StepBatch& batch) {
+void CpuExecutor::ResolveInputs(const StepBatch& batch) {
   tokens_.clear();
   positions_.clear();
   runs_.clear();
@@ -126,7 +136,7 @@ void Executor::ResolveInputs(const StepBatch& batch) {
   TS_CHECK(!tokens_.empty() && tokens_.size() <= options_.step_tokens_max);
 }
 
-void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
+void CpuExecutor::Run(const StepBatch& batch, const LayerHook& hook) {
   uint64_t tokens[2] = {};  // by TokenClass
   for (const StepRow& row : batch.rows) tokens[static_cast<size_t>(row.token_class)] += row.length;
   const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
@@ -142,7 +152,7 @@ void Executor::Run(const StepBatch& batch, const LayerHook& hook) {
   ++steps_;
 }
 
-void Executor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
+void CpuExecutor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
   const TraceScope scope(options_.trace, TraceKind::kForward);
   plugins_of_row_.assign(tokens_.size(), nullptr);
   for (size_t r = 0; r < batch.rows.size(); ++r) {
@@ -168,7 +178,7 @@ void Executor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
   step_->Rejoin();
 }
 
-void Executor::PlanLogits(const StepBatch& batch) {
+void CpuExecutor::PlanLogits(const StepBatch& batch) {
   wanted_.clear();
   logits_index_.clear();
   logits_count_.clear();
@@ -185,7 +195,7 @@ void Executor::PlanLogits(const StepBatch& batch) {
   have_logits_.assign(wanted_.size(), 0);
 }
 
-void Executor::ComputeLogits() {
+void CpuExecutor::ComputeLogits() {
   const TraceScope scope(options_.trace, TraceKind::kLogits, wanted_.size());
   const uint64_t vocab = model_->config().vocab;
   for (size_t i = 0; i < wanted_.size();) {
@@ -201,7 +211,7 @@ void Executor::ComputeLogits() {
   logits_rows_ += wanted_.size();
 }
 
-void Executor::ComputeLogProbs(const StepBatch& batch) {
+void CpuExecutor::ComputeLogProbs(const StepBatch& batch) {
   const uint64_t vocab = model_->config().vocab;
   logprobs_.resize(std::max(logprobs_.size(), batch.rows.size()));
   top_logprobs_.resize(logprobs_.size());
@@ -229,14 +239,14 @@ void Executor::ComputeLogProbs(const StepBatch& batch) {
   }
 }
 
-std::span<float> Executor::logits(size_t row) {
+std::span<float> CpuExecutor::logits(size_t row) {
   TS_CHECK(logits_index_[row] >= 0);
   const uint64_t vocab = model_->config().vocab;
   return {logits_.as<float>() + static_cast<uint64_t>(logits_index_[row]) * vocab,
           vocab * logits_count_[row]};
 }
 
-std::vector<ShadowStats> Executor::shadow_stats() const {
+std::vector<ShadowStats> CpuExecutor::shadow_stats() const {
   std::vector<ShadowStats> stats;
   const std::vector<ShadowFigures>& figures = attention_->shadow_figures();
   for (size_t i = 0; i < figures.size(); ++i) {
@@ -246,14 +256,14 @@ std::vector<ShadowStats> Executor::shadow_stats() const {
   return stats;
 }
 
-uint64_t Executor::shadow_checks() const {
+uint64_t CpuExecutor::shadow_checks() const {
   uint64_t checks = 0;
   for (const ShadowFigures& figures : attention_->shadow_figures())
     checks += figures.missed_mass.count();
   return checks;
 }
 
-Result<uint32_t> Executor::FindSelector(const std::string& text) {
+Result<uint32_t> CpuExecutor::FindSelector(const std::string& text) {
   TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
   if (spec.table == nullptr) return 0u;
   for (size_t i = 0; i < selectors_.size(); ++i) {
@@ -273,7 +283,7 @@ Result<uint32_t> Executor::FindSelector(const std::string& text) {
   return static_cast<uint32_t>(selectors_.size());
 }
 
-Result<uint32_t> Executor::FindSteps(std::span<const std::string> texts) {
+Result<uint32_t> CpuExecutor::FindSteps(std::span<const std::string> texts) {
   TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
   if (specs.empty()) return 0u;
   const std::string resolved = ResolvedSteps(specs);
@@ -295,11 +305,11 @@ Result<uint32_t> Executor::FindSteps(std::span<const std::string> texts) {
   return static_cast<uint32_t>(step_plugins_.size());
 }
 
-uint32_t Executor::MakerOf(uint32_t selector, uint32_t steps) const {
+uint32_t CpuExecutor::MakerOf(uint32_t selector, uint32_t steps) const {
   return steps * (kSelectorsMax + 1) + selector;
 }
 
-std::vector<StepPluginStats> Executor::step_stats() const {
+std::vector<StepPluginStats> CpuExecutor::step_stats() const {
   std::vector<StepPluginStats> stats;
   for (const auto& set : step_plugins_) {
     for (const std::unique_ptr<StepPlugin>& plugin : set->plugins()) {
@@ -315,28 +325,28 @@ std::vector<StepPluginStats> Executor::step_stats() const {
   return stats;
 }
 
-Status Executor::CheckSelector(const SelectorSpec& spec) const {
+Status CpuExecutor::CheckSelector(const SelectorSpec& spec) const {
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
   return PlaceOf(spec, shape_, cache_->kept(), summaries_).status();
 }
 
-std::string Executor::selector_resolved(uint32_t selector) const {
+std::string CpuExecutor::selector_resolved(uint32_t selector) const {
   return selector == 0 ? "full" : selectors_[selector - 1]->spec().resolved;
 }
 
-std::span<const float> Executor::logprobs(size_t row) const { return logprobs_[row]; }
+bool CpuExecutor::finite(size_t row) const { return AllFinite(hidden(row)); }
 
-std::span<const float> Executor::hidden(size_t row) const {
+std::span<const float> CpuExecutor::hidden(size_t row) const {
   const uint64_t dim = model_->config().dim;
   return {step_->x() + first_row_[row] * dim, length_[row] * dim};
 }
 
-void Executor::FinalState(size_t row, uint32_t i, std::span<float> out) const {
+void CpuExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) const {
   TS_CHECK(i < length_[row] && out.size() == model_->config().dim);
   model_->FinalState(*step_, first_row_[row] + i, out.data());
 }
 
-StepCost Executor::cost() const {
+StepCost CpuExecutor::cost() const {
   ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
   if (exits_->any())
     products = model_->CostOfExits(exits_->rows_of_layer(), tokens_.size(),
@@ -352,32 +362,6 @@ StepCost Executor::cost() const {
   add(compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32, TokenClass::kPrompt);
   add(DotKind::kF32, TokenClass::kGenerated);
   return cost;
-}
-
-float LogSumExp(std::span<const float> logits) {
-  float top = -INFINITY;
-  for (float x : logits) top = std::max(top, x);
-  if (!std::isfinite(top)) return top;
-  double sum = 0;
-  for (float x : logits) sum += std::exp(x - top);
-  return top + static_cast<float>(std::log(sum));
-}
-
-std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, float log_sum, uint32_t n) {
-  std::vector<TokenLogprob> best;  // by falling logits
-  if (n == 0) return best;
-  best.reserve(n + size_t{1});
-  for (size_t t = 0; t < logits.size(); ++t) {
-    if (best.size() == n && !(logits[t] > best.back().logprob)) continue;
-    // After all that are as good: ids come in rising order.
-    const auto at = std::find_if(best.begin(), best.end(), [&](const TokenLogprob& other) {
-      return logits[t] > other.logprob;
-    });
-    best.insert(at, {static_cast<int32_t>(t), logits[t]});
-    if (best.size() > n) best.pop_back();
-  }
-  for (TokenLogprob& token : best) token.logprob -= log_sum;
-  return best;
 }
 
 }  // namespace tinyserve
