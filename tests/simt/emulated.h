@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "tensor/convert.h"
+#include "tests/simt/emulated_runtime.h"
 #include "tests/simt/emulator.h"
 #include "tinyserve/status.h"
 
@@ -35,7 +36,7 @@ using Site = std::source_location;
 
 template <class... Parameters, class... Arguments>
 Status Launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
-  return simt::Run(config, [&] { kernel(arguments...); });
+  return simt::LaunchInStream(config, [=] { kernel(arguments...); });
 }
 
 // ---- threads ------------------------------------------------------------------------------------
