@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "kv/page_geometry.h"
+#include "kv/page_space.h"
 #include "tensor/convert.h"
 
 namespace tinyserve {
@@ -69,7 +69,8 @@ Result<std::unique_ptr<RestMeans>> RestMeans::Create(const KvCache* cache, const
   for (uint32_t g = 0; g < cache->groups(); ++g) {
     const KvShape shape = ScratchShape(cache->shape(g), kScratchPageTokens);
     const uint32_t group = heads / shape.kv_heads;
-    r->page_bytes_ = std::max<uint64_t>(r->page_bytes_, GeometryOf(shape, kernels).page_bytes);
+    r->page_bytes_ =
+        std::max<uint64_t>(r->page_bytes_, PageSpace(kernels).GeometryOf(shape).page_bytes);
     r->rows_bytes_ = std::max<uint64_t>(
         r->rows_bytes_,
         RoundUp64(2ull * kScratchPageTokens * Channels(shape.head_dim) * sizeof(float)));
@@ -87,7 +88,7 @@ Result<std::unique_ptr<RestMeans>> RestMeans::Create(const KvCache* cache, const
 
 RestMeans::Scratch RestMeans::ScratchOf(const KvShape& shape, uint32_t thread) const {
   uint8_t* base = scratch_.data() + thread * stride_;
-  const PageGeometry page = GeometryOf(shape, kernels_);
+  const PageGeometry page = PageSpace(kernels_).GeometryOf(shape);
   uint8_t* rows = base + kScratchPages * page_bytes_;
   return {.slab = {.base = base,
                    .extent_stride = 0,
