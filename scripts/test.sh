@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole test suite: all of it on the release build, and the fast tests again under AddressSanitizer and UBSan.
+# The whole test suite: all of it on the release build, and those that need no model file again under
+# AddressSanitizer and UBSan.
 # Ends in a summary; its last line reads "N passed, N failed, N skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,5 +26,5 @@ export UBSAN_OPTIONS=print_stacktrace=1:${UBSAN_OPTIONS:-}
 scripts/build.sh release
 run_tests release
 scripts/build.sh asan-ubsan
-run_tests asan-ubsan -L fast
+run_tests asan-ubsan -L 'fast|thorough'
 python3 scripts/test_summary.py "$(results_of release)" "$(results_of asan-ubsan)"
