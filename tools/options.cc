@@ -139,9 +139,9 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       "What computes: auto, cpu, cuda or cuda:N. No step runs on a GPU yet: auto is the CPU, and "
       "cuda says what is missing")
       ->capture_default_str();
-  Choose(
-      add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page")->capture_default_str(),
-      {"16", "32", "64"});
+  Choose(add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page; coded ones have 16")
+             ->capture_default_str(),
+         {"4", "8", "16", "32", "64"});
   add("--trace", &flags->trace, "FILE",
       "Write what every step and request did, and when, as a trace for https://ui.perfetto.dev");
 }

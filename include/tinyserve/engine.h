@@ -71,7 +71,7 @@ struct EngineOptions {
   // Step plugins, NAME[:key=value,...] as docs/selection.md lists them, at most 8: early_exit lets
   // sure tokens leave the model early, low_entropy_end ends answers that loop.
   std::vector<std::string> step_plugins;
-  uint32_t page_tokens = 16;       // 16, 32, 64
+  uint32_t page_tokens = 16;       // 4, 8, 16, 32, 64; where pages are coded 16
   uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
   uint32_t sequences_max = 64;     // requests that run at once
   uint32_t step_tokens_max = 512;  // tokens of one step: decodes first, the rest is prefill

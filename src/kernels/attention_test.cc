@@ -16,7 +16,7 @@ using namespace testing;
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kBF16};
 constexpr uint32_t kDims[] = {16, 20, 32, 64, 72, 80, 96, 128};
 constexpr uint32_t kGroups[] = {1, 2, 3, 4, 5, 7, 8};
-constexpr uint32_t kPageTokens[] = {16, 32, 64};
+constexpr uint32_t kPageTokens[] = {4, 8, 16, 32, 64};
 // Around the borders of vectors, pages, tiles and blocks.
 constexpr uint32_t kLengths[] = {1, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 200, 257};
 constexpr float kScale = 0.125f;
@@ -261,6 +261,31 @@ TEST_P(Attention, APromptOfOneRowIsADecode) {
       EXPECT_EQ(Mismatch(Prompt(head, t, kScale, length - 1, 1, 1, compute), decoded,
                          AttentionTolerance(t, kScale, length - 1, length, steps)),
                 "");
+    }
+  }
+}
+
+// Units of smaller pages are put together; what follows is the same.
+TEST_P(Attention, PageSizeChangesNoBit) {
+  for (const KvType type : kTypes) {
+    for (const uint32_t dim : {16u, 20u, 64u, 66u}) {
+      for (const uint32_t length : {3u, 16u, 61u, 64u, 150u}) {
+        const Tokens t = MakeStoredTokens(type, length, dim, 3, 71);
+        std::vector<std::vector<float>> decoded, prompt;
+        for (const uint32_t page_tokens : kPageTokens) {
+          PagedHead head(kernels(), {type, 1, dim, page_tokens}, length, 5);
+          head.Append(t, 0, length);
+          const OwnedPartial partial = Decode(head, t, kScale, length - 1, 0, length);
+          decoded.push_back(partial.o);
+          decoded.back().insert(decoded.back().end(), partial.m.begin(), partial.m.end());
+          decoded.back().insert(decoded.back().end(), partial.d.begin(), partial.d.end());
+          prompt.push_back(Prompt(head, t, kScale, 0, length, length, Compute::kFast));
+        }
+        for (size_t i = 1; i < std::size(kPageTokens); ++i) {
+          ASSERT_EQ(decoded[i], decoded[0]) << kPageTokens[i] << " " << dim << " " << length;
+          ASSERT_EQ(prompt[i], prompt[0]) << kPageTokens[i] << " " << dim << " " << length;
+        }
+      }
     }
   }
 }

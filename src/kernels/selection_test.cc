@@ -20,7 +20,7 @@ using namespace testing;
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kBF16};
 constexpr uint32_t kDims[] = {1, 15, 16, 33, 64, 66, 80, 96, 128, 256};
 constexpr uint32_t kDimMax = 1024;  // that scores take
-constexpr uint32_t kPageTokens[] = {16, 32, 64};
+constexpr uint32_t kPageTokens[] = {4, 8, 16, 32, 64};
 constexpr ScoreKind kScoreKinds[] = {ScoreKind::kBox, ScoreKind::kMoments};
 constexpr ScorePool kPools[] = {ScorePool::kMax, ScorePool::kSum, ScorePool::kSoftmax};
 constexpr uint32_t kBothKinds = kMetaBox | kMetaMoments;

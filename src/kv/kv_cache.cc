@@ -54,9 +54,10 @@ uint32_t OpenPagesOf(const KvCacheOptions& o) {
 }  // namespace
 
 Status KvCache::CheckOptions(const std::vector<LayerGroup>& groups, const KvCacheOptions& o) {
-  if (o.page_tokens != 16 && o.page_tokens != 32 && o.page_tokens != 64) {
+  constexpr uint32_t kLeast = 4, kMost = 64;
+  if (!std::has_single_bit(o.page_tokens) || o.page_tokens < kLeast || o.page_tokens > kMost) {
     return Status(Code::kInvalidArgument,
-                  fmt::format("page_tokens is {}: allowed are 16, 32 and 64", o.page_tokens));
+                  fmt::format("page_tokens is {}: allowed are 4, 8, 16, 32 and 64", o.page_tokens));
   }
   if (o.block_tokens % o.page_tokens != 0 || o.block_tokens == 0 || o.block_tokens > 256) {
     return Status(

@@ -31,7 +31,7 @@ struct LayerGroup {
 
 struct KvCacheOptions {
   const Codec* codec;
-  uint32_t page_tokens;   // 16, 32 or 64
+  uint32_t page_tokens;   // 4, 8, 16, 32 or 64; where pages are coded 16
   uint32_t block_tokens;  // a multiple of page_tokens, at most 256
   uint64_t memory_bytes;  // of pages, metadata and open storage; it never grows past it
   uint32_t sequences_max;

@@ -56,7 +56,11 @@ TEST(KvCache, RefusesBadGeometry) {
                          .sequence_tokens_max = 64};
   EXPECT_EQ(KvCache::Create(groups, options, RefKernels()).status().code(), Code::kOutOfMemory);
   options.memory_bytes = 1 << 20;
-  for (uint32_t page : {0u, 1u, 8u, 24u, 128u}) {
+  for (uint32_t page : {4u, 8u, 16u, 32u}) {
+    options.page_tokens = page;
+    EXPECT_EQ(KvCache::Create(groups, options, RefKernels()).status().message(), "") << page;
+  }
+  for (uint32_t page : {0u, 1u, 2u, 12u, 24u, 128u}) {
     options.page_tokens = page;
     EXPECT_EQ(KvCache::Create(groups, options, RefKernels()).status().code(),
               Code::kInvalidArgument)

@@ -33,7 +33,7 @@ struct KvShape {
   KvType type;
   uint32_t kv_heads;
   uint32_t head_dim;     // channels of one head
-  uint32_t page_tokens;  // tokens of a page: 16, 32 or 64
+  uint32_t page_tokens;  // tokens of a page: 4, 8, 16, 32 or 64
 };
 
 // Where the pages of one (layer, KV head) lie. Pages are grouped in extents so that pages of a

@@ -21,6 +21,7 @@ struct Setup {
   std::string selector = "";  // of generated tokens; empty: they read everything
   std::string kv = "f16";
   std::vector<std::string> steps = {};  // step plugins
+  uint32_t page_tokens = 16;
 
   bool IsRef() const { return std::string(kernels->name) == "ref"; }
 };
@@ -40,6 +41,7 @@ struct Rig {
     auto created = CpuExecutor::Create(model.get(), setup.kernels, setup.compute, &threads,
                                        {.kv = setup.kv,
                                         .kv_memory_bytes = 64 << 20,
+                                        .page_tokens = setup.page_tokens,
                                         .sequences_max = 8,
                                         .sequence_tokens_max = 512,
                                         .step_tokens_max = 512,

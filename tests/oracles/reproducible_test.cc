@@ -266,6 +266,13 @@ std::vector<Setup> Setups() {
                       "planes"});
     setups.push_back({kernels, Compute::kFast, "llama-q4_1",
                       "hierarchical:ratio=0.4,min_tokens=0,min_context=40,dense_layers=1,reuse=3"});
+    setups.push_back({kernels,
+                      Compute::kFast,
+                      "llama-q4_1",
+                      "moments:ratio=0.3,min_tokens=0,min_context=40,rest=mean",
+                      "f16",
+                      {},
+                      4});
     // At which about half of these random models' tokens leave.
     const std::vector<std::string> exits = {"early_exit:layer=1,entropy=4"};
     const std::vector<std::string> yarn_exits = {"early_exit:layer=1,entropy=2.5"};
@@ -299,6 +306,7 @@ std::string NameOf(const testing::TestParamInfo<Setup>& test) {
   if (!test.param.selector.empty())
     name += "_" + test.param.selector.substr(0, test.param.selector.find(':'));
   if (!test.param.steps.empty()) name += "_early_exit";
+  if (test.param.page_tokens != 16) name += "_pages_of_" + std::to_string(test.param.page_tokens);
   if (test.param.kv != "f16") name += "_" + test.param.kv;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;

@@ -9,6 +9,7 @@ namespace {
 
 constexpr uint32_t kBlockTokens = 64;
 constexpr uint32_t kBlockUnits = kBlockTokens / kUnitTokens;
+constexpr uint32_t kBlockPages = kBlockTokens / 4;  // at most: of the smallest page
 
 // Walks the pages that come next, as fast as the kernels below walk theirs, in the order of memory:
 // that is what hardware prefetchers can follow, and go ahead of. To go faster would push what is
@@ -17,7 +18,7 @@ constexpr uint32_t kBlockUnits = kBlockTokens / kUnitTokens;
 struct LinesAhead {
   const char* at;
   const char* page_end;
-  const char* pages[kBlockUnits];
+  const char* pages[kBlockPages];
   uint32_t count, page;
   uint32_t page_bytes;
 };

@@ -22,7 +22,7 @@ struct DecodeScratch {
   float* m;        // [g], base 2
   float* d;        // [g]
   float* rescale;  // [g] what the block's new maximum makes of o and d
-  float* pages;    // of pages in planes: a block of them unpacked
+  float* pages;    // of pages in planes: a block of them unpacked; of small pages: joined to units
   // Of pages of codes within ranges:
   int16_t* words;        // [g][RangedQueryWords] coded queries
   float* q_scale;        // [g] what a word stands for, in logits of base 2
@@ -51,6 +51,14 @@ TS_INLINE Block<Page> BlockAt(const DecodeArgs& args, uint32_t first_token, uint
       }
       return block;
     }
+  }
+  if (IsPartOfUnit(args.shape)) {
+    JoinUnits<Page>(args.shape, args.slab, args.view, first_token, block.tokens, unpacked,
+                    block.units);
+    for (uint32_t u = block.count; u < kBlockUnits; ++u) {
+      block.units[u] = block.units[block.count - 1];
+    }
+    return block;
   }
   for (uint32_t u = 0; u < kBlockUnits; ++u) {
     const uint32_t unit = first_token / kUnitTokens + Smaller(u, block.count - 1);
@@ -286,7 +294,7 @@ struct NumberPages {
   }
   template <uint32_t kHeads>
   TS_INLINE void Logits(const Block<Page>& block, uint32_t head, LinesAhead* ahead) const {
-    BlockLogits<Page, kHeads>(block, dim, args.shape.page_tokens, s.q + (uint64_t)head * dim, ahead,
+    BlockLogits<Page, kHeads>(block, dim, UnitStride(args.shape), s.q + (uint64_t)head * dim, ahead,
                               head == 0, s.logits + (uint64_t)head * kBlockTokens);
   }
   template <uint32_t kHeads>
@@ -434,7 +442,8 @@ TS_INLINE uint64_t LayDecodeScratch(const KvShape& shape, uint32_t group, void* 
   take(&out->m, heads);
   take(&out->d, heads);
   take(&out->rescale, heads);
-  take(&out->pages, shape.type == KvType::kPlanes ? UnpackedFloats(shape.head_dim) : 0);
+  const bool unpacks = shape.type == KvType::kPlanes || IsPartOfUnit(shape);
+  take(&out->pages, unpacks ? UnpackedFloats(shape.head_dim) : 0);
   take(&out->words, IsRanged(shape.type) ? group * RangedQueryWords(shape.head_dim) : 0);
   take(&out->q_scale, heads);
   take(&out->queries, IsRanged(shape.type) ? group : 0);

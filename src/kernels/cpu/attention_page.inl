@@ -16,7 +16,8 @@
 namespace tinyserve {
 namespace {
 
-// Pages are walked in units of 16 tokens, the smallest page; a unit never crosses a page.
+// Pages are walked in units of 16 tokens; a unit never crosses a page. Of smaller pages, units are
+// put together first.
 constexpr uint32_t kUnitTokens = 16;
 static_assert(kUnitTokens % kLanes == 0);
 constexpr uint32_t kTokenVectors = kUnitTokens / kLanes;  // that hold a unit's tokens
@@ -114,6 +115,43 @@ TS_INLINE Unit<Page> UnitAt(const KvShape& shape, const KvSlab& slab, const Page
   const Elem* k = (const Elem*)page;
   const Elem* v = (const Elem*)(page + slab.v_offset);
   return {k + slot, v + (uint64_t)slot * PaddedDim(shape)};
+}
+
+TS_INLINE bool IsPartOfUnit(const KvShape& shape) { return shape.page_tokens < kUnitTokens; }
+// Elements from one channel of a unit's keys to the next.
+TS_INLINE uint32_t UnitStride(const KvShape& shape) {
+  return IsPartOfUnit(shape) ? kUnitTokens : shape.page_tokens;
+}
+
+// Puts the units of `tokens` tokens from first_token on together, of pages of kTokens tokens, fewer
+// than a unit has: to `memory`, for each unit its K part and its V part.
+template <class Page, uint32_t kTokens>
+TS_INLINE void JoinPages(const KvShape& shape, const KvSlab& slab, const PageView& view,
+                         uint32_t first_token, uint32_t tokens, float* memory, Unit<Page>* units) {
+  using Elem = typename Page::Elem;
+  const uint32_t dim = shape.head_dim, v_stride = PaddedDim(shape);
+  for (uint32_t t = 0; t < tokens; t += kTokens) {
+    const uint32_t u = t / kUnitTokens, slot = t % kUnitTokens;
+    Elem* k = (Elem*)memory + (uint64_t)u * kUnitTokens * (dim + v_stride);
+    Elem* v = k + (uint64_t)kUnitTokens * dim;
+    const uint8_t* page = PageAt(slab, view.pages[(first_token + t) / kTokens]);
+    const Elem* from = (const Elem*)page;
+    for (uint32_t c = 0; c < dim; ++c) {
+      __builtin_memcpy(k + c * kUnitTokens + slot, from + c * kTokens, kTokens * sizeof(Elem));
+    }
+    __builtin_memcpy(v + (uint64_t)slot * v_stride, page + slab.v_offset,
+                     (uint64_t)kTokens * v_stride * sizeof(Elem));
+    units[u] = {k, v};
+  }
+}
+template <class Page>
+void JoinUnits(const KvShape& shape, const KvSlab& slab, const PageView& view, uint32_t first_token,
+               uint32_t tokens, float* memory, Unit<Page>* units) {
+  if (shape.page_tokens == 8) {
+    JoinPages<Page, 8>(shape, slab, view, first_token, tokens, memory, units);
+  } else {
+    JoinPages<Page, 4>(shape, slab, view, first_token, tokens, memory, units);
+  }
 }
 
 template <class Page>

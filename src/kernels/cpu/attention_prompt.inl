@@ -24,7 +24,7 @@ struct PromptScratch {
   ValueTile values;
   float* x;       // [kRegisterRowsMax][kTileKeys] logits, then weights
   char* weights;  // [kRegisterRowsMax][kTileKeys / kPer] lanes
-  float* pages;   // a tile of coded pages, unpacked
+  float* pages;   // a tile of coded pages, unpacked, or of small ones, joined
 };
 
 TS_INLINE uint32_t BlockPositions(uint32_t group) {
@@ -364,11 +364,15 @@ void MakeTiles(const PromptArgs& args, uint32_t sealed_tokens, uint32_t key, uin
     return;
   }
   Unit<Page> units[kBlockUnits];
-  for (uint32_t t = 0; t < tokens; t += kUnitTokens) {
-    units[t / kUnitTokens] =
-        UnitAt<Page>(args.shape, args.slab, args.view, (key - sealed_tokens + t) / kUnitTokens);
+  if (IsPartOfUnit(args.shape)) {
+    JoinUnits<Page>(args.shape, args.slab, args.view, key - sealed_tokens, tokens, s.pages, units);
+  } else {
+    for (uint32_t t = 0; t < tokens; t += kUnitTokens) {
+      units[t / kUnitTokens] =
+          UnitAt<Page>(args.shape, args.slab, args.view, (key - sealed_tokens + t) / kUnitTokens);
+    }
   }
-  MakeKeyTile<Keys, Page>(units, tokens, dim, args.shape.page_tokens, s.keys);
+  MakeKeyTile<Keys, Page>(units, tokens, dim, UnitStride(args.shape), s.keys);
   MakeValueTile<Values, Page>(units, tokens, v_stride, s.values);
 }
 

@@ -138,6 +138,35 @@ void SummariseCoded(const SummariseArgs& args) {
   SummariseKeys<PageF32>(decoded);
 }
 
+// The largest head size, which keys and query forms on the stack have room for; model files are
+// refused beyond it.
+constexpr uint32_t kHeadDimMax = 1024;
+
+// A page smaller than a unit, as often as fills one: that changes neither bounds nor moments.
+template <class Page>
+void SummarisePart(const SummariseArgs& args) {
+  using Elem = typename Page::Elem;
+  const uint32_t dim = args.shape.head_dim, tokens = args.shape.page_tokens;
+  if (dim > kHeadDimMax) __builtin_trap();
+  alignas(64) Elem k[kHeadDimMax * kUnitTokens];
+  const Elem* from = (const Elem*)PageAt(args.slab, args.page);
+  for (uint32_t c = 0; c < dim; ++c) {
+    for (uint32_t t = 0; t < kUnitTokens; ++t) {
+      k[c * kUnitTokens + t] = from[c * tokens + t % tokens];
+    }
+  }
+  SummariseArgs whole = args;
+  whole.shape.page_tokens = kUnitTokens;
+  // Every page of this slab is this one.
+  whole.slab = {(uint8_t*)k, 0, 31, 0, 0};
+  SummariseKeys<Page>(whole);
+}
+
+template <class Page>
+void SummariseRaw(const SummariseArgs& args) {
+  return IsPartOfUnit(args.shape) ? SummarisePart<Page>(args) : SummariseKeys<Page>(args);
+}
+
 // ---- scores ----
 
 constexpr uint32_t kPagesAtOnce = 4;
@@ -145,9 +174,6 @@ constexpr uint32_t kPagesAtOnce = 4;
 constexpr uint32_t kScoreHeadsMax = kLanes == 16 ? 6 : 3;
 // Pages that all passes go over before the next ones: their records stay in the caches.
 constexpr uint32_t kPassPages = 128;
-// The largest head size, which query forms on the stack have room for; model files are refused
-// beyond it.
-constexpr uint32_t kHeadDimMax = 1024;
 // Pages between those scored and those prefetched.
 constexpr uint32_t kPagesAhead = 16;
 
@@ -400,11 +426,11 @@ TS_INLINE void PoolRows(const ScoreArgs& args, const Combine& combine) {
 void SummarisePage(const SummariseArgs* args) {
   switch (args->shape.type) {
     case KvType::kF32:
-      return SummariseKeys<PageF32>(*args);
+      return SummariseRaw<PageF32>(*args);
     case KvType::kF16:
-      return SummariseKeys<PageF16>(*args);
+      return SummariseRaw<PageF16>(*args);
     case KvType::kBF16:
-      return SummariseKeys<PageBF16>(*args);
+      return SummariseRaw<PageBF16>(*args);
     default:
       return SummariseCoded(*args);
   }
