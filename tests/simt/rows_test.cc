@@ -194,6 +194,19 @@ TEST(DeviceRows, WhatIsNoNumberDoesNotSpread) {
   EXPECT_TRUE(std::isnan(F16ToF32(forms.halves[3].bits)));
 }
 
+TEST(DeviceRows, RowsThatHoldNoNumbersAreFound) {
+  constexpr uint32_t kRows = 5, kCols = 300;
+  std::vector<float> x = RandomRows(kRows * kCols, 4);
+  x[1 * kCols + 299] = NAN;
+  x[2 * kCols] = -INFINITY;
+  x[4 * kCols + 130] = INFINITY;
+  std::vector<uint32_t> finite(kRows, 7);
+  const Status status = CheckFinite(
+      {.x = ConstArrayOf(x), .rows = kRows, .cols = kCols, .finite = ArrayOf(finite)}, nullptr);
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(finite, (std::vector<uint32_t>{1, 0, 0, 1, 0}));
+}
+
 TEST(DeviceRows, EmbeddingsAreTheirWeights) {
   for (const DType type : kAllTypes) {
     const uint32_t cols = testing::IsQuantised(type) ? 256 : 100;

@@ -21,7 +21,7 @@ struct RangesLaunch {
 
 Status LaunchCoded(const DecodeShape& shape, const DecodeCall& call, Stream stream) {
   constexpr const char* kName = "attention_decode of coded pages";
-  if (shape.page_tokens != kRangesTokens) return NoInstance(kName, shape);
+  if (shape.page_tokens != kRangesTokens) return NoInstance(kName, shape, "int8, k8v4, int4");
   switch (shape.type) {
     case KvType::kInt8:
       return ForDim<uint8_t>(kName, shape, RangesLaunch<8, 8>{call, stream});
@@ -30,7 +30,7 @@ Status LaunchCoded(const DecodeShape& shape, const DecodeCall& call, Stream stre
     case KvType::kInt4:
       return ForDim<uint8_t>(kName, shape, RangesLaunch<4, 4>{call, stream});
     default:
-      return NoInstance(kName, shape);
+      return NoInstance(kName, shape, "int8, k8v4, int4");
   }
 }
 

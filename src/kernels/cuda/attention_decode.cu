@@ -24,23 +24,20 @@ DecodeCall CallOf(const DecodeShape& shape, const DevicePages& pages, const Deco
                   uint32_t tokens_max) {
   DecodeCall call{};
   call.step = step;
-  call.pages = {.slabs = pages.slabs,
-                .v_offset = pages.v_offset,
-                .page_shift = Log2(shape.page_tokens),
-                .head = 0,
-                .records = {},
-                .range_at = 0};
+  call.pages = FloatPages(pages, Log2(shape.page_tokens));
   call.kv_heads = shape.kv_heads;
   call.group = shape.group;
   call.blocks_max = call.splits_max = SplitsOf(tokens_max);
   call.list_pages = step.table_pages;
   call.lists = step.tables;
   call.tokens = step.tokens;
+  call.table_of = step.table_of;
   return call;
 }
 
 void ReadChosen(const ChosenPages& chosen, DecodeCall* call) {
   call->by_head = true;
+  call->table_of = {};
   call->list_pages = chosen.list_pages;
   call->lists = {chosen.lists.data, chosen.lists.count};
   call->tokens = {chosen.tokens.data, chosen.tokens.count};
@@ -79,6 +76,7 @@ Status AttendCoded(const DecodeShape& shape, const CodedPages& pages, const Deco
   raw.splits_max = coded.splits_max;
   raw.list_pages = open.table_pages;
   raw.lists = open.tables;
+  raw.table_of = {};
   raw.tokens = open.tokens;
   raw.others_first = true;
   raw.others_by_head = coded.by_head;

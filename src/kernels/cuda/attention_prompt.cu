@@ -11,6 +11,7 @@
 namespace tinyserve::cuda {
 namespace {
 
+constexpr char kTypes[] = "f16, bf16";
 constexpr uint32_t kThreads = 128;
 constexpr uint32_t kKeyTile = 64;
 constexpr uint32_t kWarpQueries = kPromptQueries / (kThreads / kWarpLanes);
@@ -294,7 +295,7 @@ Status LaunchOf(const DecodeShape& shape, const PromptCall& call, Stream stream)
     case 128:
       return LaunchPrompt<T, 128>(call, stream);
     default:
-      return NoInstance("attention_prompt", shape);
+      return NoInstance("attention_prompt", shape, kTypes);
   }
 }
 
@@ -318,16 +319,11 @@ std::vector<PromptBlock> PlanPromptBlocks(const std::vector<PromptRun>& runs, ui
 Status AttendPrompt(const DecodeShape& shape, const DevicePages& pages, const PromptStep& step,
                     Stream stream) {
   if (!IsPageTokens(shape.page_tokens) || shape.group == 0 || shape.group > 8) {
-    return NoInstance("attention_prompt", shape);
+    return NoInstance("attention_prompt", shape, kTypes);
   }
   if (step.blocks.count == 0) return Status();
   const PromptCall call{.step = step,
-                        .pages = {.slabs = pages.slabs,
-                                  .v_offset = pages.v_offset,
-                                  .page_shift = Log2(shape.page_tokens),
-                                  .head = 0,
-                                  .records = {},
-                                  .range_at = 0},
+                        .pages = FloatPages(pages, Log2(shape.page_tokens)),
                         .kv_heads = shape.kv_heads,
                         .group = shape.group};
   switch (shape.type) {
@@ -336,7 +332,7 @@ Status AttendPrompt(const DecodeShape& shape, const DevicePages& pages, const Pr
     case KvType::kBF16:
       return LaunchOf<BF16>(shape, call, stream);
     default:
-      return NoInstance("attention_prompt", shape);
+      return NoInstance("attention_prompt", shape, kTypes);
   }
 }
 

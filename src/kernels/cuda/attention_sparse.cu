@@ -38,7 +38,8 @@ struct SparseItem {
   }
   TS_DEVICE Global<const uint32_t> Table(const SparseCall& call) const {
     return Global<const uint32_t>(call.step.tables, "tables")
-        .Part(uint64_t{at.row} * call.step.table_pages, call.step.table_pages);
+        .Part(PlaceOf(call.step.table_of, at.row, at.row) * call.step.table_pages,
+              call.step.table_pages);
   }
   TS_DEVICE Global<float> HeadScores(const SparseCall& call) const {
     const uint64_t floats = uint64_t{at.group} * call.how.pages_max;
@@ -186,12 +187,7 @@ struct SelectLaunch {
 SparseCall CallOf(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                   const DecodeStep& step, const Selection& selection) {
   return {.step = step,
-          .pages = {.slabs = pages.slabs,
-                    .v_offset = pages.v_offset,
-                    .page_shift = Log2(shape.page_tokens),
-                    .head = 0,
-                    .records = {},
-                    .range_at = 0},
+          .pages = FloatPages(pages, Log2(shape.page_tokens)),
           .records = records,
           .how = selection,
           .kv_heads = shape.kv_heads,

@@ -33,6 +33,9 @@ struct Selection {
   uint32_t pages_max;     // of a row, less than 65536
   // [rows] pages that a row reads, the forced ones too; if it has no more, all of them.
   Array<const uint32_t> budgets;
+  // [rows] newer pages that are read beside these: they count as newest ones, so that `recent` is
+  // less by so many; count 0: none.
+  Array<const uint32_t> newer;
   Array<float> head_scores;  // [rows][kv_heads][group][pages_max]: scratch
   ChosenPages chosen;        // written; list_pages: the largest budget, or more
 };

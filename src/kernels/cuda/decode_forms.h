@@ -7,6 +7,7 @@
 #ifndef TINYSERVE_KERNELS_CUDA_DECODE_FORMS_H_
 #define TINYSERVE_KERNELS_CUDA_DECODE_FORMS_H_
 
+#include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/coded_pages.h"
 #include "kernels/cuda/paged.h"
 #include "kernels/cuda/simt.h"
@@ -23,6 +24,16 @@ struct PagesOfHead {
   Slabs<const uint8_t> records;
   uint32_t range_at;  // bytes from a record's start to its range
 };
+
+// Of floats, which have no records to be read by. page_shift: log2 of a page's tokens.
+inline PagesOfHead FloatPages(const DevicePages& pages, uint32_t page_shift) {
+  return {.slabs = pages.slabs,
+          .v_offset = pages.v_offset,
+          .page_shift = page_shift,
+          .head = 0,
+          .records = {},
+          .range_at = 0};
+}
 
 template <class Byte>
 TS_DEVICE uint64_t ItemAt(const Slabs<Byte>& slabs, uint32_t head, uint32_t index) {

@@ -17,6 +17,7 @@ struct DecodeCall {
   bool by_head;
   uint32_t list_pages;
   Array<const uint32_t> lists, tokens;
+  Array<const uint32_t> table_of;  // [rows] a row's place in lists; count 0: as that of its tokens
   // Tokens in pages of another form, of another launch: their splits come first, or last. Empty:
   // there are none.
   bool others_first, others_by_head;
@@ -30,8 +31,8 @@ DecodeKernel(DecodeCall call) {
   const RowOfStep at{BlockZ(), BlockY(), call.kv_heads, call.group};
   constexpr uint32_t kDim = Form::kDim;
   const auto splits_of = [](uint32_t tokens) { return (tokens + kSplitTokens - 1) / kSplitTokens; };
-  const uint64_t list_index = call.by_head ? at.Item() : at.row;
-  const uint32_t tokens = Global<const uint32_t>(call.tokens, "tokens").Get(list_index);
+  const uint64_t index_of_row = call.by_head ? at.Item() : at.row;
+  const uint32_t tokens = Global<const uint32_t>(call.tokens, "tokens").Get(index_of_row);
   const uint32_t split = BlockX();
   if (split >= splits_of(tokens)) return;
   const uint32_t others = call.others.count == 0
@@ -41,6 +42,7 @@ DecodeKernel(DecodeCall call) {
   SharedArena arena;
   const SplitMemory<Form, kGroup> memory(arena);
   LoadQuery(memory, Global<const float>(call.step.q, "q"), at, call.step.scale);
+  const uint64_t list_index = PlaceOf(call.table_of, at.row, index_of_row);
   const Global<const uint32_t> pages = Global<const uint32_t>(call.lists, "lists")
                                            .Part(list_index * call.list_pages, call.list_pages);
   PagesOfHead of_head = call.pages;

@@ -61,6 +61,11 @@ struct RowOfStep {
   TS_DEVICE uint64_t Item() const { return uint64_t{row} * kv_heads + head; }
 };
 
+// Where a row's pages stand in an array of lists; `own`: where no table_of says so.
+TS_DEVICE uint64_t PlaceOf(const Array<const uint32_t>& table_of, uint32_t row, uint64_t own) {
+  return table_of.count == 0 ? own : Global<const uint32_t>(table_of, "table_of").Get(row);
+}
+
 // to [kGroup][kDim] = the item's queries times scale and log2(e), zeros past the group.
 template <uint32_t kDim, uint32_t kGroup>
 TS_DEVICE void LoadQueryTo(const Shared<float>& to, const Global<const float>& q,

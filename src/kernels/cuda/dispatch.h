@@ -9,14 +9,16 @@
 
 namespace tinyserve::cuda {
 
-// What no instance has. The group is rounded up to 1, 2, 4 or 8, of f32 always to 8.
-inline Status NoInstance(const char* kernel, const DecodeShape& shape) {
+// What no instance has: of `types` there are some. The group is rounded up to 1, 2, 4 or 8, of f32
+// always to 8.
+inline Status NoInstance(const char* kernel, const DecodeShape& shape,
+                         const char* types = "f32, f16, bf16") {
   return Status(Code::kUnsupported,
                 std::string(kernel) + ": no instance for KV type " +
                     std::to_string(static_cast<int>(shape.type)) + ", head size " +
                     std::to_string(shape.head_dim) + ", " + std::to_string(shape.group) +
                     " query heads of a KV head, pages of " + std::to_string(shape.page_tokens) +
-                    " tokens: types f32, f16, bf16; head sizes 64, 80, 96, 128; 1 to 8 heads; " +
+                    " tokens: types " + types + "; head sizes 64, 80, 96, 128; 1 to 8 heads; " +
                     "pages of 4, 8, 16, 32, 64 tokens");
 }
 

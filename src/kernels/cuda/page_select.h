@@ -243,13 +243,19 @@ TS_DEVICE void TopKeys(const Shared<uint32_t>& keys, uint32_t n, uint32_t k, con
 // How many pages a row reads, and how many of them are chosen by their scores.
 struct Budget {
   uint32_t pages, read, candidates, chosen;
+  uint32_t recent;  // pages
 };
 TS_DEVICE Budget BudgetOf(const Selection& how, const RowOfStep& at, uint32_t pages) {
-  const uint32_t forced = how.sink + how.recent;
+  uint32_t recent = how.recent;
+  if (how.newer.count != 0) {
+    const uint32_t newer = Global<const uint32_t>(how.newer, "newer").Get(at.row);
+    recent -= newer < recent ? newer : recent;
+  }
+  const uint32_t forced = how.sink + recent;
   uint32_t read = Global<const uint32_t>(how.budgets, "budgets").Get(at.row);
   read = read < forced ? forced : read;
-  if (read >= pages) return {pages, pages, 0, 0};
-  return {pages, read, pages - forced, read - forced};
+  if (read >= pages) return {pages, pages, 0, 0, recent};
+  return {pages, read, pages - forced, read - forced, recent};
 }
 
 // store(position, index into the table) of all pages that a row reads. All threads of the block.
@@ -262,8 +268,8 @@ TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, uint32_t 
     return;
   }
   for (uint32_t i = ThreadIndex(); i < how.sink; i += kDecodeThreads) store(i, i);
-  for (uint32_t i = ThreadIndex(); i < how.recent; i += kDecodeThreads) {
-    store(how.sink + budget.chosen + i, budget.pages - how.recent + i);
+  for (uint32_t i = ThreadIndex(); i < budget.recent; i += kDecodeThreads) {
+    store(how.sink + budget.chosen + i, budget.pages - budget.recent + i);
   }
   if (budget.chosen == 0) return;
   PoolScores<kGroup>(how, group, budget.candidates, head_scores, keys);

@@ -37,7 +37,9 @@ struct DecodeStep {
   uint32_t rows;                 // of the bucket
   uint32_t table_pages;          // columns of tables
   float scale;                   // logit = scale * q.k
-  Array<const uint32_t> tables;  // [rows][table_pages] pages of the row's sequence, in order
+  Array<const uint32_t> tables;  // [..][table_pages] pages of a sequence, in order
+  // [rows] the row's place in tables; count 0: its own number.
+  Array<const uint32_t> table_of;
   Array<const uint32_t> tokens;  // [rows] that the row attends to; 0: the row is not in use
   Array<const float> q;          // [rows][kv_heads * group][head_dim], after RoPE
   Array<float> out;              // the same; rows that are not in use stay as they are

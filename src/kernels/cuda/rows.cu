@@ -233,6 +233,20 @@ TS_KERNEL MakeKernel(MakeRows m) {
   }
 }
 
+// A block is a row.
+TS_KERNEL FiniteKernel(FiniteRows f) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones: infinite or no number
+  TS_SHARED(float, parts, kWarps);
+  const uint32_t row = BlockX();
+  const Global<const float> x = Global<const float>(f.x, "x").Part(uint64_t{row} * f.cols, f.cols);
+  float bad = 0;
+  for (uint32_t c = ThreadIndex(); c < f.cols; c += kThreads) {
+    bad = (Bits(x.Get(c)) & kExponent) == kExponent ? 1.0f : bad;
+  }
+  bad = BlockMax(bad, parts);
+  if (ThreadIndex() == 0) Global<uint32_t>(f.finite, "finite").Set(row, bad == 0.0f ? 1u : 0u);
+}
+
 template <RowSource kSource>
 Status LaunchMake(const MakeRows& rows, Stream stream) {
   return Launch({.kernel = "MakeRows", .grid = {rows.rows}, .threads = kThreads, .stream = stream},
@@ -246,6 +260,12 @@ Status Embed(const EmbedRows& rows, Stream stream) {
     return Launch({.kernel = "Embed", .grid = {rows.rows}, .threads = kThreads, .stream = stream},
                   EmbedKernel<decltype(form)>, rows);
   });
+}
+
+Status CheckFinite(const FiniteRows& rows, Stream stream) {
+  return Launch(
+      {.kernel = "CheckFinite", .grid = {rows.rows}, .threads = kThreads, .stream = stream},
+      FiniteKernel, rows);
 }
 
 Status Make(const MakeRows& rows, Stream stream) {

@@ -55,6 +55,13 @@ struct MakeRows {
 };
 Status Make(const MakeRows& rows, Stream stream);
 
+struct FiniteRows {
+  Array<const float> x;  // [rows][cols]
+  uint32_t rows, cols;
+  Array<uint32_t> finite;  // [rows] 1 where all of a row are numbers, else 0
+};
+Status CheckFinite(const FiniteRows& rows, Stream stream);
+
 }  // namespace tinyserve::cuda
 
 #endif  // TINYSERVE_KERNELS_CUDA_ROWS_H_
