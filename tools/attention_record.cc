@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "engine/cpu_executor.h"
+#include "engine/executor.h"
 #include "engine/selection_stats.h"
 #include "tools/format.h"
 
@@ -27,7 +27,7 @@ class Recorder {
   int32_t Likeliest() const;
   // Adds what the last step read to the record.
   void Read(uint32_t position, AttentionRecord* record) const;
-  CpuExecutor* executor() { return executor_.get(); }
+  Executor* executor() { return executor_.get(); }
 
  private:
   uint32_t held_tokens() const {
@@ -39,7 +39,7 @@ class Recorder {
   const LoadedModel& model_;
   const AttentionRecordOptions& options_;
   uint32_t prompt_tokens_;
-  std::unique_ptr<CpuExecutor> executor_;
+  std::unique_ptr<Executor> executor_;
   SequenceSlot slot_ = 0;
   uint32_t selector_ = 0;
   StepBatch batch_;
@@ -61,9 +61,8 @@ Status Recorder::Open() {
         fmt::format("{} tokens need {} of KV cache, of {} that this process may use", held_tokens(),
                     FormatBytes(bytes), FormatBytes(options_.kv_bytes_max)));
   }
-  TS_ASSIGN_OR_RETURN(executor_, CpuExecutor::Create(model_.model.get(), model_.kernels,
-                                                     model_.compute, model_.threads.get(),
-                                                     {.kv = method.kv,
+  TS_ASSIGN_OR_RETURN(executor_,
+                      model_.backend->CreateExecutor({.kv = method.kv,
                                                       .kv_memory_bytes = bytes,
                                                       .page_tokens = page_tokens,
                                                       .block_tokens = BlockTokensFor(page_tokens),
@@ -89,7 +88,7 @@ void Recorder::Run(std::span<const int32_t> tokens, uint32_t position, TokenClas
                          .selector = selector_});
   batch_.inputs.assign(tokens.begin(), tokens.end());
   TS_CHECK(executor_->cache()->Reserve(slot_, position + length).ok());  // sized for all tokens
-  executor_->Run(batch_);
+  TS_CHECK(executor_->RunStep(batch_).ok());                             // the CPU's do not fail
   executor_->cache()->Commit(slot_, position + length);
 }
 
@@ -155,7 +154,11 @@ Result<AttentionRecord> RecordAttention(const LoadedModel& model, const Tokenize
                                         std::span<const int32_t> prompt,
                                         const AttentionRecordOptions& options,
                                         const std::function<void(double)>& progress) {
-  const ModelConfig& config = model.model->config();
+  const ModelConfig& config = model.config();
+  if (model.on_device()) {
+    return Status(Code::kUnsupported,
+                  "which pages are read stays on a device: record with --device cpu");
+  }
   const uint64_t tokens = prompt.size() + uint64_t{options.steps};
   if (prompt.empty() || tokens > config.context) {
     return Status(Code::kInvalidArgument,

@@ -67,7 +67,8 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                       LoadMethods(flags.engine, flags.selectors));
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
   MachinePeaks peaks;
-  if (!flags.no_peaks) {
+  // Those of the CPU; a device's own are not measured.
+  if (!flags.no_peaks && !model.on_device()) {
     TS_ASSIGN_OR_RETURN(peaks, MeasurePeaksWithNote(*model.kernels, model.threads.get()));
   }
   BenchRequest request{.engine = &flags.engine,
@@ -92,8 +93,8 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                "Selection over random tokens, the same in every sequence, says little: name a "
                "text with --text FILE.\n");
   }
-  const BenchSetup setup{.model = model.model->config().name,
-                         .target = model.kernels->name,
+  const BenchSetup setup{.model = model.config().name,
+                         .target = model.backend->target(),
                          .base_kv = BaseKv(flags.engine.kv),
                          .compute = flags.engine.compute,
                          .text = flags.text,

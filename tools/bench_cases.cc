@@ -75,7 +75,7 @@ Result<Runners> OpenRunners(const BenchRequest& request, const BenchPlan& plan) 
 }  // namespace
 
 Result<BenchPlan> PlanCases(const BenchRequest& request) {
-  const ModelConfig& config = request.model->model->config();
+  const ModelConfig& config = request.model->config();
   const EngineFlags& engine = *request.engine;
   if (engine.context_tokens > config.context) {
     return Status(Code::kInvalidArgument,
@@ -93,7 +93,7 @@ Result<BenchPlan> PlanCases(const BenchRequest& request) {
   TS_ASSIGN_OR_RETURN(
       const KvCost cost,
       CostOf(request, batch, static_cast<uint32_t>(std::min<uint64_t>(uncommitted, UINT32_MAX))));
-  const uint64_t bytes_max = KvBytesMax(engine);
+  const uint64_t bytes_max = KvBytesMax(engine, *request.model);
   const BenchLimits limits{
       .context_tokens = engine.context_tokens == 0 ? config.context : engine.context_tokens,
       .block_tokens = BlockTokensFor(engine.page_tokens),
@@ -123,7 +123,9 @@ Result<std::vector<CaseResult>> RunCases(
       BenchRunner* runner = runners.at(request.methods[c.selector].kv).get();
       runner->Prepare(c, [&](uint32_t tokens) { progress(label, (done += tokens) / total); });
       const TraceScope scope(request.model->trace.get(), CaseLabel(request, c), round);
+      TS_RETURN_IF_ERROR(runner->status());
       result.samples.push_back(runner->Run(c));
+      TS_RETURN_IF_ERROR(runner->status());
       done += WorkOf(c);
     }
   }

@@ -63,9 +63,7 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchRunnerOption
                                  .selectors = selectors,
                                  .uncommitted_tokens_max = uncommitted,
                                  .trace = model.trace.get()};
-  TS_ASSIGN_OR_RETURN(runner->executor_,
-                      CpuExecutor::Create(model.model.get(), model.kernels, model.compute,
-                                          model.threads.get(), executor));
+  TS_ASSIGN_OR_RETURN(runner->executor_, model.backend->CreateExecutor(executor));
   runner->executor_->SetSelectionTimed(options.layers);
   runner->selectors_.resize(options.methods.size());
   runner->steps_.resize(options.methods.size());
@@ -92,7 +90,7 @@ int32_t BenchRunner::PromptToken(uint32_t sequence, uint32_t position) const {
   }
   // A number that looks random and depends on sequence and position alone.
   const uint64_t x = MixBits((uint64_t{sequence} << 32 | position) + kGoldenGamma);
-  return static_cast<int32_t>(x % options_.model->model->config().vocab);
+  return static_cast<int32_t>(x % options_.model->config().vocab);
 }
 
 void BenchRunner::CountStep(BenchSample* sample) const {
@@ -108,6 +106,16 @@ void BenchRunner::Reserve(uint32_t sequence, uint32_t tokens) {
   TS_CHECK(room.ok());
 }
 
+bool BenchRunner::RunBatch() {
+  if (status_.ok()) status_ = executor_->RunStep(batch_);
+  return status_.ok();
+}
+
+int32_t BenchRunner::Likeliest(size_t row) const {
+  const std::optional<int32_t> drawn = executor_->drawn(row);
+  return drawn ? *drawn : Argmax(executor_->logits(row));
+}
+
 void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
                           const std::function<void(uint32_t)>& progress) {
   Sequence& s = sequences_[sequence];
@@ -120,11 +128,12 @@ void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, Benc
                            .length = length,
                            .first_input = 0,
                            .token_class = TokenClass::kPrompt,
-                           .want = ends ? Want::kLogits : Want::kNothing});
+                           .want = ends ? Want::kLogits : Want::kNothing,
+                           .draw = {.on_device = true}});
     for (uint32_t i = 0; i < length; ++i) batch_.inputs.push_back(PromptToken(sequence, at + i));
     Reserve(sequence, at + length);
-    executor_->Run(batch_);
-    if (ends) executor_->SetSampled(0, Argmax(executor_->logits(0)));
+    if (!RunBatch()) return;
+    if (ends) executor_->SetSampled(0, Likeliest(0));
     CountStep(sample);
     at += length;
     if (progress) progress(length);
@@ -183,14 +192,14 @@ void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample
                              .token_class = TokenClass::kGenerated,
                              .want = Want::kLogits,
                              .selector = selectors_[c.selector],
-                             .steps = steps_[c.selector]});
+                             .steps = steps_[c.selector],
+                             .draw = {.on_device = true}});
       batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
       Reserve(s, c.depth + step + 1);
     }
-    executor_->Run(batch_);
-    options_.model->threads->For(c.batch, [&](uint32_t s, uint32_t) {
-      executor_->SetSampled(s, Argmax(executor_->logits(s)));
-    });
+    if (!RunBatch()) return;
+    options_.model->threads->For(
+        c.batch, [&](uint32_t s, uint32_t) { executor_->SetSampled(s, Likeliest(s)); });
     CountStep(sample);
   }
 }
@@ -241,7 +250,7 @@ BenchSample BenchRunner::RunDecode(const BenchCase& c) {
   Decode(c, c.tokens, &sample);
   sample.seconds = SecondsSince(start);
   if (options_.layers) {
-    sample.layers = LayersOf(executor_->strip_counts(), options_.model->model->config().kv_heads);
+    sample.layers = LayersOf(executor_->strip_counts(), options_.model->config().kv_heads);
   }
   const Codec& codec = executor_->cache()->codec();
   for (uint32_t i = 0; i < c.batch; ++i) {

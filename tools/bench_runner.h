@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/cpu_executor.h"
+#include "engine/executor.h"
 #include "tools/bench_plan.h"
 #include "tools/loaded_model.h"
 #include "tools/machine_peaks.h"
@@ -52,6 +52,8 @@ class BenchRunner {
   void Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress);
   // REQUIRES: Prepare(c) was the last call; the case's method is of this storage.
   BenchSample Run(const BenchCase& c);
+  // What a step failed with, on a device: samples since then mean nothing.
+  const Status& status() const { return status_; }
 
  private:
   struct Sequence {
@@ -64,6 +66,8 @@ class BenchRunner {
   BenchRunner() = default;
   bool has_text() const { return !options_.text.tokens.empty(); }
   void Reserve(uint32_t sequence, uint32_t tokens);
+  bool RunBatch();                      // false: a step has failed
+  int32_t Likeliest(size_t row) const;  // the token after a row of the last step
   // Makes [0, depth) of a sequence prompt tokens, and commits them.
   void MoveTo(uint32_t sequence, uint32_t depth, const std::function<void(uint32_t)>& progress);
   void SetCommitted(uint32_t sequence, uint32_t tokens);
@@ -80,11 +84,12 @@ class BenchRunner {
   BenchSample RunDecode(const BenchCase& c);
 
   BenchRunnerOptions options_;
-  std::unique_ptr<CpuExecutor> executor_;
+  std::unique_ptr<Executor> executor_;
   std::vector<uint32_t> selectors_;  // the executor's, by method; those of this storage
   std::vector<uint32_t> steps_;      // step plugins likewise
   std::vector<Sequence> sequences_;
   StepBatch batch_;
+  Status status_;
 };
 
 }  // namespace tinyserve

@@ -57,7 +57,7 @@ Result<std::vector<uint64_t>> WindowsOf(const MethodEval& eval, const EvalShape&
 // Contexts first, then the long run. Errors: kInvalidArgument.
 Result<std::vector<EvalCase>> PlanCases(const MethodEval& eval) {
   const MethodEvalFlags& flags = *eval.flags;
-  const uint32_t trained = eval.model.model->config().context, scored = flags.window_scored;
+  const uint32_t trained = eval.model.config().context, scored = flags.window_scored;
   const auto prefix = static_cast<uint32_t>(eval.text.prefix.size());
   std::vector<uint32_t> contexts = flags.contexts;
   if (contexts.empty() && flags.long_tokens == 0) {
@@ -109,7 +109,7 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   // Beside its pages: its newest tokens, where pages are coded, and its states.
   TS_ASSIGN_OR_RETURN(const uint64_t window_bytes,
                       eval.model.KvWindowBytes(m.kv, engine.page_tokens));
-  const ModelConfig& config = eval.model.model->config();
+  const ModelConfig& config = eval.model.config();
   const uint64_t state_bytes = uint64_t{kept.state_bytes} * config.layers * config.kv_heads;
   const uint64_t block = BlockTokensFor(engine.page_tokens);
   const uint64_t held = (c.shape.tokens() + block - 1) / block * block;
@@ -142,8 +142,7 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
                 .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),
                 .selector_failures = run.failures,
                 .shadow = runner.shadow(method)};
-  const std::vector<LayerSelection> layers =
-      LayersOf(run.strips, eval.model.model->config().kv_heads);
+  const std::vector<LayerSelection> layers = LayersOf(run.strips, eval.model.config().kv_heads);
   line.hit_rate = HitRate(SumOf(layers));
   if (eval.flags->layers) line.layers = layers;
   return Result<EvalLine>(std::move(line));
@@ -158,7 +157,7 @@ Result<std::vector<EvalLine>> RunCase(
                                   .page_tokens = eval.engine->page_tokens,
                                   .chunk_tokens = kChunkTokens,
                                   .methods = eval.methods,
-                                  .kv_bytes_max = KvBytesMax(*eval.engine),
+                                  .kv_bytes_max = KvBytesMax(*eval.engine, eval.model),
                                   .timed_selection = eval.flags->layers,
                                   .shadow_check = eval.flags->shadow_check};
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<EvalRunner> runner,
@@ -236,9 +235,9 @@ Result<int> EvaluateMethods(const MethodEvalFlags& flags, const EngineFlags& eng
   TS_ASSIGN_OR_RETURN(eval.model, LoadWithProgress(engine));
   TS_ASSIGN_OR_RETURN(eval.text, ReadTextTokens(flags.text, *eval.model.file));
   TS_ASSIGN_OR_RETURN(const std::vector<EvalCase> cases, PlanCases(eval));
-  const EvalSetup setup{.model = eval.model.model->config().name,
+  const EvalSetup setup{.model = eval.model.config().name,
                         .text = flags.text,
-                        .target = eval.model.kernels->name,
+                        .target = eval.model.backend->target(),
                         .base_kv = BaseKv(engine.kv),
                         .compute = engine.compute,
                         .threads = eval.model.threads->threads(),

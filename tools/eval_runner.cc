@@ -93,9 +93,7 @@ Status EvalRunner::Open(Storage* storage, uint64_t bytes) {
                                 .selectors = selectors,
                                 .logits_max = kRowTokens,
                                 .trace = model.trace.get()};
-  TS_ASSIGN_OR_RETURN(storage->executor,
-                      CpuExecutor::Create(model.model.get(), model.kernels, model.compute,
-                                          model.threads.get(), options));
+  TS_ASSIGN_OR_RETURN(storage->executor, model.backend->CreateExecutor(options));
   storage->executor->SetSelectionTimed(options_.timed_selection);
   for (Lane* lane : storage->lanes) {
     lane->executor = storage->executor.get();
@@ -130,7 +128,7 @@ Result<std::unique_ptr<EvalRunner>> EvalRunner::Create(const EvalRunnerOptions& 
   for (size_t i = 0; i < bytes.size(); ++i) {
     TS_RETURN_IF_ERROR(runner->Open(&runner->storages_[i], bytes[i]));
   }
-  const uint64_t vocab = options.model->model->config().vocab;
+  const uint64_t vocab = options.model->config().vocab;
   runner->dense_logits_.resize(kRowTokens * vocab);
   runner->logits_.resize(kRowTokens * vocab);
   runner->comparisons_.resize(kRowTokens);
@@ -150,7 +148,7 @@ Status EvalRunner::Restart() {
 
 Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
                            const std::function<void(uint32_t)>& progress) {
-  CpuExecutor* executor = storage->executor.get();
+  Executor* executor = storage->executor.get();
   KvCache* cache = executor->cache();
   const TraceScope scope(options_.model->trace.get(), "prompt over " + storage->kv);
   const SequenceSlot first = storage->lanes[0]->slot;
@@ -166,7 +164,7 @@ Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
     const auto chunk = tokens.subspan(at, length);
     batch_.inputs.assign(chunk.begin(), chunk.end());
     TS_RETURN_IF_ERROR(cache->Reserve(first, at + length));
-    executor->Run(batch_);
+    TS_RETURN_IF_ERROR(executor->RunStep(batch_));
     at += length;
     cache->Commit(first, at);
     progress(at);
@@ -185,8 +183,8 @@ EvalRunner::Turn EvalRunner::NextTurn(uint32_t first) const {
   return {.first = first, .count = std::min(kTimedTurnTokens, left), .timed = true};
 }
 
-void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens,
-                        float* out) {
+Status EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens,
+                          float* out) {
   batch_.Clear();
   batch_.rows.push_back({.slot = lane.slot,
                          .first_position = first,
@@ -197,23 +195,25 @@ void EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_
                          .selector = lane.selector,
                          .steps = lane.steps});
   batch_.inputs.assign(tokens.begin(), tokens.end());
-  lane.executor->Run(batch_);
+  TS_RETURN_IF_ERROR(lane.executor->RunStep(batch_));
   const std::span<const float> logits = lane.executor->logits(0);
   std::copy(logits.begin(), logits.end(), out);
+  return Status();
 }
 
 Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane,
                            float* out) {
   const TraceScope scope(options_.model->trace.get(), lane->name, turn.first);
-  CpuExecutor* executor = lane->executor;
+  Executor* executor = lane->executor;
   TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
   executor->ResetSelectionCounts();
   executor->SetShadowShare(turn.timed ? 0 : options_.shadow_check);
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
-  const uint64_t vocab = options_.model->model->config().vocab;
+  const uint64_t vocab = options_.model->config().vocab;
   for (uint32_t i = 0; i < turn.count; i += row_tokens) {
     const Clock::time_point start = Clock::now();
-    RunRow(*lane, turn.first + i, tokens.subspan(turn.first + i, row_tokens), out + i * vocab);
+    const auto row = tokens.subspan(turn.first + i, row_tokens);
+    TS_RETURN_IF_ERROR(RunRow(*lane, turn.first + i, row, out + i * vocab));
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (!turn.timed) continue;
     lane->run.kv_bytes_read += executor->cost().kv_bytes;
@@ -243,7 +243,7 @@ ShadowStats EvalRunner::shadow(size_t method) const {
 Status EvalRunner::Score(const Turn& turn, std::span<const int32_t> tokens, size_t method,
                          const OnToken& on_token) {
   Lane* lane = &lanes_[method + 1];
-  const uint64_t vocab = options_.model->model->config().vocab;
+  const uint64_t vocab = options_.model->config().vocab;
   options_.model->threads->For(turn.count, [&](uint32_t i, uint32_t) {
     comparisons_[i] = Compare({dense_logits_.data() + i * vocab, vocab},
                               {logits_.data() + i * vocab, vocab}, tokens[turn.first + i + 1]);

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/cpu_executor.h"
+#include "engine/executor.h"
 #include "tools/eval_figures.h"
 #include "tools/loaded_model.h"
 
@@ -74,7 +74,7 @@ class EvalRunner {
  private:
   // One way to read the context, with the cache that it made.
   struct Lane {
-    CpuExecutor* executor = nullptr;
+    Executor* executor = nullptr;
     std::string name;  // as typed
     SequenceSlot slot = 0;
     uint32_t selector = 0;  // of its executor
@@ -87,7 +87,7 @@ class EvalRunner {
   };
   struct Storage {
     std::string kv;
-    std::unique_ptr<CpuExecutor> executor;
+    std::unique_ptr<Executor> executor;
     std::vector<Lane*> lanes;  // at least one
   };
   // Scored tokens that all lanes run before the next ones: window tokens [first, first + count).
@@ -110,7 +110,7 @@ class EvalRunner {
   Turn NextTurn(uint32_t first) const;
   // Logits after each token of the turn to out [count][vocab].
   Status RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);
-  void RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens, float* out);
+  Status RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens, float* out);
   Status Score(const Turn& turn, std::span<const int32_t> tokens, size_t method,
                const OnToken& on_token);
 

@@ -61,7 +61,7 @@ EvalShape ShapeOf(const TaskEval& eval, uint32_t context) {
 }
 
 Result<std::vector<TaskCase>> PlanCases(const TaskEval& eval) {
-  const uint32_t trained = eval.model.model->config().context, scored = eval.flags->window_scored;
+  const uint32_t trained = eval.model.config().context, scored = eval.flags->window_scored;
   std::vector<uint32_t> contexts = eval.flags->contexts;
   if (contexts.empty()) contexts.push_back(std::min(MethodEvalFlags::kContextDefault, trained));
   std::vector<TaskCase> cases;
@@ -90,7 +90,7 @@ Result<TaskScores> RunCase(const TaskEval& eval, const TaskCase& c,
                                   .page_tokens = eval.engine->page_tokens,
                                   .chunk_tokens = kChunkTokens,
                                   .methods = eval.methods,
-                                  .kv_bytes_max = KvBytesMax(*eval.engine),
+                                  .kv_bytes_max = KvBytesMax(*eval.engine, eval.model),
                                   .timed_selection = false,
                                   .shadow_check = 0};
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<EvalRunner> runner,
@@ -149,9 +149,9 @@ boost::json::object LineJson(const TaskEval& eval, const TaskCase& c, size_t met
           {"dense_logprob", mean(dense.logprob, dense)},
           {"engine", "tinyserve"},
           {"kind", "retrieval"},
-          {"model", eval.model.model->config().name},
+          {"model", eval.model.config().name},
           {"text", eval.flags->text},
-          {"target", eval.model.kernels->name},
+          {"target", eval.model.backend->target()},
           {"kv", m.kv},
           {"base_kv", BaseKv(eval.engine->kv)},
           {"page_tokens", eval.engine->page_tokens},

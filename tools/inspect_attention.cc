@@ -45,7 +45,7 @@ Result<AttentionRecord> Record(const EngineFlags& engine, const AttentionFlags& 
                          {.method = std::move(methods[0]),
                           .page_tokens = engine.page_tokens,
                           .steps = flags.tokens,
-                          .kv_bytes_max = KvBytesMax(engine)},
+                          .kv_bytes_max = KvBytesMax(engine, model)},
                          [&](double fraction) { progress.Update(fraction); });
 }
 

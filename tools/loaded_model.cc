@@ -23,7 +23,7 @@ uint32_t ThreadsOf(const EngineFlags& flags) {
 }
 
 std::vector<LayerGroup> LoadedModel::groups() const {
-  const ModelConfig& config = model->config();
+  const ModelConfig& config = this->config();
   return {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
 }
 
@@ -31,7 +31,7 @@ Result<SelectorNeeds> LoadedModel::NeedsOf(const std::string& kv,
                                            std::span<const SelectorSpec> selectors,
                                            uint32_t page_tokens) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  const ModelConfig& config = model->config();
+  const ModelConfig& config = this->config();
   uint32_t kinds = codec->metadata;
   for (const SelectorSpec& spec : selectors) kinds |= spec.needs(codec->metadata);
   return tinyserve::NeedsOf(selectors, SelectorShapeOf(config, page_tokens, config.context, kinds));
@@ -40,20 +40,20 @@ Result<SelectorNeeds> LoadedModel::NeedsOf(const std::string& kv,
 Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
                                               const SelectorNeeds& kept) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim));
-  return KvCache::BytesPerToken(groups(), *codec, page_tokens, kernels, kept);
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, config().head_dim));
+  return KvCache::BytesPerToken(groups(), *codec, page_tokens, backend->space(), kept);
 }
 
 Result<uint64_t> LoadedModel::KvWindowBytes(const std::string& kv, uint32_t page_tokens) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  return KvCache::WindowBytes(groups(), *codec, page_tokens, kernels);
+  return KvCache::WindowBytes(groups(), *codec, page_tokens, backend->space());
 }
 
 Result<uint64_t> LoadedModel::KvFixedBytes(const std::string& kv, uint32_t page_tokens,
                                            const SelectorNeeds& kept, uint32_t sequences,
                                            uint32_t uncommitted) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, model->config().head_dim));
+  TS_RETURN_IF_ERROR(CheckCodec(*codec, page_tokens, config().head_dim));
   const KvCacheOptions options{.codec = codec,
                                .page_tokens = page_tokens,
                                .block_tokens = BlockTokensFor(page_tokens),
@@ -62,7 +62,7 @@ Result<uint64_t> LoadedModel::KvFixedBytes(const std::string& kv, uint32_t page_
                                .sequence_tokens_max = 0,
                                .kept = kept,
                                .uncommitted_tokens_max = uncommitted};
-  return KvCache::FixedBytes(groups(), options, kernels);
+  return KvCache::FixedBytes(groups(), options, backend->space());
 }
 
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
@@ -76,16 +76,25 @@ Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
   }
   TS_ASSIGN_OR_RETURN(loaded.file, GgufFile::Open(flags.model));
   Progress progress("Loading", 0.2, 0.5);
-  TS_ASSIGN_OR_RETURN(loaded.model,
-                      LoadModel(*loaded.file, {.kernels = loaded.kernels,
-                                               .compute = loaded.compute,
-                                               .threads = loaded.threads.get(),
-                                               .progress = [&](double f) { progress.Update(f); }}));
+  // Which KV types and selectors are asked for is known to each measurement; a device says of each
+  // what it cannot.
+  TS_ASSIGN_OR_RETURN(
+      loaded.backend,
+      OpenBackend(*loaded.file, {.name = flags.device,
+                                 .device = {.index = 0,
+                                            .kv = "f16",
+                                            .selector = "full",
+                                            .step_plugins = flags.step_plugins,
+                                            .compute = loaded.compute,
+                                            .threads = loaded.threads.get(),
+                                            .progress = [&](double f) { progress.Update(f); }},
+                                 .kernels = loaded.kernels}));
   return Result<LoadedModel>(std::move(loaded));
 }
 
-uint64_t KvBytesMax(const EngineFlags& flags) {
+uint64_t KvBytesMax(const EngineFlags& flags, const LoadedModel& model) {
   if (flags.kv_memory_bytes != 0) return flags.kv_memory_bytes;
+  if (model.on_device()) return model.backend->KvMemory(UINT64_MAX);
   const uint64_t usable = MemoryLimitBytes() / 10 * 9, used = ResidentBytes();
   return usable > used ? usable - used : 0;
 }

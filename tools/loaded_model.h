@@ -8,9 +8,9 @@
 
 #include "base/thread_pool.h"
 #include "base/trace.h"
+#include "engine/backend.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
-#include "model/model.h"
 #include "tensor/gguf.h"
 #include "tinyserve/status.h"
 #include "tools/engine_flags.h"
@@ -21,13 +21,15 @@ namespace tinyserve {
 uint32_t ThreadsOf(const EngineFlags& flags);
 
 struct LoadedModel {
-  std::unique_ptr<Trace> trace;  // where --trace asks for one
-  const Kernels* kernels = nullptr;
+  std::unique_ptr<Trace> trace;      // where --trace asks for one
+  const Kernels* kernels = nullptr;  // of the CPU
   Compute compute = Compute::kFast;
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<GgufFile> file;
-  std::unique_ptr<Model> model;
+  std::unique_ptr<Backend> backend;
 
+  const ModelConfig& config() const { return backend->config(); }
+  bool on_device() const { return backend->space().space() == MemorySpace::kDevice; }
   std::vector<LayerGroup> groups() const;
   // What a cache keeps for selectors. Errors: those of NeedsOf; kInvalidArgument (no such codec).
   Result<SelectorNeeds> NeedsOf(const std::string& kv, std::span<const SelectorSpec> selectors,
@@ -51,9 +53,9 @@ struct LoadedModel {
 // GgufFile::Open and LoadModel report.
 Result<LoadedModel> LoadWithProgress(const EngineFlags& flags);
 
-// KV memory that a measurement may take: what --kv-memory says, else what is left of the limit
-// with a tenth of it kept free.
-uint64_t KvBytesMax(const EngineFlags& flags);
+// KV memory that a measurement may take: what --kv-memory says, else what is left of the limit with
+// a tenth of it kept free, or what a device has left.
+uint64_t KvBytesMax(const EngineFlags& flags, const LoadedModel& model);
 
 // Loads the plugins of the flags and reads the methods, so that a wrong one is told before the
 // model is loaded. Errors: kInvalidArgument, kNotFound (a plugin).

@@ -97,7 +97,7 @@ Result<std::unique_ptr<EvalRunner>> OpenRunner(const Tuning& tuning, const Loade
                               .page_tokens = tuning.setup.page_tokens,
                               .chunk_tokens = kChunkTokens,
                               .methods = {},
-                              .kv_bytes_max = KvBytesMax(tuning.flags->engine),
+                              .kv_bytes_max = KvBytesMax(tuning.flags->engine, model),
                               .timed_selection = false,
                               .shadow_check = 0};
     for (const TuneSetting* setting : settings.first(*count))
@@ -258,7 +258,7 @@ Result<Tuning> Prepare(const TuneFlags& flags) {
     setup.text = flags.text;
     setup.check_text = flags.check_text;
   }
-  const ModelConfig& config = model.model->config();
+  const ModelConfig& config = model.config();
   setup.context = flags.context == 0 ? std::min(kContextDefault, config.context) : flags.context;
   if (setup.context > config.context || setup.context <= flags.scored + prefix) {
     return Status(
@@ -268,7 +268,7 @@ Result<Tuning> Prepare(const TuneFlags& flags) {
                     setup.context, flags.scored + prefix + 1, config.context, flags.scored));
   }
   setup.model = config.name;
-  setup.target = model.kernels->name;
+  setup.target = model.backend->target();
   setup.cpu = CpuName();
   setup.base_kv = BaseKv(flags.engine.kv);
   setup.ceiling = flags.kl;

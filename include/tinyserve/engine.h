@@ -55,8 +55,8 @@ struct EngineOptions {
       "fast";  // fast: integer dots over int8 activations; f32: the accuracy reference
   std::string
       target;  // SIMD target by name; empty: TINYSERVE_TARGET, else the best of this machine
-  // cpu, auto, or cuda[:N]. The engine has no CUDA step yet: cuda is refused with what is missing,
-  // auto (and empty) is the CPU.
+  // cpu, auto, or cuda[:N], which is refused with what is missing. auto (and empty): the first CUDA
+  // device where there is one that can compute what is asked, else the CPU.
   std::string device;
   // What generated tokens read: NAME[:key=value,...] as docs/selection.md lists them. What a
   // selector needs to know of a page is kept from the start, so a request may only ask for another
@@ -327,6 +327,9 @@ struct EngineStats {
   std::vector<ShadowStats> shadow;  // by selectors that were checked
   TuningStats tuning;
   std::vector<StepPluginStats> step_plugins;  // that were on
+  // What the last step failed with that the device could not run; empty: none, or some step has
+  // succeeded since.
+  std::string device_error;
 };
 
 // A conversation whose time is not over.

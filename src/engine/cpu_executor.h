@@ -64,7 +64,7 @@ class CpuExecutor : public Executor {
                                       uint32_t position) const override {
     return attention_->PagesRead(slot, layer, kv_head, position);
   }
-  void ResetSelectionCounts() { attention_->ResetSelectionCounts(); }
+  void ResetSelectionCounts() override { attention_->ResetSelectionCounts(); }
   void SetSelectionTimed(bool timed) override { attention_->SetTimed(timed); }
   void SetShadowShare(double share) override { attention_->SetShadowShare(share); }
   std::vector<ShadowStats> shadow_stats() const override;

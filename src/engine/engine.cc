@@ -170,10 +170,16 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   e.threads_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : UsableCores());
   TS_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   TS_RETURN_IF_ERROR(e.OpenText(*file));
-  TS_ASSIGN_OR_RETURN(e.backend_, OpenCpuBackend(*file, {.kernels = kernels,
-                                                         .compute = compute,
-                                                         .threads = e.threads_.get(),
-                                                         .progress = options.on_load_progress}));
+  TS_ASSIGN_OR_RETURN(e.backend_,
+                      OpenBackend(*file, {.name = options.device,
+                                          .device = {.index = 0,
+                                                     .kv = kv,
+                                                     .selector = options.selector,
+                                                     .step_plugins = options.step_plugins,
+                                                     .compute = compute,
+                                                     .threads = e.threads_.get(),
+                                                     .progress = options.on_load_progress},
+                                          .kernels = kernels}));
   if (e.tokenizer_->size() > e.backend_->config().vocab) {
     return Status(Code::kCorrupt,
                   fmt::format("the tokenizer has {} tokens, the embedding only {} rows",

@@ -103,6 +103,8 @@ class EngineImpl : public Engine {
   void Adopt(Job* job);
   void Preempt(Job* job);
   void AddRow(const ScheduledRow& row);
+  // How the token after a row is drawn, where an executor may draw it.
+  DrawRule RuleFor(const Job& job) const;
   void ObserveTime(double seconds);
   void Retune();
   void Share(const Job& job);

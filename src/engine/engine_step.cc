@@ -55,12 +55,20 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
                                            : Want::kNothing,
                          .top_logprobs = TopWanted(job.request),
                          .selector = job.selector,
-                         .steps = job.steps});
+                         .steps = job.steps,
+                         .draw = sampled && !scored ? RuleFor(job) : DrawRule()});
   const auto first = job.tokens.begin() + row.first_position;
   batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
   // The scheduler has promised these blocks.
   const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
   TS_CHECK(room.ok());
+}
+
+DrawRule EngineImpl::RuleFor(const Job& job) const {
+  const Request& r = job.request;
+  const bool all_allowed = r.constraint == nullptr && job.generated() >= r.min_tokens;
+  if (!all_allowed || r.top_logprobs >= 0 || job.steps != 0) return DrawRule();
+  return job.sampler->plain_rule().value_or(DrawRule());
 }
 
 void EngineImpl::RunStep() {
@@ -81,6 +89,10 @@ void EngineImpl::RunStep() {
 
 // Whatever they have committed is still there for those that come.
 void EngineImpl::FailStep(const Status& status) {
+  {
+    std::lock_guard lock(mutex_);
+    stats_.device_error = status.message();
+  }
   for (const ScheduledRow& row : step_.rows) {
     Job* job = jobs_.at(row.id).get();
     Finish(job, FinishReason::kError, job->answer->Finish(), status);
@@ -111,6 +123,7 @@ void EngineImpl::CountDecode() {
   if (checks != shadow_checks_) shadow = executor_->shadow_stats();
   std::vector<StepPluginStats> steps = executor_->step_stats();
   std::lock_guard lock(mutex_);
+  stats_.device_error.clear();
   stats_.selection = StatsOf(counts);
   stats_.step_plugins = std::move(steps);
   if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
@@ -142,6 +155,13 @@ void EngineImpl::DrawRow(const ScheduledRow& row, size_t index, Draw* draw) {
   if (!draw->finite || !Answers(row)) return;
   Job* job = jobs_.at(row.id).get();
   const Request& r = job->request;
+  if (const std::optional<int32_t> token = executor_->drawn(index)) {
+    draw->token = *token;
+    draw->logprob = 0;
+    draw->top.clear();
+    if (*token < 0) draw->status = NotFinite("logits", row);
+    return;
+  }
   const std::span<float> logits = executor_->logits(index);
   draw->ends = EndsByPlugin(job, logits);
   if (draw->ends) return;

@@ -4,6 +4,7 @@
 #define TINYSERVE_ENGINE_EXECUTOR_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,6 +62,9 @@ class Executor {
   // threads at once.
   // Whether the states after the last layer of all of a row's tokens are numbers.
   virtual bool finite(size_t row) const = 0;
+  // The token after a row that the executor has drawn by its rule (StepRow::draw), -1: its logits
+  // were no numbers. Such a row has no logits here. None: it is for the caller to draw.
+  virtual std::optional<int32_t> drawn(size_t) const { return std::nullopt; }
   // [vocab]; row wanted kLogits or kLogProbs. kEveryLogits: [length][vocab].
   virtual std::span<float> logits(size_t row) = 0;
   virtual std::span<const float> logprobs(size_t row) const = 0;  // kLogProbs: [length - 1]
@@ -79,6 +83,7 @@ class Executor {
   virtual SelectionCounts ReadsOf(size_t row) const = 0;
   // Those of all steps by [layer][KV head].
   virtual std::vector<SelectionCounts> strip_counts() const = 0;
+  virtual void ResetSelectionCounts() = 0;
   // What a sequence's last step read, if it was one generated token at `position`: a bit a page.
   // Empty: everything. The raw pages beside coded ones are always read and may be missing.
   virtual std::span<const uint64_t> PagesRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,

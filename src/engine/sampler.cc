@@ -108,6 +108,15 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const
   if (KeepsBest()) candidates_.reserve(vocab);
 }
 
+std::optional<DrawRule> Sampler::plain_rule() const {
+  const bool chooses = options_.temperature > 0 && KeepsBest();
+  if (penalties_ || chooses || !options_.logit_bias.empty()) return std::nullopt;
+  return DrawRule{.on_device = true,
+                  .temperature = options_.temperature,
+                  .min_p = options_.min_p,
+                  .seed = options_.seed};
+}
+
 void Sampler::Observe(int32_t token) {
   if (!penalties_) return;
   ++generated_[static_cast<size_t>(token)];

@@ -4,9 +4,11 @@
 #define TINYSERVE_ENGINE_SAMPLER_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/step_batch.h"
 #include "tinyserve/engine.h"
 #include "tinyserve/status.h"
 
@@ -32,6 +34,8 @@ class Sampler {
   // The token that follows; `logits` [vocab] are changed. `position`: absolute position of the
   // sampled token. `banned`: tokens that must not be chosen (end tokens before min_tokens).
   int32_t Sample(std::span<float> logits, uint64_t position, std::span<const int32_t> banned);
+  // The rule, where a token follows from its logits, temperature, min_p, seed and position alone.
+  std::optional<DrawRule> plain_rule() const;
   // Counts a sampled token for the penalties.
   void Observe(int32_t token);
 

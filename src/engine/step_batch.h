@@ -23,6 +23,14 @@ enum class Want : uint8_t {
 // One input token: a literal id (>= 0), or what row i of the previous step sampled, written as ~i.
 using StepInput = int32_t;
 
+// How the token after a row is drawn where an executor may draw it by itself: the largest logit at
+// a temperature of 0, else by the sampler's rule among tokens of at least min_p, and nothing more.
+struct DrawRule {
+  bool on_device = false;
+  float temperature = 0, min_p = 0;
+  uint64_t seed = 0;
+};
+
 struct StepRow {
   SequenceSlot slot;
   uint32_t first_position;  // absolute position of the row's first token
@@ -33,6 +41,7 @@ struct StepRow {
   uint32_t top_logprobs = 0;  // kLogProbs: how many of the likeliest tokens to name at each place
   uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the executor's i-th
   uint32_t steps = 0;  // step plugins of generated tokens: 0 is none, i is the executor's i-th set
+  DrawRule draw = {};
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };
 

@@ -30,8 +30,9 @@ void AddCost(const Linear& linear, uint64_t rows, ProductCost* cost) {
   }
 }
 
-// Llama 3's rope_freqs: what each pair's frequency is divided by.
-Result<std::vector<float>> RopeDivisors(const GgufFile& file, const ModelConfig& config) {
+}  // namespace
+
+Result<std::vector<float>> ReadRopeDivisors(const GgufFile& file, const ModelConfig& config) {
   const StoredTensor* tensor = file.FindTensor("rope_freqs.weight");
   if (tensor == nullptr || config.rope.dims == 0) return std::vector<float>();
   if (tensor->rows != 1 || tensor->cols != config.rope.dims / 2) {
@@ -49,9 +50,7 @@ Result<std::vector<float>> RopeDivisors(const GgufFile& file, const ModelConfig&
   return divisors;
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelLoadOptions& options) {
+Result<ModelConfig> ReadModelShape(const GgufFile& file) {
   TS_ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfig(file));
   const StoredTensor* embedding = file.FindTensor("token_embd.weight");
   if (embedding == nullptr)
@@ -62,11 +61,16 @@ Result<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelLoadOp
                               embedding->rows));
   }
   config.vocab = static_cast<uint32_t>(embedding->rows);
+  return config;
+}
+
+Result<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelLoadOptions& options) {
+  TS_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelShape(file));
   std::unique_ptr<Model> model = config.architecture == "gpt2" ? MakeGpt2() : MakeLlama();
   model->config_ = config;
   model->kernels_ = options.kernels;
   model->compute_ = options.compute;
-  TS_ASSIGN_OR_RETURN(const std::vector<float> divisors, RopeDivisors(file, config));
+  TS_ASSIGN_OR_RETURN(const std::vector<float> divisors, ReadRopeDivisors(file, config));
   model->frequencies_ = RopeFrequencies(config.rope, divisors, &model->rope_magnitude_);
   WeightLoader loader(file, options.kernels, options.compute);
   model->Declare(&loader);

@@ -79,6 +79,13 @@ class Model {
   Buffer arena_;  // the packed weights
 };
 
+// What the file's keys say, with the size of the vocabulary, which its embedding has. Errors: those
+// of ReadModelConfig; kNotFound, kCorrupt (the embedding).
+Result<ModelConfig> ReadModelShape(const GgufFile& file);
+// Llama 3's rope_freqs: what each pair's frequency is divided by; empty where the file has none.
+// Errors: kCorrupt.
+Result<std::vector<float>> ReadRopeDivisors(const GgufFile& file, const ModelConfig& config);
+
 // Errors: kUnsupported (architecture or tensor type), kNotFound and kCorrupt (tensors, keys),
 // kOutOfMemory.
 Result<std::unique_ptr<Model>> LoadModel(const GgufFile& file, const ModelLoadOptions& options);

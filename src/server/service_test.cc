@@ -397,6 +397,13 @@ TEST_F(ServiceTest, WhatDoesNotFitTheContextIsRefused) {
   EXPECT_TRUE(engine_.submitted.empty());
 }
 
+TEST_F(ServiceTest, HealthTellsWhatTheDeviceFailsWith) {
+  engine_.device_error = "the device is lost";
+  const HttpReply reply = Ask("GET", "/health");
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(json::parse(reply.body).at("error"), "the device is lost");
+}
+
 TEST_F(ServiceTest, EveryRouteButHealthAndThePageNeedsAKey) {
   keys_.Set({"good", "other"});
   for (const char* path : {"/", "/health"}) EXPECT_EQ(Ask("GET", path).status, 200) << path;

@@ -11,9 +11,16 @@ namespace tinyserve {
 
 namespace json = boost::json;
 
-// That this process answers; /ready says whether it can serve.
-HttpReply Health(const Service&, const HttpRequest&) {
+// That this process answers, and what its device fails with; /ready says whether it can serve.
+HttpReply Health(const Service& service, const HttpRequest&) {
   HttpReply reply;
+  const Engine* engine = service.engine();
+  const std::string error = engine == nullptr ? "" : engine->stats().device_error;
+  if (!error.empty()) {
+    reply.status = 503;
+    reply.body = ToJson(json::object{{"status", "device failed"}, {"error", error}});
+    return reply;
+  }
   reply.body = R"({"status": "ok"})";
   return reply;
 }

@@ -121,8 +121,10 @@ class FakeEngine : public Engine {
             .shadow = {{.selector = "s",
                         .checks = 4,
                         .missed_mass = {.mean = 0.25, .p99 = 0.5, .max = 0.5},
-                        .output_error = {.mean = 0.125, .p99 = 1, .max = 2}}}};
+                        .output_error = {.mean = 0.125, .p99 = 1, .max = 2}}},
+            .device_error = device_error};
   }
+  std::string device_error;
 
   std::vector<SessionInfo> sessions(std::string_view client) const override {
     if (client != sessions_client) return {};

@@ -100,12 +100,9 @@ Result<DeviceInfo> FindDevice(uint32_t index) {
 Status CheckEngineDevice(const std::string& name) {
   TS_ASSIGN_OR_RETURN(const DeviceName device, ParseDeviceName(name));
   if (device.kind != DeviceName::Kind::kCuda) return Status();
-  const Result<DeviceInfo> found = FindDevice(device.index);
-  const std::string why =
-      found.ok() ? fmt::format("the engine does not run on a GPU yet ({}): kernels alone are built",
-                               found->name)
-                 : found.status().message();
-  return Status(Code::kUnsupported, fmt::format("device {}: {}", name, why));
+  const Status found = FindDevice(device.index).status();
+  if (found.ok()) return found;
+  return Status(found.code(), fmt::format("device {}: {}", name, found.message()));
 }
 
 std::string DescribeDevices() {

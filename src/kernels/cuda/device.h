@@ -132,8 +132,7 @@ Result<DeviceName> ParseDeviceName(const std::string& name);
 // driver, the device, its compute capability).
 Result<DeviceInfo> FindDevice(uint32_t index);
 
-// Whether the engine can run on `name`. The engine has no CUDA step yet, so "cuda" is refused with
-// what is missing first, and "auto" is the CPU.
+// Whether `name` names something that is there. Errors: kInvalidArgument, those of FindDevice.
 Status CheckEngineDevice(const std::string& name);
 
 // One line for `tinyserve --version`.

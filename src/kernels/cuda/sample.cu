@@ -170,6 +170,7 @@ TS_KERNEL SampleKernel(SampleArgs a) {
   const Wish wish{Global<const float>(a.temperatures, "temperatures").Get(row),
                   Global<const float>(a.min_ps, "min_ps").Get(row)};
   const Best best = BlockBest(logits, a.vocab, best_logits, best_tokens);
+  if (ThreadIndex() == 0 && a.tops.count != 0) Global<float>(a.tops, "tops").Set(row, best.logit);
   if (!(wish.temperature > 0) || !(fabsf(best.logit) < INFINITY)) {
     if (ThreadIndex() == 0) tokens.Set(row, static_cast<int32_t>(best.token));
     return;

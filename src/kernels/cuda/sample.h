@@ -25,6 +25,7 @@ struct SampleArgs {
   Array<float> weights;   // [rows][vocab]: scratch
   Array<float> sums;      // [rows][(vocab + 63) / 64]: scratch
   Array<int32_t> tokens;  // [rows]
+  Array<float> tops;  // [rows] the largest logit, no number where none is one; count 0: not kept
 };
 Status Sample(const SampleArgs& args, Stream stream);
 

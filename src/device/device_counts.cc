@@ -1,0 +1,72 @@
+#include "device/device_counts.h"
+
+#include <algorithm>
+
+#include "device/device_plan.h"
+
+namespace tinyserve::cuda {
+
+DeviceCounts::DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group)
+    : cache_(cache), layers_(layers), kv_heads_(cache->shape(0).kv_heads), group_(group) {
+  strips_.resize(uint64_t{layers} * kv_heads_);
+}
+
+// Of one KV head. dense: everything is read, whatever the selector.
+SelectionCounts DeviceCounts::QueryAt(const DeviceSelector* selector, uint32_t position,
+                                      bool dense) const {
+  const KvShape shape = cache_->shape(0);
+  RowReads reads = ReadsAt(*cache_, selector, position);
+  if (dense) {
+    reads.budget = reads.pages;
+    reads.scored = 0;
+  }
+  const uint64_t page_bytes = cache_->PageBytes(0);
+  const uint64_t open_bytes = reads.open * uint64_t{cache_->open_slab(0, 0, 0).page_bytes};
+  const uint32_t kinds =
+      selector == nullptr ? 0 : selector->spec.needs(cache_->meta_layout(0).kinds);
+  const uint64_t record_bytes = MetaLayoutOf(kinds, shape.head_dim).record_bytes;
+  const uint64_t tokens =
+      position + 1ull - uint64_t{reads.pages - reads.budget} * shape.page_tokens;
+  return {.queries = 1,
+          .pages_held = uint64_t{reads.pages} + reads.open,
+          .pages_scored = reads.scored,
+          .pages_read = uint64_t{reads.budget} + reads.open,
+          .tokens_read = tokens,
+          .bytes_read = reads.budget * page_bytes + open_bytes + reads.scored * record_bytes,
+          .bytes_held = reads.pages * page_bytes + open_bytes,
+          .multiply_adds = (tokens + reads.scored) * 2 * group_ * shape.head_dim};
+}
+
+void DeviceCounts::Reset() {
+  total_ = SelectionCounts();
+  std::fill(strips_.begin(), strips_.end(), SelectionCounts());
+}
+
+void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors) {
+  rows_.assign(batch.rows.size(), SelectionCounts());
+  kv_bytes_ = 0;
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const StepRow& row = batch.rows[r];
+    const bool generated = row.token_class == TokenClass::kGenerated;
+    // A prompt's rows see its keys together, once.
+    for (uint32_t i = generated ? 0 : row.length - 1; i < row.length; ++i) {
+      const uint32_t position = row.first_position + i;
+      const DeviceSelector* selector =
+          generated && row.selector != 0 ? &selectors[row.selector - 1] : nullptr;
+      const bool selects = selector != nullptr && !selector->ReadsAll(position + 1);
+      for (uint32_t layer = 0; layer < layers_; ++layer) {
+        const bool dense = !selects || layer < selector->spec.budget.dense_layers;
+        const SelectionCounts query = QueryAt(selects ? selector : nullptr, position, dense);
+        for (uint32_t head = 0; head < kv_heads_; ++head) {
+          rows_[r].Add(query);
+          if (!selects) continue;
+          total_.Add(query);
+          strips_[uint64_t{layer} * kv_heads_ + head].Add(query);
+        }
+      }
+    }
+    kv_bytes_ += rows_[r].bytes_read;
+  }
+}
+
+}  // namespace tinyserve::cuda

@@ -1,0 +1,44 @@
+// What a device's steps read: it follows from positions and budgets alone, so that nothing is asked
+// of the device.
+#ifndef TINYSERVE_DEVICE_DEVICE_COUNTS_H_
+#define TINYSERVE_DEVICE_DEVICE_COUNTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "attend/selection_counts.h"
+#include "device/device_selector.h"
+#include "engine/step_batch.h"
+#include "kv/kv_cache.h"
+
+namespace tinyserve::cuda {
+
+class DeviceCounts {
+ public:
+  DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group);
+
+  void BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors);
+
+  void Reset();
+
+  // Of queries that were asked to select, in all steps; by [layer][KV head].
+  const SelectionCounts& total() const { return total_; }
+  const std::vector<SelectionCounts>& strips() const { return strips_; }
+  // Of a row of the last step, all of its queries. REQUIRES: a row of generated tokens.
+  const SelectionCounts& OfRow(size_t row) const { return rows_[row]; }
+  // KV bytes that the last step must read: what a run sees once, or what was selected.
+  uint64_t kv_bytes() const { return kv_bytes_; }
+
+ private:
+  SelectionCounts QueryAt(const DeviceSelector* selector, uint32_t position, bool dense) const;
+
+  const KvCache* cache_;
+  uint32_t layers_, kv_heads_, group_;
+  SelectionCounts total_;
+  std::vector<SelectionCounts> strips_, rows_;
+  uint64_t kv_bytes_ = 0;
+};
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_DEVICE_DEVICE_COUNTS_H_

@@ -1,0 +1,292 @@
+#include "device/device_executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "engine/logprobs.h"
+#include "engine/selector_storage.h"
+
+namespace tinyserve::cuda {
+namespace {
+
+constexpr size_t kGraphsMax = 64;
+
+uint32_t UncommittedMax(const ExecutorOptions& options) {
+  return options.uncommitted_tokens_max != 0 ? options.uncommitted_tokens_max
+                                             : options.step_tokens_max;
+}
+
+// Multiply-adds of a token's products for each of its attention to one position.
+double ProductsOverAttention(const ModelConfig& c) {
+  const double attention = 2.0 * c.heads * c.head_dim;
+  const double width = c.heads + 2.0 * c.kv_heads + c.heads;  // queries, keys, values, outputs
+  return (width * c.head_dim * c.dim + 3.0 * c.dim * c.ffn_dim) / attention;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup& setup,
+                                                               const ExecutorOptions& options) {
+  if (options.step_tokens_max < options.sequences_max || options.sequences_max == 0) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("step_tokens_max is {}: it must be at least sequences_max, {}, which "
+                              "must be at least 1",
+                              options.step_tokens_max, options.sequences_max));
+  }
+  std::unique_ptr<DeviceExecutor> e(new DeviceExecutor);
+  e->setup_ = setup;
+  e->options_ = options;
+  if (options.logits_max == 0) e->options_.logits_max = options.sequences_max;
+  TS_RETURN_IF_ERROR(e->OpenCache(options));
+  const DeviceModel& model = *setup.model;
+  const ModelConfig& config = model.config();
+  TS_ASSIGN_OR_RETURN(e->step_,
+                      DeviceStep::Create(setup.model, e->cache_.get(), &setup.pages->stream(),
+                                         {.rows_max = options.step_tokens_max,
+                                          .sequences_max = options.sequences_max,
+                                          .sequence_tokens_max = options.sequence_tokens_max,
+                                          .logits_max = e->options_.logits_max,
+                                          .uncommitted_max = UncommittedMax(options),
+                                          .processors = setup.device.processors}));
+  const uint32_t bucket_max = std::min(options.step_tokens_max, e->options_.logits_max);
+  e->plan_ =
+      std::make_unique<DevicePlan>(e->cache_.get(), e->step_.get(), model.frequencies(),
+                                   model.rope_magnitude(), options.sequence_tokens_max, bucket_max);
+  e->counts_ = std::make_unique<DeviceCounts>(e->cache_.get(), config.layers,
+                                              config.heads / config.kv_heads);
+  const Checked logits = e->options_.logits_max, vocab = config.vocab;
+  e->pinned_.Add(&e->finite_, options.step_tokens_max);
+  e->pinned_.Add(&e->drawn_, logits);
+  e->pinned_.Add(&e->tops_, logits);
+  e->pinned_.Add(&e->logits_, logits * vocab);
+  e->pinned_.Add(&e->scoring_, Checked(DeviceStep::logit_rows()) * vocab);
+  TS_RETURN_IF_ERROR(e->pinned_.Allocate());
+  for (const std::string& text : options.selectors)
+    TS_RETURN_IF_ERROR(e->FindSelector(text).status());
+  return Result<std::unique_ptr<DeviceExecutor>>(std::move(e));
+}
+
+Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
+  const ModelConfig& config = setup_.model->config();
+  TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
+  TS_RETURN_IF_ERROR(CheckDeviceCodec(*codec));
+  uint32_t kinds = codec->metadata;
+  for (const std::string& text : options.selectors) {
+    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
+    if (spec.table == nullptr) continue;
+    TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, !codec->identity()).status());
+    kinds |= spec.needs(codec->metadata);
+  }
+  shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
+  const KvCacheOptions cache{
+      .codec = codec,
+      .page_tokens = options.page_tokens,
+      .block_tokens = options.block_tokens,
+      .memory_bytes = options.kv_memory_bytes,
+      .sequences_max = options.sequences_max,
+      .sequence_tokens_max = options.sequence_tokens_max,
+      .kept = {.metadata = kinds, .summary_bytes = 0, .state_bytes = 0},
+      .uncommitted_tokens_max = UncommittedMax(options),
+      .policy = EvictionPolicy(options.cache_policy, ProductsOverAttention(config))};
+  TS_ASSIGN_OR_RETURN(
+      cache_,
+      KvCache::Create(
+          {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}},
+          cache, setup_.pages));
+  return Status();
+}
+
+Status DeviceExecutor::RunStep(const StepBatch& batch) {
+  uint64_t tokens[2] = {};  // by TokenClass
+  for (const StepRow& row : batch.rows) tokens[static_cast<size_t>(row.token_class)] += row.length;
+  const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
+  TS_RETURN_IF_ERROR(runtime::UseDevice(setup_.device.index));
+  TS_RETURN_IF_ERROR(setup_.pages->TakeFailure());
+  std::vector<int32_t> inputs(batch.inputs);
+  for (int32_t& input : inputs) {
+    if (input < 0) input = sampled_[static_cast<size_t>(~input)];
+    TS_CHECK(input >= 0 && static_cast<uint32_t>(input) < setup_.model->config().vocab);
+  }
+  plan_->Plan(batch, inputs, selectors_);
+  counts_->BeginStep(batch, selectors_);
+  const StepForm& form = plan_->form();
+  TS_RETURN_IF_ERROR(step_->UploadInputs(form));
+  TS_RETURN_IF_ERROR(Launch(form));
+  TS_RETURN_IF_ERROR(Download(form));
+  TS_RETURN_IF_ERROR(setup_.pages->stream().Synchronize());
+  TS_RETURN_IF_ERROR(ScorePrompts(batch));
+  sampled_.assign(batch.rows.size(), -1);
+  states_.clear();
+  ++steps_;
+  return Status();
+}
+
+Status DeviceExecutor::Launch(const StepForm& form) {
+  const DeviceStream& stream = setup_.pages->stream();
+  if (!setup_.graphs || !plan_->replayable()) return step_->LaunchAll(form, selectors_);
+  auto found = std::find_if(graphs_.begin(), graphs_.end(),
+                            [&](const Recorded& recorded) { return recorded.form == form; });
+  if (found == graphs_.end()) {
+    TS_ASSIGN_OR_RETURN(Graph graph,
+                        stream.Capture([&] { return step_->LaunchAll(form, selectors_); }));
+    if (graphs_.size() >= kGraphsMax) graphs_.erase(graphs_.begin());
+    graphs_.push_back({form, std::move(graph)});
+  } else {
+    std::rotate(found, found + 1, graphs_.end());
+  }
+  return stream.Launch(graphs_.back().graph);
+}
+
+Status DeviceExecutor::Download(const StepForm& form) {
+  const Stream stream = setup_.pages->stream().handle();
+  const uint64_t vocab = setup_.model->config().vocab;
+  TS_RETURN_IF_ERROR(
+      runtime::Copy(finite_.data, step_->finite().data, form.rows() * sizeof(uint32_t), stream));
+  uint32_t first = UINT32_MAX, end = 0;  // logits that the host wants
+  for (size_t r = 0; r < plan_->batch_rows(); ++r) {
+    if (plan_->logits_at(r) < 0 || plan_->draws(r)) continue;
+    const auto at = static_cast<uint32_t>(plan_->logits_at(r));
+    first = std::min(first, at);
+    end = std::max(end, at + plan_->logits_count(r));
+  }
+  if (end > first) {
+    TS_RETURN_IF_ERROR(runtime::Copy(logits_.data + first * vocab,
+                                     step_->logits().data + first * vocab,
+                                     (end - first) * vocab * sizeof(float), stream));
+  }
+  if (form.drawn == 0) return Status();
+  TS_RETURN_IF_ERROR(
+      runtime::Copy(tops_.data, step_->tops().data, form.drawn * sizeof(float), stream));
+  return runtime::Copy(drawn_.data, step_->tokens().data, form.drawn * sizeof(int32_t), stream);
+}
+
+// Log-probabilities of prompts' next tokens, some rows at a time.
+Status DeviceExecutor::ScorePrompts(const StepBatch& batch) {
+  logprobs_.resize(std::max(logprobs_.size(), batch.rows.size()));
+  top_logprobs_.resize(logprobs_.size());
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    logprobs_[r].clear();
+    top_logprobs_[r].clear();
+    if (batch.rows[r].want != Want::kLogProbs) continue;
+    const uint32_t targets = batch.rows[r].length - 1;
+    logprobs_[r].resize(targets);
+    top_logprobs_[r].resize(targets);
+    for (uint32_t i = 0; i < targets; i += DeviceStep::logit_rows()) {
+      TS_RETURN_IF_ERROR(ScoreRow(batch, r, i, std::min(DeviceStep::logit_rows(), targets - i)));
+    }
+  }
+  return Status();
+}
+
+Status DeviceExecutor::ScoreRow(const StepBatch& batch, size_t row, uint32_t first,
+                                uint32_t count) {
+  const DeviceStream& stream = setup_.pages->stream();
+  const uint64_t vocab = setup_.model->config().vocab;
+  const Upload<uint32_t>& wanted = step_->inputs().wanted;
+  for (uint32_t i = 0; i < count; ++i) wanted.host.data[i] = plan_->first_row(row) + first + i;
+  TS_RETURN_IF_ERROR(wanted.Copy(stream, count));
+  TS_RETURN_IF_ERROR(step_->LaunchLogits(0, count, step_->scoring()));
+  TS_RETURN_IF_ERROR(runtime::Copy(scoring_.data, step_->scoring().data,
+                                   count * vocab * sizeof(float), stream.handle()));
+  TS_RETURN_IF_ERROR(stream.Synchronize());
+  const StepRow& of = batch.rows[row];
+  setup_.threads->For(count, [&](uint32_t i, uint32_t) {
+    const std::span<const float> logits(scoring_.data + i * vocab, vocab);
+    const float log_sum = LogSumExp(logits);
+    const auto next = static_cast<size_t>(batch.inputs[of.first_input + first + i + 1]);
+    logprobs_[row][first + i] = logits[next] - log_sum;
+    top_logprobs_[row][first + i] = TopLogprobs(logits, log_sum, of.top_logprobs);
+  });
+  return Status();
+}
+
+bool DeviceExecutor::finite(size_t row) const {
+  const uint32_t first = plan_->first_row(row);
+  return std::all_of(finite_.data + first, finite_.data + first + plan_->length(row),
+                     [](uint32_t is) { return is != 0; });
+}
+
+std::optional<int32_t> DeviceExecutor::drawn(size_t row) const {
+  if (!plan_->draws(row)) return std::nullopt;
+  const int32_t at = plan_->logits_at(row);
+  return std::isfinite(tops_.data[at]) ? drawn_.data[at] : -1;
+}
+
+std::span<float> DeviceExecutor::logits(size_t row) {
+  TS_CHECK(plan_->logits_at(row) >= 0 && !plan_->draws(row));
+  const uint64_t vocab = setup_.model->config().vocab;
+  return {logits_.data + static_cast<uint64_t>(plan_->logits_at(row)) * vocab,
+          vocab * plan_->logits_count(row)};
+}
+
+void DeviceExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) const {
+  const ModelConfig& config = setup_.model->config();
+  TS_CHECK(i < plan_->length(row) && out.size() == config.dim);
+  if (states_.empty()) {
+    states_.resize(uint64_t{plan_->form().rows()} * config.dim);
+    const Stream stream = setup_.pages->stream().handle();
+    const Status copied =
+        runtime::Copy(states_.data(), step_->x().data, states_.size() * sizeof(float), stream);
+    // A device that is lost here is found lost by the next step; a state of no numbers says so now.
+    if (!copied.ok() || !runtime::Synchronize(stream).ok())
+      std::fill(states_.begin(), states_.end(), NAN);
+  }
+  const float* x = states_.data() + uint64_t{plan_->first_row(row) + i} * config.dim;
+  double sum = 0;
+  for (uint32_t c = 0; c < config.dim; ++c) sum += double{x[c]} * double{x[c]};
+  const auto factor = static_cast<float>(1 / std::sqrt(sum / config.dim + double{config.norm_eps}));
+  for (uint32_t c = 0; c < config.dim; ++c)
+    out[c] = x[c] * factor * setup_.model->final_norm_of_host()[c];
+}
+
+StepCost DeviceExecutor::cost() const {
+  StepCost cost;
+  cost.weight_bytes = setup_.model->step_bytes();
+  cost.kv_bytes = counts_->kv_bytes();
+  return cost;
+}
+
+Result<uint32_t> DeviceExecutor::FindSelector(const std::string& text) {
+  TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
+  if (spec.table == nullptr) return 0u;
+  for (size_t i = 0; i < selectors_.size(); ++i) {
+    if (selectors_[i].spec.resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
+  }
+  TS_RETURN_IF_ERROR(CheckSelector(spec));
+  if (selectors_.size() >= kDeviceSelectorsMax) {
+    return Status(Code::kResourceExhausted,
+                  fmt::format("selector '{}': {} different ones are open already, the most that a "
+                              "device takes",
+                              text, kDeviceSelectorsMax));
+  }
+  TS_ASSIGN_OR_RETURN(selectors_.emplace_back(), DeviceSelectorOf(spec, cache_->coded(0)));
+  return static_cast<uint32_t>(selectors_.size());
+}
+
+Status DeviceExecutor::CheckSelector(const SelectorSpec& spec) const {
+  if (spec.table == nullptr) return Status();
+  TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
+  TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, cache_->coded(0)).status());
+  return PlaceOf(spec, shape_, cache_->kept(), {}).status();
+}
+
+std::string DeviceExecutor::selector_resolved(uint32_t selector) const {
+  return selector == 0 ? "full" : selectors_[selector - 1].spec.resolved;
+}
+
+Result<uint32_t> DeviceExecutor::FindSteps(std::span<const std::string> texts) {
+  if (texts.empty()) return 0u;
+  return NoStepPlugins(texts[0]);
+}
+
+Status NoStepPlugins(const std::string& text) {
+  return Status(Code::kUnsupported,
+                fmt::format("step_plugins '{}': they run on the host and see states and logits "
+                            "there; those of a device stay on it",
+                            text));
+}
+
+}  // namespace tinyserve::cuda

@@ -1,0 +1,119 @@
+// Runs one StepBatch on a CUDA device.
+#ifndef TINYSERVE_DEVICE_DEVICE_EXECUTOR_H_
+#define TINYSERVE_DEVICE_DEVICE_EXECUTOR_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/device_arena.h"
+#include "device/device_counts.h"
+#include "device/device_model.h"
+#include "device/device_pages.h"
+#include "device/device_plan.h"
+#include "device/device_selector.h"
+#include "device/device_step.h"
+#include "engine/executor.h"
+
+namespace tinyserve::cuda {
+
+// What an executor computes on; all of it must outlive the executor.
+struct DeviceSetup {
+  const DeviceModel* model;
+  DevicePageMemory* pages;
+  ThreadPool* threads;  // for what the host makes of logits
+  DeviceInfo device;
+  // Whether steps that decode alone are recorded as graphs and replayed; the same launches else.
+  bool graphs = true;
+};
+
+// Why step plugins are refused.
+Status NoStepPlugins(const std::string& text);
+
+class DeviceExecutor : public Executor {
+ public:
+  // Errors: kInvalidArgument, kOutOfMemory, kUnsupported (a KV type or selector without kernels),
+  // those of the device.
+  static Result<std::unique_ptr<DeviceExecutor>> Create(const DeviceSetup& setup,
+                                                        const ExecutorOptions& options);
+
+  KvCache* cache() override { return cache_.get(); }
+  Status RunStep(const StepBatch& batch) override;
+
+  bool finite(size_t row) const override;
+  std::optional<int32_t> drawn(size_t row) const override;
+  std::span<float> logits(size_t row) override;
+  std::span<const float> logprobs(size_t row) const override { return logprobs_[row]; }
+  std::span<const std::vector<TokenLogprob>> top_logprobs(size_t row) const override {
+    return top_logprobs_[row];
+  }
+  void FinalState(size_t row, uint32_t i, std::span<float> out) const override;
+  void SetSampled(size_t row, int32_t token) override { sampled_[row] = token; }
+
+  StepCost cost() const override;
+  SelectionCounts selection_counts() const override { return counts_->total(); }
+  SelectionCounts ReadsOf(size_t row) const override { return counts_->OfRow(row); }
+  std::vector<SelectionCounts> strip_counts() const override { return counts_->strips(); }
+  void ResetSelectionCounts() override { counts_->Reset(); }
+  // The lists of chosen pages stay on the device: what was read is told as if it were everything.
+  std::span<const uint64_t> PagesRead(SequenceSlot, uint32_t, uint32_t, uint32_t) const override {
+    return {};
+  }
+  void SetSelectionTimed(bool) override {}
+  void SetShadowShare(double) override {}
+  std::vector<ShadowStats> shadow_stats() const override { return {}; }
+  uint64_t shadow_checks() const override { return 0; }
+
+  Result<uint32_t> FindSelector(const std::string& text) override;
+  Status CheckSelector(const SelectorSpec& spec) const override;
+  std::string selector_resolved(uint32_t selector) const override;
+  Result<uint32_t> FindSteps(std::span<const std::string> texts) override;
+  const StepPlugins* steps_of(uint32_t) const override { return nullptr; }
+  std::vector<StepPluginStats> step_stats() const override { return {}; }
+  uint32_t MakerOf(uint32_t selector, uint32_t) const override { return selector; }
+  uint64_t steps() const override { return steps_; }
+
+  // Graphs that are kept.
+  size_t graphs() const { return graphs_.size(); }
+
+ private:
+  struct Recorded {
+    StepForm form;
+    Graph graph;
+  };
+
+  DeviceExecutor() = default;
+  Status OpenCache(const ExecutorOptions& options);
+  Status Launch(const StepForm& form);
+  Status Download(const StepForm& form);
+  Status ScorePrompts(const StepBatch& batch);
+  Status ScoreRow(const StepBatch& batch, size_t row, uint32_t first, uint32_t count);
+
+  DeviceSetup setup_{};
+  ExecutorOptions options_;
+  std::unique_ptr<KvCache> cache_;
+  tinyserve_shape shape_{};
+  std::vector<DeviceSelector> selectors_;  // in memory of their own before a step names them
+  std::unique_ptr<DeviceStep> step_;
+  std::unique_ptr<DevicePlan> plan_;
+  std::unique_ptr<DeviceCounts> counts_;
+  std::vector<Recorded> graphs_;  // those used last at the end
+  Arena<PinnedMemory> pinned_;
+  Array<uint32_t> finite_{};  // [R]
+  Array<int32_t> drawn_{};    // [L]
+  Array<float> tops_{};       // [L]
+  Array<float> logits_{};     // [L][vocab]
+  Array<float> scoring_{};    // [logit_rows][vocab]
+  std::vector<int32_t> sampled_;
+  std::vector<std::vector<float>> logprobs_;
+  std::vector<std::vector<std::vector<TokenLogprob>>> top_logprobs_;
+  mutable std::vector<float> states_;  // [rows][dim] of the last step, once somebody asks
+  uint64_t steps_ = 0;
+};
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_DEVICE_DEVICE_EXECUTOR_H_

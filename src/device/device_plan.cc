@@ -1,0 +1,266 @@
+#include "device/device_plan.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/check.h"
+#include "kernels/cuda/append.h"
+#include "kernels/cuda/seal.h"
+
+namespace tinyserve::cuda {
+namespace {
+
+uint32_t Pages(uint32_t tokens, uint32_t page_tokens) {
+  return (tokens + page_tokens - 1) / page_tokens;
+}
+
+}  // namespace
+
+RowReads ReadsAt(const KvCache& cache, const DeviceSelector* selector, uint32_t position) {
+  const uint32_t page = cache.page_tokens(), tokens = position + 1;
+  const uint32_t raw = cache.coded(0) ? cache.RawBegin(position) : tokens;
+  RowReads reads{.pages = Pages(raw, page),
+                 .open = Pages(tokens - raw, page),
+                 .budget = 0,
+                 .scored = 0,
+                 .selects = selector != nullptr && !selector->ReadsAll(tokens)};
+  reads.budget = reads.pages;
+  if (!reads.selects) return reads;
+  const SelectorBudget& b = selector->spec.budget;
+  // The open pages are among those that are always read.
+  const auto of_these = [&](uint32_t n) { return n - std::min(n, reads.open); };
+  const uint32_t forced = b.sink + of_these(b.recent);
+  reads.budget = std::min(reads.pages, std::max(of_these(b.PagesOf(reads.pages + reads.open, page)),
+                                                std::min(forced, reads.pages)));
+  if (reads.budget < reads.pages && reads.budget > forced) reads.scored = reads.pages - forced;
+  return reads;
+}
+
+DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
+                       const std::vector<float>& frequencies, float magnitude, uint32_t tokens_max,
+                       uint32_t bucket_max)
+    : cache_(cache),
+      step_(step),
+      bucket_max_(bucket_max),
+      pairs_(static_cast<uint32_t>(frequencies.size())),
+      group_(step->query_group()),
+      coded_(cache->coded(0)) {
+  cos_sin_.reserve(uint64_t{tokens_max} * pairs_ * 2);
+  for (uint32_t position = 0; position < tokens_max; ++position) {
+    for (const float frequency : frequencies) {
+      // As on the CPU: the angle is rounded to f32, its sine is exact.
+      const float angle = static_cast<float>(position) * frequency;
+      cos_sin_.push_back(std::cos(angle) * magnitude);
+      cos_sin_.push_back(std::sin(angle) * magnitude);
+    }
+  }
+}
+
+void DevicePlan::Plan(const StepBatch& batch, std::span<const int32_t> tokens,
+                      const std::vector<DeviceSelector>& selectors) {
+  form_ = {.tokens_max = 1, .groups = 0};
+  runs_.clear();
+  PlaceRows(batch);
+  for (size_t r = 0; r < batch.rows.size(); ++r) FillRun(batch.rows[r], r, tokens, selectors);
+  if (!step_->prompt_decodes()) PlanPrompts(batch);
+  PlanLogits(batch);
+  if (replayable_) RoundUp();
+}
+
+// Generated rows first, in the order of the batch.
+void DevicePlan::PlaceRows(const StepBatch& batch) {
+  first_row_.assign(batch.rows.size(), 0);
+  table_of_.assign(batch.rows.size(), 0);
+  length_.clear();
+  for (const StepRow& row : batch.rows) length_.push_back(row.length);
+  replayable_ = true;
+  for (const TokenClass wanted : {TokenClass::kGenerated, TokenClass::kPrompt}) {
+    const bool prompt = wanted == TokenClass::kPrompt;
+    if (prompt) form_.first_prompt_table = form_.tables;
+    for (size_t r = 0; r < batch.rows.size(); ++r) {
+      const StepRow& row = batch.rows[r];
+      if (row.token_class != wanted) continue;
+      first_row_[r] = form_.rows();
+      table_of_[r] = form_.tables++;
+      (prompt ? form_.prompt : form_.generated) += row.length;
+      const bool plain = row.want == Want::kNothing || row.want == Want::kLogits;
+      replayable_ = replayable_ && !prompt && row.length == 1 && plain;
+    }
+  }
+  const StepInputs& in = step_->inputs();
+  TS_CHECK(form_.rows() > 0 && form_.rows() <= in.ids.host.count);
+  TS_CHECK(form_.tables <= in.runs.host.count);
+}
+
+void DevicePlan::ClearRow(uint32_t row) {
+  const StepInputs& in = step_->inputs();
+  in.ids.host.data[row] = -1;
+  in.positions.host.data[row] = kNoPosition;
+  in.table_of.host.data[row] = 0;
+  in.budgets.host.data[row] = in.newer.host.data[row] = 0;
+  for (uint32_t g = 0; g < kReadGroups; ++g) {
+    in.tokens[g].host.data[row] = 0;
+    if (coded_) in.raw_tokens[g].host.data[row] = 0;
+  }
+}
+
+void DevicePlan::FillRun(const StepRow& row, size_t r, std::span<const int32_t> tokens,
+                         const std::vector<DeviceSelector>& selectors) {
+  const StepInputs& in = step_->inputs();
+  FillTables(row, table_of_[r]);
+  ListPages(row);
+  const uint32_t open_first = coded_ ? cache_->open_first(row.slot) : 0;
+  for (uint32_t i = 0; i < row.length; ++i) {
+    const uint32_t at = first_row_[r] + i, position = row.first_position + i;
+    ClearRow(at);
+    in.ids.host.data[at] = tokens[row.first_input + i];
+    in.positions.host.data[at] = position - open_first;
+    in.table_of.host.data[at] = table_of_[r];
+    std::copy_n(cos_sin_.begin() + static_cast<ptrdiff_t>(uint64_t{position} * pairs_ * 2),
+                pairs_ * 2, in.cos_sin.host.data + uint64_t{at} * pairs_ * 2);
+    if (row.token_class == TokenClass::kGenerated || step_->prompt_decodes())
+      FillRow(row, at, position, selectors);
+  }
+}
+
+// What decode attention needs to know of a row.
+void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
+                         const std::vector<DeviceSelector>& selectors) {
+  const StepInputs& in = step_->inputs();
+  const bool generated = row.token_class == TokenClass::kGenerated;
+  const DeviceSelector* selector =
+      generated && row.selector != 0 ? &selectors[row.selector - 1] : nullptr;
+  const RowReads reads = ReadsAt(*cache_, selector, position);
+  const uint32_t group = reads.selects ? row.selector : 0;
+  form_.groups |= 1u << group;
+  in.budgets.host.data[at] = reads.budget;
+  in.newer.host.data[at] = reads.open;
+  const uint32_t raw = coded_ ? cache_->RawBegin(position) : position + 1;
+  in.tokens[group].host.data[at] = raw;
+  form_.tokens_max = std::max(form_.tokens_max, raw);
+  if (!coded_) return;
+  in.raw_tokens[group].host.data[at] = position + 1 - raw;
+  const PageView view = cache_->OpenView(row.slot, 0, raw, position + 1);
+  std::copy_n(view.pages, view.count, in.raw_tables.host.data + uint64_t{at} * step_->raw_pages());
+}
+
+void DevicePlan::FillTables(const StepRow& row, uint32_t table) {
+  const StepInputs& in = step_->inputs();
+  const uint32_t end = row.first_position + row.length;
+  const uint32_t in_blocks = coded_ ? cache_->codec().WindowBegin(end) : end;
+  if (in_blocks > 0) {
+    const PageView view = cache_->View(row.slot, 0, in_blocks);
+    std::copy_n(view.pages, view.count,
+                in.tables.host.data + uint64_t{table} * step_->table_pages());
+  }
+  if (!coded_) return;
+  const PageView open = cache_->OpenView(row.slot, 0, cache_->open_first(row.slot), end);
+  TS_CHECK(open.count <= step_->open_pages());
+  std::copy_n(open.pages, open.count,
+              in.open_tables.host.data + uint64_t{table} * step_->open_pages());
+}
+
+// Pages that the step fills: those of floats get records, those of full windows are coded.
+void DevicePlan::ListPages(const StepRow& row) {
+  const StepInputs& in = step_->inputs();
+  const uint32_t page = cache_->page_tokens(), end = row.first_position + row.length;
+  if (!coded_) {
+    if (end / page == row.first_position / page) return;
+    const PageView view = cache_->View(row.slot, 0, end);
+    for (uint32_t p = row.first_position / page; p < end / page; ++p)
+      in.full_pages.host.data[form_.full_pages++] = view.pages[p];
+    return;
+  }
+  const uint32_t first = cache_->RawBegin(row.first_position);
+  const uint32_t last = cache_->codec().WindowBegin(end);
+  if (last <= first) return;
+  const PageView open = cache_->OpenView(row.slot, 0, first, last);
+  const PageView blocks = cache_->View(row.slot, 0, last);
+  for (uint32_t p = 0; p < open.count; ++p) {
+    in.seal_from.host.data[form_.seal_pages] = open.pages[p];
+    in.seal_to.host.data[form_.seal_pages++] = blocks.pages[first / page + p];
+  }
+}
+
+void DevicePlan::PlanPrompts(const StepBatch& batch) {
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const StepRow& row = batch.rows[r];
+    if (row.token_class != TokenClass::kPrompt) continue;
+    runs_.push_back({.first_row = first_row_[r] - form_.generated,
+                     .rows = row.length,
+                     .first_position = row.first_position});
+  }
+  if (runs_.empty()) return;
+  const StepInputs& in = step_->inputs();
+  const std::vector<PromptBlock> blocks = PlanPromptBlocks(runs_, group_);
+  TS_CHECK(blocks.size() <= in.blocks.host.count);
+  std::copy(runs_.begin(), runs_.end(), in.runs.host.data);
+  std::copy(blocks.begin(), blocks.end(), in.blocks.host.data);
+  form_.runs = static_cast<uint32_t>(runs_.size());
+  form_.blocks = static_cast<uint32_t>(blocks.size());
+}
+
+// Rows whose token the device draws come first.
+void DevicePlan::PlanLogits(const StepBatch& batch) {
+  logits_at_.assign(batch.rows.size(), -1);
+  logits_count_.assign(batch.rows.size(), 0);
+  draws_.assign(batch.rows.size(), false);
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    draws_[r] = batch.rows[r].want == Want::kLogits && batch.rows[r].draw.on_device;
+    if (draws_[r]) AddWanted(batch.rows[r], r);
+  }
+  form_.drawn = form_.wanted;
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    if (!draws_[r]) AddWanted(batch.rows[r], r);
+  }
+}
+
+void DevicePlan::AddWanted(const StepRow& row, size_t r) {
+  const bool last = row.want == Want::kLogits || row.want == Want::kLogProbs;
+  const bool every = row.want == Want::kEveryLogits;
+  if (!last && !every) return;
+  const StepInputs& in = step_->inputs();
+  logits_at_[r] = static_cast<int32_t>(form_.wanted);
+  logits_count_[r] = every ? row.length : 1;
+  for (uint32_t i = every ? 0 : row.length - 1; i < row.length; ++i) {
+    TS_CHECK(form_.wanted < in.seeds.host.count);
+    const uint32_t at = form_.wanted++;
+    in.wanted.host.data[at] = first_row_[r] + i;
+    in.temperatures.host.data[at] = row.draw.temperature;
+    in.min_ps.host.data[at] = row.draw.min_p;
+    in.seeds.host.data[at] = row.draw.seed;
+    in.draw_positions.host.data[at] = uint64_t{row.first_position} + row.length;
+  }
+}
+
+// Rows up to a power of two, contexts up to a power of two of splits. Rows that are added are not
+// in use, logits that are added are those of the first row; all are drawn from, for nothing.
+void DevicePlan::RoundUp() {
+  const StepInputs& in = step_->inputs();
+  const uint32_t rows =
+      std::max(form_.generated, std::min(std::bit_ceil(form_.generated), bucket_max_));
+  const uint32_t row_pages = coded_ ? step_->raw_pages() : 1;
+  for (uint32_t row = form_.generated; row < rows; ++row) {
+    ClearRow(row);
+    std::fill_n(in.cos_sin.host.data + uint64_t{row} * pairs_ * 2, pairs_ * 2, 0.0f);
+  }
+  for (uint32_t i = form_.wanted; i < rows; ++i) in.wanted.host.data[i] = 0;
+  for (uint32_t i = form_.drawn; i < rows; ++i) {
+    in.temperatures.host.data[i] = in.min_ps.host.data[i] = 0;
+    in.seeds.host.data[i] = in.draw_positions.host.data[i] = 0;
+  }
+  if (!coded_) {
+    for (; form_.full_pages < rows; ++form_.full_pages)
+      in.full_pages.host.data[form_.full_pages] = kNoPage;
+  }
+  for (; coded_ && form_.seal_pages < rows * row_pages; ++form_.seal_pages)
+    in.seal_from.host.data[form_.seal_pages] = in.seal_to.host.data[form_.seal_pages] = kNoPage;
+  form_.generated = form_.wanted = form_.drawn = rows;
+  form_.tables = std::max(form_.tables, 1u);
+  const uint32_t splits = (form_.tokens_max + kSplitTokens - 1) / kSplitTokens;
+  form_.tokens_max =
+      std::min(std::bit_ceil(splits) * kSplitTokens, step_->table_pages() * cache_->page_tokens());
+}
+
+}  // namespace tinyserve::cuda

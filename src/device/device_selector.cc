@@ -1,0 +1,38 @@
+#include "device/device_selector.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string_view>
+
+#include "select/builtin.h"
+#include "select/builtin_parts.h"
+
+namespace tinyserve::cuda {
+
+Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
+  const auto refused = [&](const char* why) {
+    return Status(Code::kUnsupported,
+                  fmt::format("selector '{}': {}; a device computes full, box and moments, moments "
+                              "over pages of floats",
+                              spec.typed, why));
+  };
+  const auto builtins = BuiltinSelectors();
+  if (std::find(builtins.begin(), builtins.end(), spec.table) == builtins.end())
+    return refused("its code runs on the host, where the pages of a device are not");
+  const std::string_view name = spec.table->name;
+  const bool box = name == "box";
+  if (!box && name != "moments") return refused("there is no kernel of it");
+  if (!box && coded) return refused("coded pages have no moments on a device");
+  if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
+  DeviceSelector selector{.spec = spec,
+                          .kind = box ? ScoreKind::kBox : ScoreKind::kMoments,
+                          .pool = ScorePool::kMax,
+                          .alpha = 0};
+  const boost::json::object options = Options(spec.config_json.c_str());
+  if (!ReadPool(options, &selector.pool)) return refused("pool is not max, sum or softmax");
+  if (!box) selector.alpha = options.at("alpha").to_number<float>();
+  return selector;
+}
+
+}  // namespace tinyserve::cuda

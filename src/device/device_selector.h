@@ -1,0 +1,27 @@
+// Selectors that a device has kernels for.
+#ifndef TINYSERVE_DEVICE_DEVICE_SELECTOR_H_
+#define TINYSERVE_DEVICE_DEVICE_SELECTOR_H_
+
+#include "kernels/kernels.h"
+#include "select/selector.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve::cuda {
+
+struct DeviceSelector {
+  SelectorSpec spec;
+  ScoreKind kind;
+  ScorePool pool;
+  float alpha;
+
+  // Whether a query with this many tokens before and at it reads everything.
+  bool ReadsAll(uint32_t tokens) const { return tokens <= spec.budget.min_context; }
+};
+
+// REQUIRES: spec.table is not null ("full" is no selector). `coded`: whether pages are. Errors:
+// kUnsupported, naming what a device does not know and what it does.
+Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded);
+
+}  // namespace tinyserve::cuda
+
+#endif  // TINYSERVE_DEVICE_DEVICE_SELECTOR_H_

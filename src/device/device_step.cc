@@ -1,0 +1,513 @@
+#include "device/device_step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "kernels/cuda/append.h"
+#include "kernels/cuda/products.h"
+#include "kernels/cuda/sample.h"
+#include "kernels/cuda/seal.h"
+
+namespace tinyserve::cuda {
+namespace {
+
+// Decode attention is launched once, not in splits, where items are so many times the processors.
+constexpr uint32_t kFusedItems = 2;
+// Pages of a row whose scores one block keeps in shared memory beside its tiles.
+constexpr uint32_t kFusedPagesMax = 4096;
+
+template <class T>
+Array<const T> Const(const Array<T>& array) {
+  return {array.data, array.count};
+}
+template <class T>
+Array<T> From(const Array<T>& array, uint64_t first) {
+  return {array.data + first, array.count - first};
+}
+
+uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// A slab of the cache for all KV heads of its layer. `items`: of the pool; `head_stride`: bytes.
+template <class Byte>
+Slabs<Byte> SlabsOf(const KvSlab& first_head, uint64_t head_stride, uint32_t kv_heads,
+                    uint64_t items) {
+  const uint64_t last_extent = items == 0 ? 0 : (items - 1) >> first_head.extent_shift;
+  return {
+      .bytes = {first_head.base, last_extent * first_head.extent_stride + kv_heads * head_stride},
+      .head_stride = head_stride,
+      .extent_stride = first_head.extent_stride,
+      .extent_shift = first_head.extent_shift,
+      .item_bytes = first_head.page_bytes};
+}
+
+}  // namespace
+
+// ---- memory -------------------------------------------------------------------------------------
+
+Result<std::unique_ptr<DeviceStep>> DeviceStep::Create(const DeviceModel* model,
+                                                       const KvCache* cache,
+                                                       const DeviceStream* stream,
+                                                       const DeviceStepOptions& options) {
+  std::unique_ptr<DeviceStep> step(new DeviceStep);
+  step->model_ = model;
+  step->cache_ = cache;
+  step->stream_ = stream;
+  step->options_ = options;
+  step->Measure();
+  TS_RETURN_IF_ERROR(step->AllocateInputs());
+  TS_RETURN_IF_ERROR(step->AllocateActivations());
+  const Array<uint32_t>& zeros = step->arrived_;
+  TS_RETURN_IF_ERROR(
+      runtime::Fill(zeros.data, 0, zeros.count * sizeof(uint32_t), stream->handle()));
+  TS_RETURN_IF_ERROR(stream->Synchronize());
+  return Result<std::unique_ptr<DeviceStep>>(std::move(step));
+}
+
+void DeviceStep::Measure() {
+  const ModelConfig& c = model_->config();
+  const KvShape kv = cache_->shape(0);
+  coded_ = cache_->coded(0);
+  raw_type_ = cache_->open_shape(0).type;
+  prompt_decodes_ = coded_ || kv.type == KvType::kF32;
+  shape_ = {.type = kv.type,
+            .head_dim = c.head_dim,
+            .kv_heads = c.kv_heads,
+            .group = c.heads / c.kv_heads,
+            .page_tokens = kv.page_tokens};
+  q_dim_ = c.heads * c.head_dim;
+  qkv_dim_ = q_dim_ + 2 * c.kv_heads * c.head_dim;
+  cols_max_ = static_cast<uint32_t>(RoundUp(std::max({c.dim, q_dim_, c.ffn_dim}), kColsUnit));
+  attend_rows_ = options_.sequences_max;
+  const uint32_t page = kv.page_tokens, window = cache_->codec().group_tokens;
+  table_pages_ = cache_->BlocksFor(options_.sequence_tokens_max) * (cache_->block_tokens() / page);
+  open_pages_ = coded_ ? (options_.uncommitted_max + window) / page + 1 : 0;
+  raw_pages_ = coded_ ? window / page : 0;
+}
+
+Status DeviceStep::AllocateInputs() {
+  const auto add = [this](auto& upload, Checked count) {
+    pinned_.Add(&upload.host, count);
+    arena_.Add(&upload.device, count);
+  };
+  const Checked rows = options_.rows_max, sequences = options_.sequences_max;
+  const Checked logits = options_.logits_max;
+  StepInputs& in = inputs_;
+  for (auto* upload : {&in.positions, &in.table_of, &in.budgets, &in.newer}) add(*upload, rows);
+  add(in.ids, rows);
+  add(in.cos_sin, rows * Checked(2 * model_->frequencies().size()));
+  add(in.tables, sequences * Checked(table_pages_));
+  add(in.open_tables, sequences * Checked(open_pages_));
+  add(in.raw_tables, rows * Checked(raw_pages_));
+  for (uint32_t g = 0; g < kReadGroups; ++g) {
+    add(in.tokens[g], rows);
+    add(in.raw_tokens[g], coded_ ? rows : Checked(0));
+  }
+  add(in.runs, sequences);
+  add(in.blocks, rows * Checked(shape_.group) + sequences);
+  // A row fills a page and a window at most, where it is the only one of its sequence.
+  add(in.full_pages, rows);
+  for (auto* upload : {&in.seal_from, &in.seal_to}) add(*upload, rows * Checked(raw_pages_));
+  add(in.wanted, logits + Checked(options_.rows_max));
+  for (auto* upload : {&in.temperatures, &in.min_ps}) add(*upload, logits);
+  for (auto* upload : {&in.seeds, &in.draw_positions}) add(*upload, logits);
+  return pinned_.Allocate();
+}
+
+Status DeviceStep::AllocateActivations() {
+  const ModelConfig& c = model_->config();
+  const Checked rows = std::max(options_.rows_max, logit_rows()), logits = options_.logits_max;
+  const Checked vocab = c.vocab, cols = cols_max_;
+  arena_.Add(&x_, rows * Checked(c.dim));
+  arena_.Add(&qkv_, rows * Checked(qkv_dim_));
+  arena_.Add(&q_, rows * Checked(q_dim_));
+  arena_.Add(&o_, rows * Checked(q_dim_));
+  arena_.Add(&a_, rows * Checked(c.ffn_dim) * Checked(2));
+  arena_.Add(&floats_, rows * cols);
+  arena_.Add(&codes_, rows * Checked(cols_max_ / 4));
+  arena_.Add(&code_scales_, rows * Checked(cols_max_ / 32));
+  arena_.Add(&code_sums_, rows * Checked(cols_max_ / 32));
+  arena_.Add(&halves_, rows * cols);
+  arena_.Add(&half_scales_, rows);
+  const uint32_t tokens = table_pages_ * shape_.page_tokens + (coded_ ? kSplitTokens : 0);
+  const Checked items = Checked(attend_rows_) * Checked(c.kv_heads);
+  arena_.Add(&partials_, PartialFloats(shape_, attend_rows_, tokens));
+  arena_.Add(&arrived_, items);
+  const bool selects = cache_->meta_layout(0).kinds != 0;
+  const Checked lists = selects ? items * Checked(table_pages_) : Checked(0);
+  arena_.Add(&head_scores_, lists * Checked(shape_.group));
+  arena_.Add(&lists_, lists);
+  arena_.Add(&list_tokens_, items);
+  arena_.Add(&logits_, logits * vocab);
+  arena_.Add(&scoring_, Checked(logit_rows()) * vocab);
+  arena_.Add(&weights_, logits * vocab);
+  arena_.Add(&sums_, logits * Checked((c.vocab + 63) / 64));
+  arena_.Add(&finite_, rows);
+  arena_.Add(&drawn_, logits);
+  arena_.Add(&tops_, logits);
+  return arena_.Allocate();
+}
+
+Status DeviceStep::UploadInputs(const StepForm& form) const {
+  const StepInputs& in = inputs_;
+  const uint64_t rows = form.rows(), pairs = model_->frequencies().size();
+  const auto copy = [this](const auto& upload, uint64_t count) {
+    return upload.Copy(*stream_, count);
+  };
+  TS_RETURN_IF_ERROR(copy(in.ids, rows));
+  TS_RETURN_IF_ERROR(copy(in.positions, rows));
+  TS_RETURN_IF_ERROR(copy(in.table_of, rows));
+  TS_RETURN_IF_ERROR(copy(in.cos_sin, rows * pairs * 2));
+  TS_RETURN_IF_ERROR(copy(in.tables, uint64_t{form.tables} * table_pages_));
+  TS_RETURN_IF_ERROR(copy(in.open_tables, uint64_t{form.tables} * open_pages_));
+  TS_RETURN_IF_ERROR(copy(in.raw_tables, rows * raw_pages_));
+  for (uint32_t g = 0; g < kReadGroups; ++g) {
+    if ((form.groups >> g & 1) == 0) continue;
+    TS_RETURN_IF_ERROR(copy(in.tokens[g], rows));
+    if (coded_) TS_RETURN_IF_ERROR(copy(in.raw_tokens[g], rows));
+  }
+  if (form.groups > 1) {
+    TS_RETURN_IF_ERROR(copy(in.budgets, form.generated));
+    TS_RETURN_IF_ERROR(copy(in.newer, form.generated));
+  }
+  TS_RETURN_IF_ERROR(copy(in.runs, form.runs));
+  TS_RETURN_IF_ERROR(copy(in.blocks, form.blocks));
+  TS_RETURN_IF_ERROR(copy(in.full_pages, form.full_pages));
+  TS_RETURN_IF_ERROR(copy(in.seal_from, form.seal_pages));
+  TS_RETURN_IF_ERROR(copy(in.seal_to, form.seal_pages));
+  TS_RETURN_IF_ERROR(copy(in.wanted, form.wanted));
+  TS_RETURN_IF_ERROR(copy(in.temperatures, form.drawn));
+  TS_RETURN_IF_ERROR(copy(in.min_ps, form.drawn));
+  TS_RETURN_IF_ERROR(copy(in.seeds, form.drawn));
+  return copy(in.draw_positions, form.drawn);
+}
+
+// ---- launches -----------------------------------------------------------------------------------
+
+Status DeviceStep::LaunchAll(const StepForm& form, const std::vector<DeviceSelector>& selectors) {
+  const ModelConfig& c = model_->config();
+  TS_RETURN_IF_ERROR(Embed({.embedding = model_->embedding(),
+                            .ids = inputs_.ids.part(0, form.rows()),
+                            .rows = form.rows(),
+                            .cols = c.dim,
+                            .x = x_,
+                            .add = false},
+                           stream_->handle()));
+  for (uint32_t l = 0; l < c.layers; ++l) TS_RETURN_IF_ERROR(RunLayer(form, l, selectors));
+  TS_RETURN_IF_ERROR(CheckFinite(
+      {.x = Const(x_), .rows = form.rows(), .cols = c.dim, .finite = finite_}, stream_->handle()));
+  for (uint32_t i = 0; i < form.wanted; i += logit_rows()) {
+    TS_RETURN_IF_ERROR(LaunchLogits(i, std::min(logit_rows(), form.wanted - i),
+                                    From(logits_, uint64_t{i} * c.vocab)));
+  }
+  if (form.drawn == 0) return Status();
+  return Sample({.logits = Const(logits_),
+                 .rows = form.drawn,
+                 .vocab = c.vocab,
+                 .temperatures = inputs_.temperatures.part(0, form.drawn),
+                 .min_ps = inputs_.min_ps.part(0, form.drawn),
+                 .seeds = inputs_.seeds.part(0, form.drawn),
+                 .positions = inputs_.draw_positions.part(0, form.drawn),
+                 .allowed = {},
+                 .weights = weights_,
+                 .sums = sums_,
+                 .tokens = drawn_,
+                 .tops = tops_},
+                stream_->handle());
+}
+
+Status DeviceStep::LaunchLogits(uint32_t first, uint32_t count, const Array<float>& to) {
+  const ModelConfig& c = model_->config();
+  const DeviceLinear& head = model_->head();
+  const StepForm rows{.generated = count};
+  TS_RETURN_IF_ERROR(Make({.source = RowSource::kRmsNorm,
+                           .x = Const(x_),
+                           .x_stride = c.dim,
+                           .from = inputs_.wanted.part(first, count),
+                           .rows = count,
+                           .cols = c.dim,
+                           .weight = model_->final_norm(),
+                           .bias = {},
+                           .eps = c.norm_eps,
+                           .to = {.floats = head.takes_floats ? floats_ : Array<float>{},
+                                  .codes = head.takes_codes ? codes_ : Array<uint32_t>{},
+                                  .code_scales = head.takes_codes ? code_scales_ : Array<float>{},
+                                  .code_sums = head.takes_codes ? code_sums_ : Array<uint32_t>{},
+                                  .halves = {},
+                                  .half_scales = {}}},
+                          stream_->handle()));
+  return Multiply(rows, head, to, c.vocab, Epilogue::kStore);
+}
+
+Status DeviceStep::RunLayer(const StepForm& form, uint32_t l,
+                            const std::vector<DeviceSelector>& selectors) {
+  const ModelConfig& c = model_->config();
+  const DeviceLayer& layer = model_->layers()[l];
+  TS_RETURN_IF_ERROR(
+      MakeForms(form, RowSource::kRmsNorm, x_, c.dim, layer.attention_norm, layer.qkv));
+  TS_RETURN_IF_ERROR(Multiply(form, layer.qkv, qkv_, qkv_dim_, Epilogue::kStore));
+  TS_RETURN_IF_ERROR(Append(form, l));
+  TS_RETURN_IF_ERROR(Seal(form, l));
+  TS_RETURN_IF_ERROR(Attend(form, l, selectors));
+  TS_RETURN_IF_ERROR(MakeForms(form, RowSource::kPlain, o_, q_dim_, {}, layer.attention_out));
+  TS_RETURN_IF_ERROR(Multiply(form, layer.attention_out, x_, c.dim, Epilogue::kAdd));
+
+  TS_RETURN_IF_ERROR(
+      MakeForms(form, RowSource::kRmsNorm, x_, c.dim, layer.ffn_norm, layer.gate_up));
+  const bool gated = layer.gate_up.gated;
+  TS_RETURN_IF_ERROR(Multiply(form, layer.gate_up, a_, gated ? c.ffn_dim : 2 * c.ffn_dim,
+                              gated ? Epilogue::kSwiGlu : Epilogue::kStore));
+  TS_RETURN_IF_ERROR(MakeForms(form, gated ? RowSource::kPlain : RowSource::kGated, a_, c.ffn_dim,
+                               {}, layer.down));
+  return Multiply(form, layer.down, x_, c.dim, Epilogue::kAdd);
+}
+
+Status DeviceStep::MakeForms(const StepForm& form, RowSource source, const Array<float>& x,
+                             uint32_t cols, const Array<const float>& norm,
+                             const DeviceLinear& next) {
+  const uint32_t stride = source == RowSource::kGated ? 2 * cols : cols;
+  MakeRows make{.source = source,
+                .x = Const(x),
+                .x_stride = stride,
+                .from = {},
+                .rows = form.generated,
+                .cols = cols,
+                .weight = norm,
+                .bias = {},
+                .eps = model_->config().norm_eps,
+                .to = {}};
+  if (next.takes_floats) make.to.floats = floats_;
+  if (next.takes_codes) {
+    make.to.codes = codes_;
+    make.to.code_scales = code_scales_;
+    make.to.code_sums = code_sums_;
+  }
+  if (form.generated > 0) TS_RETURN_IF_ERROR(Make(make, stream_->handle()));
+  if (form.prompt == 0) return Status();
+  make.x = Const(From(x, uint64_t{form.generated} * stride));
+  make.rows = form.prompt;
+  make.to = {};
+  make.to.halves = halves_;
+  make.to.half_scales = half_scales_;
+  return Make(make, stream_->handle());
+}
+
+Status DeviceStep::Multiply(const StepForm& form, const DeviceLinear& linear,
+                            const Array<float>& out, uint32_t stride, Epilogue epilogue) {
+  for (const DeviceLinear::Part& part : linear.parts) {
+    ProductOut to{
+        .bias = {}, .out = From(out, part.out_offset), .stride = stride, .epilogue = epilogue};
+    if (linear.bias.count != 0) to.bias = {linear.bias.data + part.out_offset, part.weights.rows};
+    if (form.generated > 0) {
+      TS_RETURN_IF_ERROR(
+          MultiplyGenerated({.weights = part.weights,
+                             .coded = {Const(codes_), Const(code_scales_), Const(code_sums_)},
+                             .floats = Const(floats_),
+                             .rows = form.generated,
+                             .to = to},
+                            stream_->handle()));
+    }
+    if (form.prompt == 0) continue;
+    to.out = From(to.out, uint64_t{form.generated} * stride);
+    TS_RETURN_IF_ERROR(MultiplyPrompt({.weights = part.weights,
+                                       .acts = {Const(halves_), Const(half_scales_)},
+                                       .rows = form.prompt,
+                                       .to = to},
+                                      stream_->handle()));
+  }
+  return Status();
+}
+
+// ---- pages --------------------------------------------------------------------------------------
+
+DevicePages DeviceStep::PagesOf(uint32_t l) const {
+  const KvSlab slab = cache_->slab(0, l, 0);
+  const uint64_t pages =
+      uint64_t{cache_->pool(0).total()} * (cache_->block_tokens() / shape_.page_tokens);
+  return {.slabs = SlabsOf<const uint8_t>(slab, uint64_t{slab.page_bytes} << slab.extent_shift,
+                                          shape_.kv_heads, pages),
+          .v_offset = slab.v_offset};
+}
+
+DevicePages DeviceStep::RawPagesOf(uint32_t l) const {
+  if (!coded_) return PagesOf(l);
+  const KvSlab slab = cache_->open_slab(0, l, 0);
+  const uint64_t pages = cache_->open_pool(0).total();
+  return {.slabs = SlabsOf<const uint8_t>(slab, pages * slab.page_bytes, shape_.kv_heads, pages),
+          .v_offset = slab.v_offset};
+}
+
+Slabs<uint8_t> DeviceStep::RecordsOf(uint32_t l) const {
+  const KvSlab slab = cache_->records(0, l, 0);
+  const uint64_t pages =
+      uint64_t{cache_->pool(0).total()} * (cache_->block_tokens() / shape_.page_tokens);
+  return SlabsOf<uint8_t>(slab, uint64_t{slab.page_bytes} << slab.extent_shift, shape_.kv_heads,
+                          pages);
+}
+
+namespace {
+
+Slabs<uint8_t> Writable(const Slabs<const uint8_t>& slabs) {
+  return {.bytes = {const_cast<uint8_t*>(slabs.bytes.data), slabs.bytes.count},
+          .head_stride = slabs.head_stride,
+          .extent_stride = slabs.extent_stride,
+          .extent_shift = slabs.extent_shift,
+          .item_bytes = slabs.item_bytes};
+}
+Slabs<const uint8_t> ReadOnly(const Slabs<uint8_t>& slabs) {
+  return {.bytes = {slabs.bytes.data, slabs.bytes.count},
+          .head_stride = slabs.head_stride,
+          .extent_stride = slabs.extent_stride,
+          .extent_shift = slabs.extent_shift,
+          .item_bytes = slabs.item_bytes};
+}
+
+}  // namespace
+
+Status DeviceStep::Append(const StepForm& form, uint32_t l) {
+  const ModelConfig& c = model_->config();
+  const DevicePages pages = RawPagesOf(l);
+  const Upload<uint32_t>& tables = coded_ ? inputs_.open_tables : inputs_.tables;
+  return AppendRotated({.rows = form.rows(),
+                        .heads = c.heads,
+                        .kv_heads = c.kv_heads,
+                        .head_dim = c.head_dim,
+                        .rotary_dim = c.rope.dims,
+                        .interleaved = c.rope.interleaved,
+                        .qkv = Const(qkv_),
+                        .cos_sin = Const(inputs_.cos_sin.device),
+                        .positions = inputs_.positions.part(0, form.rows()),
+                        .table_of = inputs_.table_of.part(0, form.rows()),
+                        .table_pages = coded_ ? open_pages_ : table_pages_,
+                        .tables = Const(tables.device),
+                        .q = q_,
+                        .type = raw_type_,
+                        .page_tokens = shape_.page_tokens,
+                        .pages = Writable(pages.slabs),
+                        .v_offset = pages.v_offset},
+                       stream_->handle());
+}
+
+Status DeviceStep::Seal(const StepForm& form, uint32_t l) {
+  const MetaLayout layout = cache_->meta_layout(0);
+  if (coded_) {
+    return SealRanges({.shape = shape_,
+                       .open_type = raw_type_,
+                       .open = RawPagesOf(l),
+                       .pages = Writable(PagesOf(l).slabs),
+                       .records = RecordsOf(l),
+                       .range_at = layout.spread_at,
+                       .from = {inputs_.seal_from.part(0, form.seal_pages)},
+                       .to = {inputs_.seal_to.part(0, form.seal_pages)}},
+                      stream_->handle());
+  }
+  if (layout.kinds == 0) return Status();
+  return Summarise(shape_, PagesOf(l), layout, RecordsOf(l),
+                   {inputs_.full_pages.part(0, form.full_pages)}, stream_->handle());
+}
+
+// ---- attention ----------------------------------------------------------------------------------
+
+Status DeviceStep::Attend(const StepForm& form, uint32_t l,
+                          const std::vector<DeviceSelector>& selectors) {
+  const uint32_t decoded = prompt_decodes_ ? form.rows() : form.generated;
+  for (uint32_t first = 0; first < decoded; first += attend_rows_) {
+    const uint32_t rows = std::min(attend_rows_, decoded - first);
+    for (uint32_t g = 0; g < kReadGroups; ++g) {
+      if ((form.groups >> g & 1) == 0) continue;
+      const DeviceSelector* selector = g == 0 ? nullptr : &selectors[g - 1];
+      if (selector != nullptr && l < selector->spec.budget.dense_layers) selector = nullptr;
+      TS_RETURN_IF_ERROR(AttendRows(form, l, first, rows, selector, g));
+    }
+  }
+  return prompt_decodes_ ? Status() : AttendPromptRows(form, l);
+}
+
+DecodeStep DeviceStep::RowsOf(const StepForm&, uint32_t first, uint32_t rows,
+                              uint32_t group) const {
+  return {.rows = rows,
+          .table_pages = table_pages_,
+          .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+          .tables = Const(inputs_.tables.device),
+          .table_of = inputs_.table_of.part(first, rows),
+          .tokens = inputs_.tokens[group].part(first, rows),
+          .q = Const(From(q_, uint64_t{first} * q_dim_)),
+          .out = From(o_, uint64_t{first} * q_dim_),
+          .partials = partials_,
+          .arrived = arrived_};
+}
+
+OpenTokens DeviceStep::RawOf(uint32_t l, uint32_t first, uint32_t rows, uint32_t group) const {
+  return {
+      .type = raw_type_,
+      .pages = RawPagesOf(l),
+      .table_pages = raw_pages_,
+      .tables = inputs_.raw_tables.part(uint64_t{first} * raw_pages_, uint64_t{rows} * raw_pages_),
+      .tokens = inputs_.raw_tokens[group].part(first, rows),
+      .tokens_max = raw_pages_ * shape_.page_tokens};
+}
+
+Selection DeviceStep::SelectionOf(const StepForm& form, uint32_t first, uint32_t rows,
+                                  const DeviceSelector& selector) const {
+  const SelectorBudget& budget = selector.spec.budget;
+  const uint32_t pages_max = (form.tokens_max + shape_.page_tokens - 1) / shape_.page_tokens;
+  const uint32_t most = std::max(budget.PagesOf(pages_max, shape_.page_tokens),
+                                 std::min(pages_max, budget.sink + budget.recent));
+  return {
+      .kind = selector.kind,
+      .pool = selector.pool,
+      .alpha = selector.alpha,
+      .sink = budget.sink,
+      .recent = budget.recent,
+      .pages_max = pages_max,
+      .budgets = inputs_.budgets.part(first, rows),
+      .newer = coded_ ? inputs_.newer.part(first, rows) : Array<const uint32_t>{},
+      .head_scores = head_scores_,
+      .chosen = {.list_pages = std::min(most, pages_max), .lists = lists_, .tokens = list_tokens_}};
+}
+
+Status DeviceStep::AttendRows(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
+                              const DeviceSelector* selector, uint32_t group) {
+  const Stream stream = stream_->handle();
+  const DecodeStep step = RowsOf(form, first, rows, group);
+  const DevicePages pages = PagesOf(l);
+  if (selector == nullptr && !coded_)
+    return AttendDense(shape_, pages, step, form.tokens_max, stream);
+  const MetaLayout layout = cache_->meta_layout(0);
+  const Slabs<const uint8_t> records = ReadOnly(RecordsOf(l));
+  const CodedPages coded{pages.slabs, records, layout.spread_at};
+  if (selector == nullptr) {
+    return AttendCoded(shape_, coded, step, RawOf(l, first, rows, group), nullptr, form.tokens_max,
+                       stream);
+  }
+  const Selection selection = SelectionOf(form, first, rows, *selector);
+  const DeviceRecords of_pages{.slabs = records,
+                               .channels = layout.channels,
+                               .box_at = layout.box_at,
+                               .moments_at = layout.moments_at,
+                               .range_at = coded_ ? layout.spread_at : kNoRange};
+  if (coded_) {
+    return AttendCodedSparse(shape_, coded, of_pages, step, RawOf(l, first, rows, group), selection,
+                             stream);
+  }
+  const bool fused = rows * shape_.kv_heads >= kFusedItems * options_.processors &&
+                     selection.pages_max <= kFusedPagesMax;
+  return (fused ? AttendFused : AttendInTwo)(shape_, pages, of_pages, step, selection, stream);
+}
+
+Status DeviceStep::AttendPromptRows(const StepForm& form, uint32_t l) {
+  if (form.prompt == 0) return Status();
+  const uint64_t first = uint64_t{form.generated} * q_dim_;
+  const uint64_t table = uint64_t{form.first_prompt_table} * table_pages_;
+  return AttendPrompt(shape_, PagesOf(l),
+                      {.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+                       .table_pages = table_pages_,
+                       .runs = inputs_.runs.part(0, form.runs),
+                       .blocks = inputs_.blocks.part(0, form.blocks),
+                       .tables = inputs_.tables.part(table, uint64_t{form.runs} * table_pages_),
+                       .q = Const(From(q_, first)),
+                       .out = From(o_, first)},
+                      stream_->handle());
+}
+
+}  // namespace tinyserve::cuda

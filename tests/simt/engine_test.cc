@@ -1,0 +1,128 @@
+// The engine on a device, by its public API: what holds on the CPU holds there.
+#include "tinyserve/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/golden/golden_run.h"
+#include "tests/simt/engine_testing.h"
+
+namespace tinyserve {
+namespace {
+
+TEST(EngineOnADevice, WritesTheGoldenText) {
+  const golden::GoldenFile golden(kFolder + "llama-llama3.golden.gguf");
+  auto engine = OpenTiny([](EngineOptions* o) { o->model_path = kFolder + "llama-llama3.gguf"; });
+  ASSERT_NE(engine, nullptr);
+  EXPECT_EQ(engine->info().target.substr(0, 6), "cuda:0");
+  Request request;
+  request.prompt = golden.Ints("golden.short.prompt");
+  const std::vector<int32_t> want = golden.Ints("golden.short.greedy");
+  request.max_tokens = static_cast<uint32_t>(want.size());
+  request.ignore_eos = true;
+  const Answer answer = Ask(engine.get(), request);
+  EXPECT_TRUE(answer.status.ok()) << answer.status.message();
+  EXPECT_EQ(answer.tokens, want);
+}
+
+// The device's own draw, of a recorded step, and the host's from its logits.
+TEST(EngineOnADevice, TokensAreTheSameWhoeverDrawsThem) {
+  auto engine = OpenTiny();
+  for (const float temperature : {0.0f, 0.8f}) {
+    Request request = Prompt(20, 6, 6);
+    request.sampling.temperature = temperature;
+    request.sampling.seed = 11;
+    const Answer by_host = Ask(engine.get(), request);  // log-probabilities are wanted
+    request.top_logprobs = -1;
+    const Answer by_device = Ask(engine.get(), request);
+    EXPECT_TRUE(by_device.status.ok()) << by_device.status.message();
+    EXPECT_EQ(by_host.tokens, by_device.tokens);
+  }
+}
+
+TEST(EngineOnADevice, PromptsAreScored) {
+  Request request = Prompt(12, 3, 1);
+  request.prompt_logprobs = true;
+  const Answer on_device = Ask(OpenTiny().get(), request);
+  const Answer on_cpu = Ask(OpenTiny([](EngineOptions* o) { o->device = "cpu"; }).get(), request);
+  ASSERT_EQ(on_device.prompt_logprobs.size(), 11u) << on_device.status.message();
+  ASSERT_EQ(on_cpu.prompt_logprobs.size(), 11u);
+  for (size_t i = 0; i < 11; ++i)
+    EXPECT_NEAR(on_device.prompt_logprobs[i], on_cpu.prompt_logprobs[i], 0.08) << i;
+}
+
+TEST(EngineOnADevice, PoolsStates) {
+  Request request = Prompt(12, 3, 0);
+  request.pooling = Pooling::kMean;
+  const Answer on_device = Ask(OpenTiny().get(), request);
+  const Answer on_cpu = Ask(OpenTiny([](EngineOptions* o) { o->device = "cpu"; }).get(), request);
+  ASSERT_EQ(on_device.embedding.size(), 256u) << on_device.status.message();
+  double product = 0;
+  for (size_t i = 0; i < 256; ++i)
+    product += double{on_device.embedding[i]} * double{on_cpu.embedding[i]};
+  EXPECT_GT(product, 0.999);
+}
+
+TEST(EngineOnADevice, CancelsGiveEverythingBack) {
+  auto engine = OpenTiny();
+  Answer answer;
+  const auto id = engine->Submit(Prompt(20, 1, 130), CollectInto(&answer));
+  ASSERT_TRUE(id.ok());
+  engine->Cancel(*id);
+  engine->Wait(*id);
+  EXPECT_EQ(answer.finish, FinishReason::kCancelled);
+  EXPECT_EQ(engine->stats().blocks_used, 0u);
+  EXPECT_TRUE(Ask(engine.get(), Prompt(5, 2, 1)).status.ok());
+}
+
+// As the CPU does, which counts what it has chosen.
+TEST(EngineOnADevice, CountsWhatSelectionReads) {
+  for (const char* kv : {"f16", "int8"}) {
+    SelectionStats stats[2];
+    for (const bool cpu : {false, true}) {
+      auto engine = OpenTiny([&](EngineOptions* o) {
+        o->selector = kTinyBox;
+        o->kv = kv;
+        if (cpu) o->device = "cpu";
+      });
+      const Answer answer = Ask(engine.get(), Prompt(90, 1, 4));
+      ASSERT_TRUE(answer.status.ok()) << answer.status.message();
+      stats[cpu] = engine->stats().selection;
+    }
+    EXPECT_GT(stats[0].queries, 0u);
+    EXPECT_LT(stats[0].pages_read, stats[0].pages_held);
+    EXPECT_EQ(stats[0].queries, stats[1].queries);
+    EXPECT_EQ(stats[0].pages_held, stats[1].pages_held);
+    EXPECT_EQ(stats[0].pages_scored, stats[1].pages_scored) << kv;
+    EXPECT_EQ(stats[0].pages_read, stats[1].pages_read) << kv;
+  }
+}
+
+void ExpectRefused(const Change& change, const std::string& part) {
+  const Status status = Engine::Open(TinyOptions(change)).status();
+  EXPECT_EQ(status.code(), Code::kUnsupported) << status.message();
+  EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+}
+
+TEST(EngineOnADevice, SaysWhatItCannotCompute) {
+  ExpectRefused([](EngineOptions* o) { o->kv = "planes"; }, "no kernels of such pages");
+  ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "device");
+  ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
+  ExpectRefused([](EngineOptions* o) { o->step_plugins = {"early_exit"}; }, "run on the host");
+  ExpectRefused([](EngineOptions* o) { o->compute = "f32"; }, "compute fast");
+  ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; },
+                "heads of 16 channels");
+  ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "gpt2.gguf"; }, "gpt2");
+  // What may be chosen is: the CPU's.
+  const auto engine = OpenTiny([](EngineOptions* o) {
+    o->device = "auto";
+    o->model_path = kFolder + "llama.gguf";
+  });
+  ASSERT_NE(engine, nullptr);
+  EXPECT_EQ(engine->info().target.find("cuda"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tinyserve

@@ -1,0 +1,216 @@
+// A device's executor against the CPU's and against itself without graphs, on models made here.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "engine/backend.h"
+#include "kernels/tables.h"
+#include "tests/support/gguf_builder.h"
+
+namespace tinyserve {
+namespace {
+
+constexpr uint32_t kDim = 128, kHeads = 2, kKvHeads = 1, kHeadDim = 64, kFfn = 96, kVocab = 70;
+
+std::vector<uint8_t> Noise(uint64_t count, double middle, double reach, SplitMix64* random) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    const double unit = static_cast<double>(random->Next() >> 11) * 0x1.0p-53;
+    value = static_cast<float>(middle + (2 * unit - 1) * reach);
+  }
+  std::vector<uint8_t> bytes(count * sizeof(float));
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+// Two layers of qwen2: biases of queries, keys and values, rotated halves; a head of its own.
+std::vector<uint8_t> QwenFile(double head_reach = 0.15) {
+  SplitMix64 random(42);
+  GgufBuilder b;
+  b.String("general.architecture", "qwen2");
+  b.Uint32("qwen2.block_count", 2).Uint32("qwen2.embedding_length", kDim);
+  b.Uint32("qwen2.attention.head_count", kHeads).Uint32("qwen2.attention.head_count_kv", kKvHeads);
+  b.Uint32("qwen2.feed_forward_length", kFfn).Uint32("qwen2.context_length", 256);
+  b.Float32("qwen2.attention.layer_norm_rms_epsilon", 1e-5f);
+  const auto matrix = [&](const std::string& name, uint64_t cols, uint64_t rows) {
+    b.Tensor(name, DType::kF32, {cols, rows}, Noise(cols * rows, 0, 0.15, &random));
+  };
+  const auto vector = [&](const std::string& name, uint64_t count, double middle, double reach) {
+    b.Tensor(name, DType::kF32, {count}, Noise(count, middle, reach, &random));
+  };
+  matrix("token_embd.weight", kDim, kVocab);
+  b.Tensor("output.weight", DType::kF32, {kDim, kVocab},
+           Noise(kDim * kVocab, 0, head_reach, &random));
+  vector("output_norm.weight", kDim, 1, 0.2);
+  for (uint32_t l = 0; l < 2; ++l) {
+    const auto name = [l](const char* part) { return fmt::format("blk.{}.{}", l, part); };
+    vector(name("attn_norm.weight"), kDim, 1, 0.2);
+    vector(name("ffn_norm.weight"), kDim, 1, 0.2);
+    matrix(name("attn_q.weight"), kDim, kHeads * kHeadDim);
+    matrix(name("attn_k.weight"), kDim, kKvHeads * kHeadDim);
+    matrix(name("attn_v.weight"), kDim, kKvHeads * kHeadDim);
+    vector(name("attn_q.bias"), kHeads * kHeadDim, 0, 0.5);
+    vector(name("attn_k.bias"), kKvHeads * kHeadDim, 0, 0.5);
+    vector(name("attn_v.bias"), kKvHeads * kHeadDim, 0, 0.5);
+    matrix(name("attn_output.weight"), kHeads * kHeadDim, kDim);
+    matrix(name("ffn_gate.weight"), kDim, kFfn);
+    matrix(name("ffn_up.weight"), kDim, kFfn);
+    matrix(name("ffn_down.weight"), kFfn, kDim);
+  }
+  return b.Build();
+}
+
+ExecutorOptions OptionsFor(const std::string& kv, const std::string& selector) {
+  return {.kv = kv,
+          .kv_memory_bytes = 4 << 20,
+          .sequences_max = 3,
+          .sequence_tokens_max = 128,
+          .step_tokens_max = 40,
+          .selectors = {selector}};
+}
+
+// The logits of every token of two sequences: a prompt, then generated tokens side by side.
+std::vector<std::vector<float>> LogitsOf(Backend* backend, const std::string& kv,
+                                         const std::string& selector) {
+  auto created = backend->CreateExecutor(OptionsFor(kv, selector));
+  EXPECT_TRUE(created.ok()) << created.status().message();
+  Executor* executor = created->get();
+  const uint32_t selects = *executor->FindSelector(selector);
+  std::vector<std::vector<float>> all;
+  const auto run = [&](const StepBatch& batch) {
+    const Status ran = executor->RunStep(batch);
+    EXPECT_TRUE(ran.ok()) << ran.message();
+    for (size_t r = 0; ran.ok() && r < batch.rows.size(); ++r) {
+      EXPECT_TRUE(executor->finite(r));
+      const std::span<float> logits = executor->logits(r);
+      all.emplace_back(logits.begin(), logits.end());
+      executor->cache()->Commit(batch.rows[r].slot,
+                                batch.rows[r].first_position + batch.rows[r].length);
+    }
+  };
+  const auto token = [](uint32_t sequence, uint32_t position) {
+    return static_cast<int32_t>((position * 11 + sequence * 29 + position * position) % kVocab);
+  };
+  constexpr uint32_t kPrompt = 37, kGenerated = 4;
+  std::vector<SequenceSlot> slots;
+  for (uint32_t s = 0; s < 2; ++s) {
+    slots.push_back(*executor->cache()->AddSequence());
+    StepBatch batch;
+    batch.rows.push_back({.slot = slots[s],
+                          .first_position = 0,
+                          .length = kPrompt,
+                          .first_input = 0,
+                          .token_class = TokenClass::kPrompt,
+                          .want = Want::kLogits});
+    for (uint32_t i = 0; i < kPrompt; ++i) batch.inputs.push_back(token(s, i));
+    EXPECT_TRUE(executor->cache()->Reserve(slots[s], kPrompt).ok());
+    run(batch);
+  }
+  for (uint32_t i = 0; i < kGenerated; ++i) {
+    StepBatch batch;
+    for (uint32_t s = 0; s < 2; ++s) {
+      batch.rows.push_back({.slot = slots[s],
+                            .first_position = kPrompt + i,
+                            .length = 1,
+                            .first_input = s,
+                            .token_class = TokenClass::kGenerated,
+                            .want = Want::kLogits,
+                            .selector = selects});
+      batch.inputs.push_back(token(s, kPrompt + i));
+      EXPECT_TRUE(executor->cache()->Reserve(slots[s], kPrompt + i + 1).ok());
+    }
+    run(batch);
+  }
+  return all;
+}
+
+class DeviceExecutors : public testing::Test {
+ protected:
+  DeviceExecutors() : threads_(1) { Use(QwenFile()); }
+  void Use(std::vector<uint8_t> bytes) {
+    bytes_ = std::move(bytes);
+    file_ = *GgufFile::Parse(bytes_, "qwen2");
+  }
+  std::unique_ptr<Backend> Device(bool graphs = true) {
+    auto backend = OpenDeviceBackend(*file_, {.index = 0,
+                                              .kv = "f16",
+                                              .selector = "full",
+                                              .compute = Compute::kFast,
+                                              .graphs = graphs,
+                                              .threads = &threads_,
+                                              .progress = {}});
+    EXPECT_TRUE(backend.ok()) << backend.status().message();
+    return *std::move(backend);
+  }
+  std::unique_ptr<Backend> Cpu() {
+    return *OpenCpuBackend(
+        *file_,
+        {.kernels = RefKernels(), .compute = Compute::kF32, .threads = &threads_, .progress = {}});
+  }
+
+  std::vector<uint8_t> bytes_;
+  ThreadPool threads_;
+  std::unique_ptr<GgufFile> file_;
+};
+
+void ExpectNear(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b,
+                double within) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    for (size_t t = 0; t < a[i].size(); ++t) ASSERT_NEAR(a[i][t], b[i][t], within) << i << " " << t;
+  }
+}
+
+// Weights of floats: what differs is rounding, of prompt rows to f16.
+TEST_F(DeviceExecutors, ComputeQwenAsTheCpuDoes) {
+  const auto cpu = Cpu(), device = Device();
+  for (const char* kv : {"f32", "f16"})
+    ExpectNear(LogitsOf(device.get(), kv, "full"), LogitsOf(cpu.get(), kv, "full"), 0.03);
+}
+
+// Pages are chosen by scores: where they are equal but for rounding, so are the logits.
+TEST_F(DeviceExecutors, SelectAsTheCpuDoes) {
+  const char* box = "box:ratio=0.5,min_tokens=0,min_context=16,recent=1,sink=0";
+  const auto cpu = Cpu(), device = Device();
+  const auto chosen = LogitsOf(device.get(), "f16", box);
+  ExpectNear(chosen, LogitsOf(cpu.get(), "f16", box), 0.03);
+  EXPECT_NE(chosen.back(), LogitsOf(device.get(), "f16", "full").back());
+}
+
+TEST_F(DeviceExecutors, DrawNothingFromLogitsThatAreNoNumbers) {
+  for (const double reach : {0.15, 1e38}) {
+    Use(QwenFile(reach));
+    const auto backend = Device();
+    auto executor = *backend->CreateExecutor(OptionsFor("f16", "full"));
+    StepBatch batch;
+    batch.rows.push_back({.slot = *executor->cache()->AddSequence(),
+                          .first_position = 0,
+                          .length = 3,
+                          .first_input = 0,
+                          .token_class = TokenClass::kPrompt,
+                          .want = Want::kLogits,
+                          .draw = {.on_device = true}});
+    batch.inputs = {1, 2, 3};
+    ASSERT_TRUE(executor->cache()->Reserve(batch.rows[0].slot, 3).ok());
+    const Status ran = executor->RunStep(batch);
+    ASSERT_TRUE(ran.ok()) << ran.message();
+    EXPECT_TRUE(executor->finite(0));
+    ASSERT_TRUE(executor->drawn(0).has_value());
+    EXPECT_EQ(*executor->drawn(0) >= 0, reach < 1);
+  }
+}
+
+TEST_F(DeviceExecutors, GraphsChangeNoBit) {
+  const auto plain = Device(false), graphs = Device(true);
+  for (const char* kv : {"f16", "int8"}) {
+    const char* box = "box:ratio=0.4,min_tokens=0,min_context=16,recent=1";
+    EXPECT_EQ(LogitsOf(plain.get(), kv, box), LogitsOf(graphs.get(), kv, box)) << kv;
+  }
+}
+
+}  // namespace
+}  // namespace tinyserve
