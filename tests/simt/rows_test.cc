@@ -195,14 +195,14 @@ TEST(DeviceRows, WhatIsNoNumberDoesNotSpread) {
 }
 
 TEST(DeviceRows, RowsThatHoldNoNumbersAreFound) {
-  constexpr uint32_t kRows = 5, kCols = 300;
-  std::vector<float> x = RandomRows(kRows * kCols, 4);
-  x[1 * kCols + 299] = NAN;
-  x[2 * kCols] = -INFINITY;
-  x[4 * kCols + 130] = INFINITY;
+  constexpr uint32_t kRows = 5, kWidth = 300;
+  std::vector<float> x = RandomRows(kRows * kWidth, 4);
+  x[1 * kWidth + 299] = NAN;
+  x[2 * kWidth] = -INFINITY;
+  x[4 * kWidth + 130] = INFINITY;
   std::vector<uint32_t> finite(kRows, 7);
   const Status status = CheckFinite(
-      {.x = ConstArrayOf(x), .rows = kRows, .cols = kCols, .finite = ArrayOf(finite)}, nullptr);
+      {.x = ConstArrayOf(x), .rows = kRows, .cols = kWidth, .finite = ArrayOf(finite)}, nullptr);
   ASSERT_TRUE(status.ok()) << status.message();
   EXPECT_EQ(finite, (std::vector<uint32_t>{1, 0, 0, 1, 0}));
 }
