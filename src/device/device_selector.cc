@@ -25,6 +25,7 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
   if (!box && name != "moments") return refused("there is no kernel of it");
   if (!box && coded) return refused("coded pages have no moments on a device");
   if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
+  if (spec.budget.rest_means) return refused("means of what is not read are not kept there");
   DeviceSelector selector{.spec = spec,
                           .kind = box ? ScoreKind::kBox : ScoreKind::kMoments,
                           .pool = ScorePool::kMax,

@@ -110,6 +110,7 @@ TEST(EngineOnADevice, SaysWhatItCannotCompute) {
   ExpectRefused([](EngineOptions* o) { o->kv = "planes"; }, "no kernels of such pages");
   ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "device");
   ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
+  ExpectRefused([](EngineOptions* o) { o->selector = "box:rest=mean"; }, "are not kept there");
   ExpectRefused([](EngineOptions* o) { o->step_plugins = {"early_exit"}; }, "run on the host");
   ExpectRefused([](EngineOptions* o) { o->compute = "f32"; }, "compute fast");
   ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; },
