@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "base/random.h"
 #include "engine/backend.h"
 #include "kernels/tables.h"
+#include "tests/golden/golden_run.h"
 #include "tests/support/gguf_builder.h"
 
 namespace tinyserve {
@@ -163,6 +165,45 @@ void ExpectNear(const std::vector<std::vector<float>>& a, const std::vector<std:
   for (size_t i = 0; i < a.size(); ++i) {
     for (size_t t = 0; t < a[i].size(); ++t) ASSERT_NEAR(a[i][t], b[i][t], within) << i << " " << t;
   }
+}
+
+// Logits after each of a prompt's first tokens. The distances are those that
+// tests/golden/models_test.cc allows fast compute.
+TEST_F(DeviceExecutors, AreNearTheReference) {
+  const std::string path = TS_SOURCE_DIR "/tests/golden/tiny/llama-q4_k";
+  const golden::GoldenFile golden(path + ".golden.gguf");
+  const std::vector<int32_t> prompt = golden.Ints("golden.short.prompt");
+  const std::vector<int32_t> positions = golden.Ints("golden.short.positions");
+  file_ = *GgufFile::Open(path + ".gguf");
+  const auto backend = Device();
+  ExecutorOptions options = OptionsFor("bf16", "full");
+  options.logits_max = options.step_tokens_max;
+  auto executor = *backend->CreateExecutor(options);
+  const auto length =
+      static_cast<uint32_t>(std::min<size_t>(prompt.size(), options.step_tokens_max));
+  StepBatch batch;
+  batch.rows.push_back({.slot = *executor->cache()->AddSequence(),
+                        .first_position = 0,
+                        .length = length,
+                        .first_input = 0,
+                        .token_class = TokenClass::kPrompt,
+                        .want = Want::kEveryLogits});
+  batch.inputs.assign(prompt.begin(), prompt.begin() + length);
+  ASSERT_TRUE(executor->cache()->Reserve(batch.rows[0].slot, length).ok());
+  const Status ran = executor->RunStep(batch);
+  ASSERT_TRUE(ran.ok()) << ran.message();
+  const std::span<const float> logits = executor->logits(0);
+  const size_t vocab = logits.size() / length;
+  uint32_t compared = 0;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    if (positions[i] >= static_cast<int32_t>(length)) continue;
+    const auto row = logits.subspan(static_cast<size_t>(positions[i]) * vocab, vocab);
+    const auto d = golden::DistanceOf({row.begin(), row.end()}, golden.Row("short.logits", i));
+    EXPECT_LE(d.max, 0.08) << "at position " << positions[i];
+    EXPECT_LE(d.rms, 0.025) << "at position " << positions[i];
+    ++compared;
+  }
+  EXPECT_GE(compared, 1u);
 }
 
 // Weights of floats: what differs is rounding, of prompt rows to f16.
