@@ -130,13 +130,15 @@ Status DeviceExecutor::Launch(const StepForm& form) {
   auto found = std::find_if(graphs_.begin(), graphs_.end(),
                             [&](const Recorded& recorded) { return recorded.form == form; });
   if (found == graphs_.end()) {
+    // Run plainly first: a kernel's first launch may load its code, which a recording must not.
+    TS_RETURN_IF_ERROR(step_->LaunchAll(form, selectors_));
     TS_ASSIGN_OR_RETURN(Graph graph,
                         stream.Capture([&] { return step_->LaunchAll(form, selectors_); }));
     if (graphs_.size() >= kGraphsMax) graphs_.erase(graphs_.begin());
     graphs_.push_back({form, std::move(graph)});
-  } else {
-    std::rotate(found, found + 1, graphs_.end());
+    return Status();
   }
+  std::rotate(found, found + 1, graphs_.end());
   return stream.Launch(graphs_.back().graph);
 }
 
