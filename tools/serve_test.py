@@ -222,6 +222,26 @@ class Serve(unittest.TestCase):
         self.assertEqual(self.server.ask("GET", path)[1]["status"], "cancelled")
         connection.close()
 
+    def test_a_response_in_the_background_is_asked_for(self):
+        def ended(path):
+            deadline = time.monotonic() + 20
+            while (response := self.server.ask("GET", path)[1])["status"] == "in_progress":
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            return response
+
+        asked = {"input": "Hi", "max_output_tokens": 4, "ignore_eos": True, "temperature": 0}
+        status, begun, _ = self.server.post("/v1/responses", **asked, background=True)
+        self.assertEqual((status, begun["status"], begun["output"]), (200, "in_progress", []))
+        response = ended("/v1/responses/" + begun["id"])
+        self.assertEqual(response["usage"]["output_tokens"], 4)
+        self.assertEqual(response["output"][0]["content"],
+                         self.server.post("/v1/responses", **asked)[1]["output"][0]["content"])
+        begun = self.server.post("/v1/responses", input="a", ignore_eos=True, background=True)[1]
+        path = "/v1/responses/" + begun["id"]
+        self.assertEqual(self.server.post(path + "/cancel")[1]["status"], "cancelled")
+        self.assertEqual(ended(path)["status"], "cancelled")
+
     def test_embeddings_of_texts_and_of_their_tokens(self):
         texts = ["The cat sat", "A dog", "The cat sat on the mat"]
         status, reply, _ = self.server.post("/v1/embeddings", input=texts)

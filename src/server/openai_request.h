@@ -72,6 +72,7 @@ struct ResponseRequest {
   std::string instructions;
   std::string previous;  // id of the response that it goes on from; "": none
   bool store = true;
+  bool background = false;   // the reply does not wait for the answer
   boost::json::array input;  // the items of `conversation`, as the API has them, with ids
   boost::json::object echo;  // members of the request that the response repeats
 };

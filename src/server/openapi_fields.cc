@@ -152,7 +152,7 @@ constexpr ApiField kResponse[] = {
     {"user", kShortText},
     {"safety_identifier", kShortText},
     {"prompt_cache_key", kShortText},
-    {"background", R"({"enum": [false, null]})"},
+    {"background", R"({"type": ["boolean", "null"]})"},
     {"truncation", R"({"enum": ["disabled", null]})"},
     {"top_logprobs", R"({"type": ["integer", "null"], "minimum": 0, "maximum": 0})"},
     {"reasoning", R"({"type": ["object", "null"], "properties": {}})"}};

@@ -65,10 +65,6 @@ void ReadText(Fields* fields, std::optional<ApiError>* error, GenerationOptions*
 
 // Fields of which only the value that asks for nothing is allowed.
 void ReadFixed(Fields* fields, std::optional<ApiError>* error) {
-  bool background = false;
-  fields->Bool("background", &background);
-  if (background)
-    fields->Fail("background", "'background': this server answers while its client waits alone");
   std::string truncation = "disabled";
   fields->String("truncation", kWordBytesMax, &truncation);
   if (truncation != "disabled")
@@ -113,7 +109,7 @@ json::object EchoOf(const json::object& request, const ResponseRequest& parsed) 
   }
   echo["tools"] = std::move(tools);
   repeat("user", nullptr);
-  echo["background"] = false;
+  echo["background"] = parsed.background;
   echo["max_tool_calls"] = nullptr;
   echo["reasoning"] = {{"effort", nullptr}, {"summary", nullptr}};
   echo["store"] = parsed.store;
@@ -122,6 +118,16 @@ json::object EchoOf(const json::object& request, const ResponseRequest& parsed) 
   echo["top_logprobs"] = 0;
   echo["truncation"] = "disabled";
   return echo;
+}
+
+// A response that nobody waits for is asked for again: it must be kept.
+void ReadBackground(Fields* fields, ResponseRequest* request) {
+  fields->Bool("background", &request->background);
+  if (!request->background) return;
+  if (request->options.stream)
+    fields->Fail("background", "'background' with 'stream' is not supported by this server");
+  if (!request->store)
+    fields->Fail("background", "'background' needs 'store': nobody could ask for the response");
 }
 
 // Sixteen short texts by name: what a response may carry for its owner.
@@ -174,6 +180,7 @@ std::optional<ResponseRequest> ParseResponseRequest(std::string_view body,
     request.options.max_tokens = tokens;
   }
   fields.Bool("store", &request.store);
+  ReadBackground(&fields, &request);
   CheckMetadata(&fields);
   for (const char* name : {"user", "safety_identifier", "prompt_cache_key"}) {
     std::string text;

@@ -82,11 +82,13 @@ class ResponseWork : public ReplyWork {
     Tell("response.in_progress", {{"response", response_}});
   }
   ~ResponseWork() override {
-    if (!ended_) End("cancelled");  // the client has left
+    if (!ended_) End("cancelled");  // the client has left, or the server stops
   }
   ResponseWork(const ResponseWork&) = delete;
   ResponseWork& operator=(const ResponseWork&) = delete;
 
+  // As far as it has come.
+  std::string Json() const { return ToJson(response_); }
   void SetWake(std::function<void()> wake) override { generation_->SetWake(std::move(wake)); }
   bool Advance(std::string* out) override {
     for (const Arrival& arrival : generation_->Take()) Take(arrival.event);
@@ -97,7 +99,7 @@ class ResponseWork : public ReplyWork {
   HttpReply Whole() override {
     if (error_) return ErrorReply(*error_);
     HttpReply reply;
-    reply.body = ToJson(response_);
+    reply.body = Json();
     return reply;
   }
 
@@ -260,9 +262,12 @@ HttpReply Respond(const Service& service, const HttpRequest& http) {
     if (error->param == "max_tokens") error->param = "max_output_tokens";
     return ErrorReply(*error);
   }
-  return GenerationHttpReply(std::make_unique<ResponseWork>(service, std::move(generation),
-                                                            prompt->form, std::move(asked)),
-                             options.stream);
+  auto work = std::make_unique<ResponseWork>(service, std::move(generation), prompt->form,
+                                             std::move(asked));
+  if (!request->background) return GenerationHttpReply(std::move(work), options.stream);
+  HttpReply begun = JsonReply(work->Json());
+  service.background()->Run(std::move(work));
+  return begun;
 }
 
 HttpReply OneResponse(const Service& service, const HttpRequest& http) {
@@ -277,6 +282,10 @@ HttpReply OneResponse(const Service& service, const HttpRequest& http) {
 }
 
 HttpReply DeleteResponse(const Service& service, const HttpRequest& http) {
+  // Of one that runs in the background nobody would ever see more.
+  const auto stored = service.responses()->Find(http.client, IdOf(http));
+  if (stored != nullptr && json::parse(stored->response).at("background") == true)
+    service.responses()->Cancel(http.client, IdOf(http));
   if (!service.responses()->Erase(http.client, IdOf(http)))
     return ErrorReply(NoSuchResponse(IdOf(http), "response_id"));
   return JsonReply(

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <boost/json/serialize.hpp>
+#include <chrono>
+#include <thread>
 
 #include "server/service_testing.h"
 
@@ -267,11 +269,65 @@ TEST_F(ResponsesTest, AFormatBindsTheAnswer) {
   EXPECT_EQ(json::parse(refused.body).at("error").at("param"), "text.format.schema");
 }
 
+// Nobody waits for the reply of the request: its response is asked for until it has ended.
+TEST_F(ResponsesTest, OneInTheBackgroundIsAskedForAndCancelled) {
+  const auto begin = [this] {
+    const HttpReply reply = Post("/v1/responses", R"({"input": "q", "background": true})");
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_EQ(reply.work, nullptr);
+    json::object begun = json::parse(reply.body).as_object();
+    EXPECT_EQ(begun.at("status"), "in_progress");
+    EXPECT_EQ(begun.at("background"), true);
+    return "/v1/responses/" + IdOf(begun);
+  };
+  const auto ended = [this](const std::string& path) {
+    for (int i = 0; i < 500; ++i) {
+      json::object response = GetJson(path);
+      if (response.at("status") != "in_progress") return response;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ADD_FAILURE() << path << " does not end";
+    return json::object();
+  };
+  const std::string path = begin();
+  EXPECT_EQ(GetJson(path).at("status"), "in_progress");
+  engine_.Say(1, "Yes");
+  engine_.Say(1, ".");
+  engine_.Finish(1, FinishReason::kStop);
+  const json::object response = ended(path);
+  EXPECT_EQ(response.at("status"), "completed");
+  EXPECT_EQ(response.at("output").at(0).at("content").at(0).at("text"), "Yes.");
+  EXPECT_EQ(Ask("POST", path + "/cancel").status, 400);
+
+  const std::string other = begin();
+  engine_.Say(2, "Y");
+  EXPECT_EQ(json::parse(Ask("POST", other + "/cancel").body).at("status"), "cancelled");
+  EXPECT_TRUE(engine_.submitted.at(2).cancelled);
+  engine_.Finish(2, FinishReason::kCancelled);
+  EXPECT_EQ(ended(other).at("status"), "cancelled");
+  EXPECT_EQ(ended(other).at("output").at(0).at("content").at(0).at("text"), "Y");
+
+  // To delete one cancels it.
+  EXPECT_EQ(Ask("DELETE", begin()).status, 200);
+  EXPECT_TRUE(engine_.submitted.at(3).cancelled);
+  engine_.Finish(3, FinishReason::kCancelled);
+}
+
+// As the server stops.
+TEST_F(ResponsesTest, WhatRunsInTheBackgroundEndsWithTheService) {
+  Post("/v1/responses", R"({"input": "q", "background": true})");
+  engine_.Say(1, "Y");
+  service_.reset();
+  EXPECT_TRUE(engine_.submitted.at(1).cancelled);
+}
+
 TEST_F(ResponsesTest, WhatIsNotSupportedIsRefusedByName) {
   const struct {
     const char *fields, *param;
   } cases[] = {
-      {R"("background": true)", "background"},
+      {R"("background": 1)", "background"},
+      {R"("background": true, "stream": true)", "background"},
+      {R"("background": true, "store": false)", "background"},
       {R"("truncation": "auto")", "truncation"},
       {R"("include": ["x"])", "include"},
       {R"("reasoning": {"effort": "low"})", "reasoning.effort"},

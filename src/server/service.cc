@@ -48,7 +48,8 @@ Service::Service(ServiceOptions options, ApiKeys* keys, Metrics* metrics)
       metrics_(metrics),
       created_(std::time(nullptr)),
       responses_(std::make_unique<ResponseStore>(options_.responses)),
-      limits_(options_.limits) {}
+      limits_(options_.limits),
+      background_(std::make_unique<BackgroundWork>()) {}
 
 void Service::SetEngine(Engine* engine) {
   limits_.models = options_.models;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/api_keys.h"
+#include "server/background_work.h"
 #include "server/http_types.h"
 #include "server/metrics.h"
 #include "server/openai_request.h"
@@ -56,6 +57,7 @@ class Service : public HttpHandler {
   Engine* engine() const { return engine_.load(std::memory_order_acquire); }
   Metrics* metrics() const { return metrics_; }
   ResponseStore* responses() const { return responses_.get(); }
+  BackgroundWork* background() const { return background_.get(); }
   double loading() const { return loading_; }
   bool stopping() const { return stopping_; }
   // Says whose a request is. Prompts of clients with different keys share nothing, nor do those of
@@ -75,6 +77,7 @@ class Service : public HttpHandler {
   std::atomic<Engine*> engine_{nullptr};
   std::atomic<double> loading_{0};
   std::atomic<bool> stopping_{false};
+  const std::unique_ptr<BackgroundWork> background_;  // ends first: it uses all of the above
 };
 
 }  // namespace tinyserve

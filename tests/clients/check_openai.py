@@ -3,6 +3,7 @@
 
 import json
 import sys
+import time
 import typing
 import unittest
 
@@ -139,6 +140,21 @@ class OpenAi(unittest.TestCase):
             if event.type == "response.created":
                 self.assertEqual(self.client.responses.cancel(event.response.id).status, "cancelled")
         self.assertEqual((event.type, event.response.status), ("response.incomplete", "cancelled"))
+
+    def test_responses_in_the_background(self):
+        def ended(response):
+            while response.status in ("queued", "in_progress"):
+                time.sleep(0.1)
+                response = self.client.responses.retrieve(response.id)
+            return response
+
+        options = {"model": self.model, "input": "What is 2 + 2?", "temperature": 0, "max_output_tokens": 8}
+        self.assertEqual(ended(self.client.responses.create(**options, background=True)).output_text,
+                         self.client.responses.create(**options).output_text)
+        endless = self.client.responses.create(**{**options, "max_output_tokens": 2000}, background=True,
+                                               extra_body={"ignore_eos": True})
+        self.client.responses.cancel(endless.id)
+        self.assertEqual(ended(endless).status, "cancelled")
 
     def test_responses_with_functions_and_a_schema(self):
         class Sum(pydantic.BaseModel):
