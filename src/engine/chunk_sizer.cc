@@ -1,39 +1,101 @@
 #include "engine/chunk_sizer.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace tinyserve {
 namespace {
 
-// Of a new time. Depth makes prompt tokens dearer while a prompt is computed, which is to be
-// followed, and single steps are disturbed, which is not.
+// Of a new time. The costs' form is known only roughly, so that times drift with depth, which is to
+// be followed; single steps are disturbed, which is not.
 constexpr double kNew = 0.3;
-// Until both times are known.
-constexpr uint32_t kFirst = 64;
+// A step may be held up, but none is too fast: of generation, whose time is seldom seen while
+// prompts run, what took longer counts less, and nothing counts as more than twice as long.
+constexpr double kLonger = 0.1, kHeldUp = 2;
+// Cheaper chunks say nothing of a unit's time.
+constexpr double kFewUnits = 4;
+// Before the first chunk beside generation: a unit there may take so much longer than one alone.
+constexpr double kCaution = 1.5;
+// A step that generates this share of tokens more or less takes about as long.
+constexpr double kAlike = 0.25;
 
-void Follow(double seconds, double* mean) {
-  *mean = *mean == 0 ? seconds : (1 - kNew) * *mean + kNew * seconds;
+void Follow(double seconds, double weight, double* mean) {
+  if (*mean == 0) *mean = seconds;
+  *mean += weight * (std::min(seconds, kHeldUp * *mean) - *mean);
+}
+
+bool Alike(uint32_t a, uint32_t b) {
+  return std::abs(static_cast<double>(a) - b) <= kAlike * std::min(a, b);
 }
 
 }  // namespace
 
-void ChunkSizer::Observe(uint32_t generated, uint32_t prompt, double seconds) {
-  if (prompt == 0) {
-    if (generated > 0) Follow(seconds, &generated_seconds_);
-    return;
-  }
-  if (generated > 0 && generated_seconds_ == 0) return;
-  const double of_prompt = seconds - (generated > 0 ? generated_seconds_ : 0);
-  // A few tokens, or less time than generation alone took, say nothing of one token's time.
-  if (prompt < kLeast || of_prompt <= 0) return;
-  Follow(of_prompt / prompt, &prompt_seconds_);
+double PromptCost::Of(uint32_t tokens, uint32_t depth) const {
+  // Token i of the chunk sees depth + i others.
+  return tokens * (1 + slope * (depth + tokens / 2.0)) + read_tokens * slope * depth;
 }
 
-uint32_t ChunkSizer::tokens() const {
-  if (generated_seconds_ == 0 || prompt_seconds_ == 0) return std::min(kFirst, most_);
-  const double fit = kPromptShare * generated_seconds_ / prompt_seconds_;
-  const double whole = std::min(fit, static_cast<double>(most_));
-  return std::max(kLeast, static_cast<uint32_t>(whole) / kLeast * kLeast);
+uint32_t PromptCost::Fitting(double units, uint32_t depth) const {
+  const double left = units - read_tokens * slope * depth;
+  if (left <= 0) return 0;
+  // The root of Of(tokens) = units.
+  const double first = 1 + slope * depth;
+  const double tokens = 2 * left / (first + std::sqrt(first * first + 2 * slope * left));
+  return tokens >= UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(tokens);
+}
+
+uint32_t PromptBudget::Take(uint32_t depth, uint32_t wanted) {
+  if (units_ <= 0) return 0;
+  const uint32_t fitting = cost_.Fitting(units_, depth);
+  const uint32_t least = taken_ ? 0 : kLeast;
+  const uint32_t tokens = std::min({std::max(fitting, least), wanted, tokens_});
+  if (tokens == 0) return 0;
+  taken_ = true;
+  tokens_ -= tokens;
+  units_ -= cost_.Of(tokens, depth);
+  return tokens;
+}
+
+bool ChunkSizer::Knows(uint32_t generating) const {
+  return generated_ != 0 && age_ < kStale && Alike(generating, generated_);
+}
+
+uint32_t ChunkSizer::RangeOf(uint32_t depth) const {
+  constexpr double kPerRange = 0.3;  // of a token's products, its attention
+  return std::min(kRanges - 1, static_cast<uint32_t>(cost_.slope * depth / kPerRange));
+}
+
+double ChunkSizer::UnitSeconds(uint32_t depth) const {
+  for (uint32_t range = RangeOf(depth) + 1; range > 0; --range) {
+    if (beside_seconds_[range - 1] != 0) return beside_seconds_[range - 1];
+  }
+  return kCaution * alone_seconds_;
+}
+
+void ChunkSizer::Observe(uint32_t generated, double units, uint32_t depth, double seconds) {
+  if (units == 0) {
+    if (generated == 0) return;
+    if (generated_ == 0 || !Alike(generated, generated_)) generated_seconds_ = 0;
+    Follow(seconds, seconds > generated_seconds_ ? kLonger : kNew, &generated_seconds_);
+    generated_ = generated;
+    age_ = 0;
+    return;
+  }
+  if (generated > 0) ++age_;
+  if (units < kFewUnits) return;
+  if (generated == 0) return Follow(seconds / units, kNew, &alone_seconds_);
+  // Less than generation alone took says nothing.
+  if (generated_ == 0 || !Alike(generated, generated_) || seconds <= generated_seconds_) return;
+  Follow((seconds - generated_seconds_) / units, kNew, &beside_seconds_[RangeOf(depth)]);
+}
+
+PromptBudget ChunkSizer::BudgetBeside(uint32_t generating, uint32_t depth,
+                                      uint32_t tokens_max) const {
+  if (!Knows(generating)) return {cost_, 0, tokens_max};
+  const double unit = UnitSeconds(depth);
+  // A chunk of the least size will tell.
+  if (unit == 0) return {cost_, 1, tokens_max};
+  return {cost_, kPromptShare * generated_seconds_ / unit, tokens_max};
 }
 
 }  // namespace tinyserve

@@ -6,27 +6,80 @@
 
 namespace tinyserve {
 
-// A prompt that arrives makes the steps of running streams longer. Chunks are kept so small that a
-// step with one takes a fixed multiple of the time of one without, by the times that steps took:
-// streams stay readable, and prompts still get more than half of the machine. Times come in; pure.
-class ChunkSizer {
+// What a chunk of a prompt costs, in the cost of a prompt's first token (a unit). Pure.
+struct PromptCost {
+  // What each earlier position adds to a token: its attention, over the products of one token.
+  double slope = 0;
+  // Every chunk reads and converts all that came before it, for as much as the attention of so many
+  // more tokens.
+  double read_tokens = 0;
+
+  // Of a chunk of `tokens` tokens after `depth` others.
+  double Of(uint32_t tokens, uint32_t depth) const;
+  // Tokens after `depth` others that cost at most so much; may be none.
+  uint32_t Fitting(double units, uint32_t depth) const;
+};
+
+// What the prompts of one step may cost, and have.
+class PromptBudget {
  public:
-  // Of a step without a prompt, what its prompt tokens may take.
-  static constexpr double kPromptShare = 1.25;
+  // The first prompt's chunk, where the budget is not empty: prompts go on however deep they are.
+  // Of fewer tokens, most of a deep chunk's time would be its reading of what came before.
   static constexpr uint32_t kLeast = 16;
 
-  // most: tokens of a step, at least kLeast.
-  explicit ChunkSizer(uint32_t most) : most_(most) {}
+  PromptBudget(const PromptCost& cost, double units, uint32_t tokens_max = UINT32_MAX)
+      : cost_(cost), units_(units), tokens_(tokens_max) {}
 
-  // A step took so long: with `generated` tokens of generation and `prompt` tokens of prompts.
-  void Observe(uint32_t generated, uint32_t prompt, double seconds);
-  // Prompt tokens of the next step that generates.
-  uint32_t tokens() const;
+  // Tokens for a prompt of which `depth` have been computed and `wanted` have not, at least 1; what
+  // they cost is taken off.
+  uint32_t Take(uint32_t depth, uint32_t wanted);
 
  private:
-  const uint32_t most_;
-  double generated_seconds_ = 0;  // of a step that only generates; 0: none was seen
-  double prompt_seconds_ = 0;     // of a token; 0: none was seen
+  PromptCost cost_;
+  double units_;  // left
+  uint32_t tokens_;
+  bool taken_ = false;
+};
+
+// A prompt that arrives makes the steps of running streams longer. Chunks are kept so small that a
+// step with one takes a fixed multiple of the time of one without, by the times that steps took.
+// Times come in; pure.
+//
+// With the share s of a step's time that prompts may take beside it, streams' steps become 1 + s
+// times as long, and a prompt needs e * (1 + 1 / s) times its time alone, where e is what small
+// chunks cost more than large ones. To hold 3 and 2.5, with single steps a seventh longer than
+// most: s <= 1.6, and e <= 1.5 then. A chunk's reading of what came before
+// (PromptCost::read_tokens) is what makes e.
+class ChunkSizer {
+ public:
+  static constexpr double kPromptShare = 1.6;
+  // Steps with a prompt, after which one goes without, so that its time stays known.
+  static constexpr uint32_t kStale = 64;
+
+  explicit ChunkSizer(const PromptCost& cost) : cost_(cost) {}
+
+  const PromptCost& cost() const { return cost_; }
+  // A step took so long: with `generated` tokens of generation, and prompts that cost `units`, the
+  // first of them at `depth`.
+  void Observe(uint32_t generated, double units, uint32_t depth, double seconds);
+  // For a step that generates so many tokens and goes on with a prompt at `depth`. Empty where the
+  // time of such a step is not known: it will be, by this one.
+  PromptBudget BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max) const;
+
+ private:
+  // The costs' form is known only roughly: units are timed by ranges of depth.
+  static constexpr uint32_t kRanges = 5;
+  bool Knows(uint32_t generating) const;
+  uint32_t RangeOf(uint32_t depth) const;
+  double UnitSeconds(uint32_t depth) const;  // 0: not known
+
+  const PromptCost cost_;
+  // Of a step that only generates; 0: none was seen.
+  double generated_seconds_ = 0;
+  uint32_t generated_ = 0;  // tokens of it
+  uint32_t age_ = 0;        // steps with prompts since
+  // Of a unit; 0: none was seen. Small chunks beside generation and large ones alone differ.
+  double beside_seconds_[kRanges] = {}, alone_seconds_ = 0;
 };
 
 }  // namespace tinyserve

@@ -2,39 +2,188 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
 namespace tinyserve {
 namespace {
 
-TEST(ChunkSizer, KeepsStepsWithAPromptToAMultiple) {
-  ChunkSizer sizer(512);
-  EXPECT_EQ(sizer.tokens(), 64u);
-  for (int i = 0; i < 20; ++i) sizer.Observe(4, 0, 0.040);
-  EXPECT_EQ(sizer.tokens(), 64u);
-  for (int i = 0; i < 20; ++i) {
-    const uint32_t n = sizer.tokens();
-    sizer.Observe(4, n, 0.040 + 0.0005 * n);
+// As the engine takes it of a model of 135 million weights.
+constexpr PromptCost kCost{.slope = 1.0 / 5600, .read_tokens = 20};
+
+// A machine's own times, which the sizer knows by the steps that it sees alone.
+struct Machine {
+  // Roughly those of two cores with that model, and keys in f16.
+  double generation = 0.006;  // s, of a step of running streams
+  double token = 0.0003;      // s, of a prompt's first
+  PromptCost cost = {.slope = 1.0 / 6000, .read_tokens = 15};
+  double beside = 1;  // what small chunks cost more
+
+  double Chunk(uint32_t tokens, uint32_t depth) const {
+    return tokens == 0 ? 0 : token * beside * cost.Of(tokens, depth);
   }
-  // 1.25 * 40 ms / 0.5 ms = 100
-  EXPECT_EQ(sizer.tokens(), 96u);
+  double Alone(uint32_t tokens, uint32_t chunk) const {
+    double seconds = 0;
+    for (uint32_t done = 0; done < tokens; done += chunk) seconds += token * cost.Of(chunk, done);
+    return seconds;
+  }
+};
+
+constexpr uint32_t kStreams = 4, kChunk = 512;
+
+// The streams' own prompts, then streams alone.
+void Warm(const Machine& machine, ChunkSizer* sizer) {
+  for (int i = 0; i < 8; ++i)
+    sizer->Observe(0, kCost.Of(kChunk, 512), 512, machine.token * machine.cost.Of(kChunk, 512));
+  for (int i = 0; i < 20; ++i) sizer->Observe(kStreams, 0, 0, machine.generation);
 }
 
-TEST(ChunkSizer, StaysInItsLimits) {
-  ChunkSizer sizer(256);
-  sizer.Observe(1, 0, 0.001);
-  sizer.Observe(0, 100, 1.0);
-  EXPECT_EQ(sizer.tokens(), ChunkSizer::kLeast);
-  for (int i = 0; i < 50; ++i) sizer.Observe(0, 100, 1e-4);
-  EXPECT_EQ(sizer.tokens(), 256u);  // 1.25 ms of 1 us tokens would be more
-  EXPECT_EQ(ChunkSizer(32).tokens(), 32u);
+// The steps from a prompt's arrival to its end, in seconds.
+std::vector<double> Arrive(const Machine& machine, uint32_t prompt, ChunkSizer* sizer,
+                           double disturbed = 0) {
+  std::mt19937 random(7);
+  std::vector<double> steps;
+  for (uint32_t done = 0; done < prompt;) {
+    PromptBudget budget = sizer->BudgetBeside(kStreams, done, UINT32_MAX);
+    const uint32_t tokens = budget.Take(done, prompt - done);
+    double seconds = machine.generation + machine.Chunk(tokens, done);
+    seconds *= 1 + disturbed * static_cast<double>(random() % 1000) / 1000;
+    sizer->Observe(kStreams, tokens == 0 ? 0 : kCost.Of(tokens, done), done, seconds);
+    steps.push_back(seconds);
+    done += tokens;
+  }
+  return steps;
+}
+
+double Sum(const std::vector<double>& steps) {
+  double sum = 0;
+  for (const double seconds : steps) sum += seconds;
+  return sum;
+}
+
+// Whatever the machine, and however roughly the costs' form is known.
+TEST(ChunkSizer, NoStepIsLongerThanThreeFromTheFirstChunkOn) {
+  for (const double generation : {0.003, 0.005, 0.02}) {
+    for (const double slope : {0.6, 1.0, 1.6}) {
+      for (const double read : {0.7, 1.0, 1.5}) {
+        for (const double beside : {0.8, 1.0, 1.2}) {
+          Machine machine{.generation = generation, .beside = beside};
+          machine.cost = {.slope = slope * kCost.slope, .read_tokens = read * kCost.read_tokens};
+          SCOPED_TRACE(testing::Message() << generation << " s, slope " << slope << ", read "
+                                          << read << ", beside " << beside);
+          ChunkSizer sizer(kCost);
+          Warm(machine, &sizer);
+          // The second begins with what the depth of the first has taught.
+          for (int prompt = 0; prompt < 2; ++prompt) {
+            uint32_t done = 0;
+            for (const double seconds : Arrive(machine, 8000, &sizer)) {
+              // Prompts go on where even the least chunk takes longer.
+              const double least = machine.Chunk(PromptBudget::kLeast, 8000);
+              ASSERT_LE(seconds, generation + std::max(2.02 * generation, least))
+                  << "step " << done;
+              ++done;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ChunkSizer, APromptBesideStreamsTakesLessThanTwoAndAHalfTimesItsTimeAlone) {
+  Machine machine;
+  ChunkSizer sizer(kCost);
+  Warm(machine, &sizer);
+  EXPECT_LT(Sum(Arrive(machine, 6000, &sizer)), 2.5 * machine.Alone(6000, kChunk));
+}
+
+TEST(ChunkSizer, StepsThatAreDisturbedDoNotMislead) {
+  Machine machine;
+  ChunkSizer sizer(kCost);
+  Warm(machine, &sizer);
+  constexpr double kDisturbed = 0.15;  // at most; alone, too
+  std::vector<double> steps = Arrive(machine, 3000, &sizer, kDisturbed);
+  EXPECT_LT(Sum(steps), 2.5 * (1 + kDisturbed / 2) * machine.Alone(3000, kChunk));
+  std::sort(steps.begin(), steps.end());
+  EXPECT_LT(steps[steps.size() * 99 / 100], 3 * machine.generation);
+}
+
+// As when the system holds the process up, just before a prompt comes.
+TEST(ChunkSizer, AStepThatWasHeldUpCountsForLittle) {
+  Machine machine;
+  ChunkSizer sizer(kCost);
+  Warm(machine, &sizer);
+  sizer.Observe(kStreams, 0, 0, 10 * machine.generation);
+  for (const double seconds : Arrive(machine, 2000, &sizer))
+    ASSERT_LE(seconds, 3.1 * machine.generation);
+}
+
+TEST(ChunkSizer, BeginsWithTheLeastChunk) {
+  ChunkSizer sizer(kCost);
+  sizer.Observe(1, 0, 0, 0.002);
+  EXPECT_EQ(sizer.BudgetBeside(1, 0, UINT32_MAX).Take(0, 100), PromptBudget::kLeast);
+  EXPECT_EQ(sizer.BudgetBeside(1, 0, UINT32_MAX).Take(0, 2), 2u);
+  EXPECT_EQ(sizer.BudgetBeside(1, 0, 3).Take(0, 100), 3u);
+}
+
+// A step without a prompt shows what one takes: where that is not known, and now and then.
+TEST(ChunkSizer, AStepWhoseTimeIsNotKnownHoldsNoPrompt) {
+  const auto holds = [](const ChunkSizer& sizer, uint32_t generating) {
+    return sizer.BudgetBeside(generating, 0, UINT32_MAX).Take(0, 100) > 0;
+  };
+  ChunkSizer sizer(kCost);
+  EXPECT_FALSE(holds(sizer, 4));
+  sizer.Observe(4, 0, 0, 0.005);
+  EXPECT_TRUE(holds(sizer, 4));
+  EXPECT_TRUE(holds(sizer, 5));
+  EXPECT_FALSE(holds(sizer, 8));
+  for (uint32_t i = 0; i < ChunkSizer::kStale; ++i) {
+    EXPECT_TRUE(holds(sizer, 4));
+    sizer.Observe(4, 10, 0, 0.010);
+  }
+  EXPECT_FALSE(holds(sizer, 4));
+  sizer.Observe(4, 0, 0, 0.005);
+  EXPECT_TRUE(holds(sizer, 4));
 }
 
 TEST(ChunkSizer, IsNotMisledByStepsThatSayNothing) {
-  ChunkSizer sizer(512);
-  sizer.Observe(4, 100, 1.0);  // how much of it was generation?
-  sizer.Observe(4, 0, 0.04);
-  sizer.Observe(4, 100, 0.03);  // less than generation alone
-  sizer.Observe(4, 3, 0.30);    // few tokens
-  EXPECT_EQ(sizer.tokens(), 64u);
+  ChunkSizer sizer(kCost);
+  const auto tokens = [&sizer] { return sizer.BudgetBeside(4, 0, UINT32_MAX).Take(0, 1000); };
+  sizer.Observe(0, 500, 0, 0.1);
+  sizer.Observe(4, 0, 0, 0.04);
+  sizer.Observe(4, 100, 0, 0.04 + 0.02);
+  const uint32_t before = tokens();
+  EXPECT_EQ(before, 311u);  // 1.6 * 40 ms / 0.2 ms = 320 units, for tokens that become dearer
+  sizer.Observe(4, 100, 0, 0.03);   // less than generation alone
+  sizer.Observe(4, 2, 0, 0.30);     // of few tokens
+  sizer.Observe(40, 100, 0, 0.30);  // of another generation
+  EXPECT_EQ(tokens(), before);
+}
+
+TEST(PromptBudget, IsSharedByPromptsInOrder) {
+  PromptBudget budget(kCost, 100);
+  EXPECT_EQ(budget.Take(0, 20), 20u);
+  const uint32_t second = budget.Take(3000, 1000);
+  EXPECT_NEAR(kCost.Of(20, 0) + kCost.Of(second, 3000), 100, 2.1);
+  // Less than one token there is left.
+  EXPECT_EQ(budget.Take(3000, 10), 0u);
+  // The first goes on, however deep it is.
+  EXPECT_EQ(PromptBudget(kCost, 10).Take(1 << 20, 100), PromptBudget::kLeast);
+  EXPECT_EQ(PromptBudget(kCost, 0).Take(0, 10), 0u);
+}
+
+TEST(PromptCost, FitsWhatItCosts) {
+  for (const uint32_t depth : {0u, 100u, 5000u, 30000u}) {
+    for (const double units : {500.0, 5000.0}) {
+      const uint32_t tokens = kCost.Fitting(units, depth);
+      EXPECT_LE(kCost.Of(tokens, depth), units);
+      EXPECT_GT(kCost.Of(tokens + 1, depth), units);
+    }
+  }
+  EXPECT_EQ(PromptCost().Fitting(11, 1000), 11u);
+  EXPECT_EQ(PromptCost().Fitting(1e18, 0), UINT32_MAX);
 }
 
 }  // namespace

@@ -20,10 +20,10 @@ uint32_t TopWanted(const Request& request) {
 
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
-  const uint32_t chunk = tuner_ != nullptr
-                             ? std::min(chunks_->tokens(), tuner_->setting().chunk_tokens)
-                             : chunks_->tokens();
-  scheduler_->Plan(chunk, &step_);
+  const uint32_t chunk_max = tuner_ != nullptr ? tuner_->setting().chunk_tokens : UINT32_MAX;
+  scheduler_->Plan(
+      chunks_->BudgetBeside(scheduler_->generating(), scheduler_->prompt_depth(), chunk_max),
+      &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
   batch_.Clear();
@@ -100,9 +100,19 @@ void EngineImpl::FailStep(const Status& status) {
 }
 
 void EngineImpl::ObserveTime(double seconds) {
-  uint32_t generated = 0, prompt = 0;
-  for (const ScheduledRow& row : step_.rows) (row.prompt ? prompt : generated) += row.length;
-  chunks_->Observe(generated, prompt, seconds);
+  uint32_t generated = 0, depth = 0;
+  double prompts = 0;
+  bool replays = false;
+  for (const ScheduledRow& row : step_.rows) {
+    if (row.prompt) {
+      if (prompts == 0) depth = row.first_position;
+      prompts += chunks_->cost().Of(row.length, row.first_position);
+    } else {
+      generated += row.length;
+      replays = replays || row.length > 1;
+    }
+  }
+  if (!replays) chunks_->Observe(generated, prompts, depth, seconds);
   if (tuner_ != nullptr && generated > 0 && tuner_->Observe(seconds)) Retune();
 }
 

@@ -154,40 +154,48 @@ bool Scheduler::Promise(RequestId id, uint32_t tokens, ScheduledStep* step) {
   }
 }
 
-void Scheduler::PlanRow(Running* r, uint32_t budget, ScheduledStep* step) {
-  const bool prompt = r->done < r->request.prompt_tokens;
-  const uint32_t end = prompt ? r->request.prompt_tokens : r->known;
-  const uint32_t length = std::min(budget, end - r->done);
+uint32_t Scheduler::LeftOf(const Running& r) {
+  return (r.done < r.request.prompt_tokens ? r.request.prompt_tokens : r.known) - r.done;
+}
+
+uint32_t Scheduler::generating() const {
+  return static_cast<uint32_t>(std::count_if(running_.begin(), running_.end(), Generates));
+}
+
+uint32_t Scheduler::prompt_depth() const {
+  const auto first = std::find_if(running_.begin(), running_.end(),
+                                  [](const Running& r) { return r.started && !Generates(r); });
+  return first == running_.end() ? 0 : first->done;
+}
+
+void Scheduler::PlanRow(Running* r, uint32_t length, ScheduledStep* step) {
   step->rows.push_back({.id = r->request.id,
                         .first_position = r->done,
                         .length = length,
-                        .prompt = prompt,
+                        .prompt = r->done < r->request.prompt_tokens,
                         .sampled = r->done + length == r->known});
   r->done += length;
   if (r->done == r->known) ++r->known;
   clients_.at(r->request.client).served += length;
 }
 
-void Scheduler::Plan(uint32_t prompt_tokens_max, ScheduledStep* step) {
-  TS_CHECK(prompt_tokens_max > 0);
+void Scheduler::Plan(PromptBudget budget, ScheduledStep* step) {
   step->rows.clear();
   step->preempted.clear();
-  const auto generates = [](const Running& r) {
-    return r.started && r.done >= r.request.prompt_tokens && r.done + 1 == r.known;
-  };
   // Who gives way comes after all who have their rows by then.
   for (size_t i = 0; i < running_.size(); ++i) {
-    if (!generates(running_[i])) continue;
+    if (!Generates(running_[i])) continue;
     if (Promise(running_[i].request.id, running_[i].known, step)) PlanRow(&running_[i], 1, step);
   }
   const auto decodes = static_cast<uint32_t>(step->rows.size());
-  uint32_t budget = limits_.step_tokens_max - decodes;
-  if (decodes > 0) budget = std::min(budget, prompt_tokens_max);
+  uint32_t left = limits_.step_tokens_max - decodes;
   for (Running& r : running_) {
-    if (!r.started || budget == 0 || generates(r)) continue;
-    const size_t row = step->rows.size();
-    PlanRow(&r, budget, step);
-    budget -= step->rows[row].length;
+    if (!r.started || Generates(r)) continue;
+    uint32_t length = std::min(left, LeftOf(r));
+    if (decodes > 0 && length > 0) length = budget.Take(r.done, length);
+    if (length == 0) break;
+    PlanRow(&r, length, step);
+    left -= length;
   }
 }
 

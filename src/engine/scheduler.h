@@ -8,6 +8,7 @@
 #include <map>
 #include <vector>
 
+#include "engine/chunk_sizer.h"
 #include "tinyserve/engine.h"
 
 namespace tinyserve {
@@ -78,10 +79,13 @@ class Scheduler {
   void Start(RequestId id, uint32_t done);
   // The next step: the next token of each sequence that generates, then what others have to
   // compute, in order of class and admission, of those that have started; beside tokens of
-  // generation at most `prompt_tokens_max`. Planned tokens count as done.
-  void Plan(uint32_t prompt_tokens_max, ScheduledStep* step);
+  // generation as much as the budget has. Planned tokens count as done.
+  void Plan(PromptBudget budget, ScheduledStep* step);
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
+  uint32_t generating() const;  // of them, those whose next token the next step generates
+  // Tokens that have been computed of the first of those that have others to compute; 0: none has.
+  uint32_t prompt_depth() const;
   uint32_t waiting() const { return waiting_count_; }
   uint32_t blocks_promised() const { return blocks_promised_; }
 
@@ -115,7 +119,12 @@ class Scheduler {
   // Promises blocks for `tokens` tokens; false: it had to be preempted itself.
   bool Promise(RequestId id, uint32_t tokens, ScheduledStep* step);
   void Preempt(size_t index, ScheduledStep* step);
-  void PlanRow(Running* r, uint32_t budget, ScheduledStep* step);
+  static bool Generates(const Running& r) {
+    return r.started && r.done >= r.request.prompt_tokens && r.done + 1 == r.known;
+  }
+  // What is known of it and not done.
+  static uint32_t LeftOf(const Running& r);
+  void PlanRow(Running* r, uint32_t length, ScheduledStep* step);
   std::vector<Running>::iterator FindRunning(RequestId id);
 
   SchedulerLimits limits_;

@@ -28,7 +28,7 @@ std::vector<RequestId> AdmitAndStart(Scheduler* scheduler) {
 
 std::vector<ScheduledRow> Plan(Scheduler* scheduler, uint32_t prompt_tokens_max = UINT32_MAX) {
   ScheduledStep step;
-  scheduler->Plan(prompt_tokens_max, &step);
+  scheduler->Plan(PromptBudget({}, prompt_tokens_max), &step);
   EXPECT_TRUE(step.preempted.empty());
   return step.rows;
 }
@@ -70,12 +70,14 @@ TEST(Scheduler, DecodesComeFirstThenPromptsInOrder) {
   EXPECT_EQ(rows[1].length, 99u);
   EXPECT_FALSE(rows[1].sampled);
   // Beside generation, prompts have a budget of their own.
-  rows = Plan(&scheduler, 11);
+  EXPECT_EQ(scheduler.generating(), 1u);
+  rows = Plan(&scheduler, 20);
   ASSERT_EQ(rows.size(), 2u);
-  EXPECT_EQ(rows[1].length, 11u);
+  EXPECT_EQ(rows[1].length, 20u);
+  EXPECT_EQ(Plan(&scheduler, 0).size(), 1u);
   rows = Plan(&scheduler);
   ASSERT_EQ(rows.size(), 3u);
-  EXPECT_EQ(rows[1].length, 40u);
+  EXPECT_EQ(rows[1].length, 31u);
   EXPECT_TRUE(rows[1].sampled);
   EXPECT_EQ(rows[2].id, 3u);
   EXPECT_EQ(rows[2].length, 20u);
@@ -141,7 +143,7 @@ TEST(Scheduler, WhoCameLastGivesWayAndIsReplayed) {
   ScheduledStep step;
   uint32_t steps = 0;
   do {
-    scheduler.Plan(64, &step);
+    scheduler.Plan(PromptBudget({}, 64), &step);
     ASSERT_LE(scheduler.blocks_promised(), 9u);
     ASSERT_LT(++steps, 100u);
   } while (step.preempted.empty());
@@ -241,7 +243,9 @@ class Simulation {
     }
   }
   void Step(int step) {
-    scheduler_.Plan(1 + Random(limits_.step_tokens_max), &step_);
+    // Every other budget is empty.
+    const double units = Random(2) * Random(limits_.step_tokens_max);
+    scheduler_.Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units), &step_);
     for (RequestId id : step_.preempted) {
       Live& l = live_.at(id);
       l.done = 0;
