@@ -50,7 +50,7 @@ test-clients: build model
 	@scripts/test_clients.sh
 
 soak: build model
-	@python3 tools/serve_soak.py build/release/tinyserve tests/golden/tiny/llama.gguf --seconds $(SOAK_SECONDS)
+	@python3 tools/serve_soak.py build/release/tinyserve tests/golden/tiny/llama.gguf --seconds $(SOAK_SECONDS) --clients 32
 
 fuzz: packages
 	@scripts/install-packages.sh fuzz

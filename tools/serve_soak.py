@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`tinyserve serve` under clients of every kind for a while: serve_soak.py PROGRAM MODEL [--seconds N].
+"""`tinyserve serve` under clients of every kind for a while: serve_soak.py PROGRAM MODEL [--seconds N] [--clients N].
 
 Streams that are read, left, or read slowly, several answers, shared prompts, requests that are wrong or too long,
 bursts beyond the queue, thousands of connections that say nothing, and a pool so small that requests give way. In
@@ -18,7 +18,6 @@ import time
 import serve_test
 from serve_test import Server
 
-CLIENTS = 12
 QUEUE = 64
 DROPPED = 10000
 BURST = 1000
@@ -129,10 +128,10 @@ def burst(server, count):
     return statuses.count(200), statuses.count(429)
 
 
-def soak(server, seconds):
+def soak(server, seconds, count):
     """-> resident bytes after a quarter of the time, and at its end"""
     stop = threading.Event()
-    clients = [Client(server, seed, stop) for seed in range(CLIENTS)]
+    clients = [Client(server, seed, stop) for seed in range(count)]
     for client in clients:
         client.start()
     time.sleep(seconds / 4)
@@ -143,7 +142,7 @@ def soak(server, seconds):
         client.join()
     wrong = [what for client in clients for what in client.wrong]
     assert not wrong, f"{len(wrong)} surprises, such as {wrong[:5]}"
-    print(f"{sum(c.done for c in clients)} requests of {CLIENTS} clients in {seconds} s")
+    print(f"{sum(c.done for c in clients)} requests of {count} clients in {seconds} s")
     return before, resident_bytes(server)
 
 
@@ -152,6 +151,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--clients", type=int, default=12)
     options = parser.parse_args()
     serve_test.PROGRAM, serve_test.MODEL = options.program, options.model
     # A file descriptor for each connection, here and, inherited, in the server.
@@ -164,7 +164,7 @@ def main():
     answered, refused = burst(server, BURST)
     print(f"of {BURST} requests at once {answered} were answered and {refused} refused")
     assert answered >= QUEUE
-    before, after = soak(server, options.seconds)
+    before, after = soak(server, options.seconds, options.clients)
     print(f"resident: {before >> 10} KiB after a quarter of the time, {after >> 10} KiB at the end")
     assert after <= before * (1 + GROWTH_MAX) + GROWTH_FREE_BYTES
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "tinyserve:kv_blocks_used"):
