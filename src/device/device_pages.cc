@@ -12,7 +12,7 @@ Status CheckDeviceCodec(const Codec& codec) {
   return Status(
       Code::kUnsupported,
       fmt::format("kv '{}': a device has no kernels of such pages; it has f32, f16, bf16, "
-                  "int8, k8v4 and int4",
+                  "int8, k8v4 and int4, the CPU (--device cpu) all",
                   codec.name));
 }
 

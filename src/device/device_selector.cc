@@ -13,8 +13,8 @@ namespace tinyserve::cuda {
 Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
   const auto refused = [&](const char* why) {
     return Status(Code::kUnsupported,
-                  fmt::format("selector '{}': {}; a device computes full, box and moments, moments "
-                              "over pages of floats",
+                  fmt::format("selector '{}': {}; a device computes full, box and, over pages of "
+                              "floats, moments, the CPU (--device cpu) all",
                               spec.typed, why));
   };
   const auto builtins = BuiltinSelectors();
