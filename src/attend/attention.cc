@@ -345,7 +345,7 @@ void Attention::Append(uint32_t layer, const float* k, const float* v, uint64_t 
   if (last_row <= kSerialRows) {
     for (uint32_t i = 0; i < items; ++i) append(i, 0);
   } else {
-    threads_->For(items, append);
+    threads_->ForAlike(items, append);
   }
 }
 
@@ -434,7 +434,7 @@ void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
   if (merges <= kSerialRows * cache_->shape(group).kv_heads) {
     for (uint32_t i = 0; i < merges; ++i) merge(i, 0);
   } else {
-    threads_->For(merges, merge);
+    threads_->ForAlike(merges, merge);
   }
 }
 

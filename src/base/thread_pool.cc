@@ -45,7 +45,7 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::Run(uint32_t items, Invoke invoke, const void* body) {
+void ThreadPool::Run(uint32_t items, bool alike, Invoke invoke, const void* body) {
   if (items == 0) return;
   if (workers_.empty() || items == 1) {
     for (uint32_t i = 0; i < items; ++i) invoke(body, i, 0);
@@ -54,6 +54,7 @@ void ThreadPool::Run(uint32_t items, Invoke invoke, const void* body) {
   invoke_ = invoke;
   body_ = body;
   items_ = items;
+  shares_ = alike ? kSharesPerThread * threads() : items;
   next_.store(0, std::memory_order_relaxed);
   running_.store(static_cast<uint32_t>(workers_.size()), std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
@@ -64,11 +65,10 @@ void ThreadPool::Run(uint32_t items, Invoke invoke, const void* body) {
 }
 
 void ThreadPool::Drain(uint32_t thread) {
-  const uint32_t shares = kSharesPerThread * threads();
   for (;;) {
     const uint32_t done = next_.load(std::memory_order_relaxed);
     if (done >= items_) return;
-    const uint32_t take = std::max(1u, (items_ - done) / shares);
+    const uint32_t take = std::max(1u, (items_ - done) / shares_);
     const uint32_t first = next_.fetch_add(take, std::memory_order_relaxed);
     const uint32_t end = std::min(items_, first + take);
     for (uint32_t item = first; item < end; ++item) invoke_(body_, item, thread);

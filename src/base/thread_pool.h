@@ -23,22 +23,26 @@ class ThreadPool {
   uint32_t threads() const { return static_cast<uint32_t>(workers_.size()) + 1; }
 
   // Calls body(item, thread) for every item in [0, items), each once, on any thread, handed out in
-  // order, several neighbours at a time while many are left; returns when all are done. Allocates
-  // nothing.
+  // order; returns when all are done. Allocates nothing.
   template <class Body>
   void For(uint32_t items, const Body& body) {
-    Run(
-        items,
-        [](const void* b, uint32_t item, uint32_t thread) {
-          (*static_cast<const Body*>(b))(item, thread);
-        },
-        &body);
+    Run(items, /*alike=*/false, InvokeOf<Body>, &body);
+  }
+  // The same for items that take about the same time: a thread takes several neighbours at once
+  // while many are left.
+  template <class Body>
+  void ForAlike(uint32_t items, const Body& body) {
+    Run(items, /*alike=*/true, InvokeOf<Body>, &body);
   }
 
  private:
   using Invoke = void (*)(const void* body, uint32_t item, uint32_t thread);
 
-  void Run(uint32_t items, Invoke invoke, const void* body);
+  template <class Body>
+  static void InvokeOf(const void* body, uint32_t item, uint32_t thread) {
+    (*static_cast<const Body*>(body))(item, thread);
+  }
+  void Run(uint32_t items, bool alike, Invoke invoke, const void* body);
   void Worker(uint32_t thread);
   void Drain(uint32_t thread);
 
@@ -47,6 +51,7 @@ class ThreadPool {
   Invoke invoke_ = nullptr;
   const void* body_ = nullptr;
   uint32_t items_ = 0;
+  uint32_t shares_ = 0;  // of the items that are left, 1 / shares_ are taken at once; at least one
   alignas(64) std::atomic<uint32_t> epoch_{0};    // regions started; workers wait on it
   alignas(64) std::atomic<uint32_t> next_{0};     // next item of the region
   alignas(64) std::atomic<uint32_t> running_{0};  // workers that have not finished the region

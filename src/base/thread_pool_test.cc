@@ -17,13 +17,15 @@ TEST(ThreadPool, EachItemOnceWithAnyThreadCount) {
     for (uint32_t items : {0u, 1u, 2u, 7u, 1000u}) {
       std::vector<std::atomic<int>> hits(items);
       std::atomic<uint32_t> worst_thread{0};
-      pool.For(items, [&](uint32_t item, uint32_t thread) {
+      const auto hit = [&](uint32_t item, uint32_t thread) {
         hits[item].fetch_add(1);
         uint32_t seen = worst_thread.load();
         while (thread > seen && !worst_thread.compare_exchange_weak(seen, thread)) {
         }
-      });
-      for (uint32_t i = 0; i < items; ++i) EXPECT_EQ(hits[i].load(), 1) << i;
+      };
+      pool.For(items, hit);
+      pool.ForAlike(items, hit);
+      for (uint32_t i = 0; i < items; ++i) EXPECT_EQ(hits[i].load(), 2) << i;
       EXPECT_LT(worst_thread.load(), threads);
     }
   }
@@ -37,6 +39,21 @@ TEST(ThreadPool, RegionsFollowEachOtherAndWritesAreSeen) {
     pool.For(64, [&](uint32_t item, uint32_t) { values[item] += values[item] == round; });
   }
   for (uint64_t value : values) EXPECT_EQ(value, kRounds);
+}
+
+// Long items come first where items differ: none may wait behind another while a thread is free.
+TEST(ThreadPool, LongItemsAreNotTakenTogether) {
+  ThreadPool pool(2);
+  std::atomic<int> begun{0}, met{0};
+  pool.For(64, [&](uint32_t item, uint32_t) {
+    if (item >= 2) return;
+    begun.fetch_add(1);
+    for (int i = 0; i < 5000 && begun.load() < 2; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    met.fetch_add(begun.load() == 2 ? 1 : 0);
+  });
+  EXPECT_EQ(met.load(), 2);
 }
 
 TEST(ThreadPool, WakesAfterSleeping) {

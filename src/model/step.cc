@@ -85,7 +85,7 @@ void Step::ForRows(uint32_t rows, const Body& body) {
   // Rows cost the same: a block a thread, where they are few.
   const uint32_t block =
       std::clamp((rows + threads_->threads() - 1) / threads_->threads(), 1u, 16u);
-  threads_->For((rows + block - 1) / block, [&](uint32_t item, uint32_t) {
+  threads_->ForAlike((rows + block - 1) / block, [&](uint32_t item, uint32_t) {
     for (uint32_t r = item * block; r < std::min(rows, (item + 1) * block); ++r) body(r);
   });
 }
@@ -215,7 +215,7 @@ void Step::Project(const Linear& linear, const Region& region, float* out, uint6
     tilings[p] = TilingFor(rows, part.matrix, panels, linear.gated ? 2 : 1, threads_->threads());
     first_item[p + 1] += tilings[p].row_blocks * tilings[p].panel_groups;
   }
-  threads_->For(first_item[parts], [&](uint32_t item, uint32_t) {
+  threads_->ForAlike(first_item[parts], [&](uint32_t item, uint32_t) {
     size_t p = 0;
     while (item >= first_item[p + 1]) ++p;
     const Linear::Part& part = linear.parts[p];
