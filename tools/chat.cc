@@ -64,7 +64,7 @@ class Chat {
   const ChatFlags& flags_;
   Engine* engine_;
   double load_seconds_;
-  Conversation conversation_;
+  BoundedConversation conversation_;
   InterruptFlag interrupt_;
   LineReader reader_;
   Usage last_;                  // of the last answer
@@ -158,7 +158,7 @@ Status Chat::Answer(const std::string& question) {
     TS_ASSIGN_OR_RETURN(const std::string text, engine_->RenderChat(messages, true));
     return engine_->Tokenize(text, /*add_special=*/false, /*parse_special=*/true);
   };
-  const Result<Conversation::Fitted> fitted = conversation_.Ask(question, render);
+  const Result<BoundedConversation::Fitted> fitted = conversation_.Ask(question, render);
   if (!fitted.ok()) {
     Say("Not sent: {}. /reset makes room.", fitted.status().message());
     return Status();

@@ -8,8 +8,8 @@
 
 namespace tinyserve {
 
-Conversation::Conversation(std::string system, uint32_t context_tokens, uint32_t answer_room_tokens,
-                           FullPolicy policy)
+BoundedConversation::BoundedConversation(std::string system, uint32_t context_tokens,
+                                         uint32_t answer_room_tokens, FullPolicy policy)
     : has_system_(!system.empty()),
       context_tokens_(context_tokens),
       answer_room_tokens_(std::clamp(answer_room_tokens, 1u, std::max(1u, context_tokens / 4))),
@@ -17,7 +17,8 @@ Conversation::Conversation(std::string system, uint32_t context_tokens, uint32_t
   if (has_system_) messages_.push_back({"system", std::move(system)});
 }
 
-Result<Conversation::Fitted> Conversation::Ask(const std::string& question, const Render& render) {
+Result<BoundedConversation::Fitted> BoundedConversation::Ask(const std::string& question,
+                                                             const Render& render) {
   std::vector<Message> kept = messages_;
   kept.push_back({"user", question});
   Fitted fitted{.prompt = {}, .answer_tokens_max = 0, .dropped_turns = 0};
@@ -43,14 +44,14 @@ Result<Conversation::Fitted> Conversation::Ask(const std::string& question, cons
   return fitted;
 }
 
-void Conversation::TakeBack() {
+void BoundedConversation::TakeBack() {
   TS_CHECK(!messages_.empty() && messages_.back().role == "user");
   messages_.pop_back();
 }
 
-void Conversation::Reset() { messages_.resize(first_turn()); }
+void BoundedConversation::Reset() { messages_.resize(first_turn()); }
 
-uint32_t Conversation::turns() const {
+uint32_t BoundedConversation::turns() const {
   return static_cast<uint32_t>(std::count_if(messages_.begin(), messages_.end(),
                                              [](const Message& m) { return m.role == "user"; }));
 }

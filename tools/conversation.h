@@ -17,7 +17,7 @@ enum class FullPolicy : uint8_t {
   kRefuse,  // the new message is refused
 };
 
-class Conversation {
+class BoundedConversation {
  public:
   // The prompt of `messages` in tokens.
   using Render = std::function<Result<std::vector<int32_t>>(const std::vector<Message>& messages)>;
@@ -29,8 +29,8 @@ class Conversation {
   };
 
   // `system` may be empty. `answer_room_tokens`: room that a prompt must leave for the answer.
-  Conversation(std::string system, uint32_t context_tokens, uint32_t answer_room_tokens,
-               FullPolicy policy);
+  BoundedConversation(std::string system, uint32_t context_tokens, uint32_t answer_room_tokens,
+                      FullPolicy policy);
 
   // Adds a question and makes the prompt that asks it. Errors: kResourceExhausted (it does not fit,
   // even after what the policy allows; the conversation stays as it was), Render's own.

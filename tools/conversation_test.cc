@@ -12,14 +12,14 @@ Result<std::vector<int32_t>> OneTokenACharacter(const std::vector<Message>& mess
   return tokens;
 }
 
-std::string Contents(const Conversation& conversation) {
+std::string Contents(const BoundedConversation& conversation) {
   std::string all;
   for (const Message& m : conversation.messages()) all += m.content + "|";
   return all;
 }
 
-TEST(Conversation, KeepsEverythingWhileItFits) {
-  Conversation c("sys", 100, 10, FullPolicy::kDrop);
+TEST(BoundedConversation, KeepsEverythingWhileItFits) {
+  BoundedConversation c("sys", 100, 10, FullPolicy::kDrop);
   const auto first = c.Ask("hello", OneTokenACharacter);
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(first->prompt.size(), 8u);
@@ -31,8 +31,8 @@ TEST(Conversation, KeepsEverythingWhileItFits) {
   EXPECT_EQ(c.turns(), 2u);
 }
 
-TEST(Conversation, DropsOldestTurnsAndKeepsTheSystemMessage) {
-  Conversation c("sys", 40, 10, FullPolicy::kDrop);
+TEST(BoundedConversation, DropsOldestTurnsAndKeepsTheSystemMessage) {
+  BoundedConversation c("sys", 40, 10, FullPolicy::kDrop);
   ASSERT_TRUE(c.Ask("question 1", OneTokenACharacter).ok());
   c.Answer("answer 1");
   ASSERT_TRUE(c.Ask("q2", OneTokenACharacter).ok());
@@ -45,8 +45,8 @@ TEST(Conversation, DropsOldestTurnsAndKeepsTheSystemMessage) {
   EXPECT_EQ(third->answer_tokens_max, 40u - 22u);
 }
 
-TEST(Conversation, RefusesAndStaysAsItWas) {
-  Conversation c("", 20, 5, FullPolicy::kRefuse);
+TEST(BoundedConversation, RefusesAndStaysAsItWas) {
+  BoundedConversation c("", 20, 5, FullPolicy::kRefuse);
   ASSERT_TRUE(c.Ask("12345", OneTokenACharacter).ok());
   c.Answer("12345");
   const auto refused = c.Ask("123456", OneTokenACharacter);
@@ -57,23 +57,23 @@ TEST(Conversation, RefusesAndStaysAsItWas) {
   EXPECT_TRUE(c.Ask("12345", OneTokenACharacter).ok());
 }
 
-TEST(Conversation, AMessageThatCanNeverFitIsRefusedUnderEitherPolicy) {
-  Conversation c("sys", 20, 5, FullPolicy::kDrop);
+TEST(BoundedConversation, AMessageThatCanNeverFitIsRefusedUnderEitherPolicy) {
+  BoundedConversation c("sys", 20, 5, FullPolicy::kDrop);
   ASSERT_TRUE(c.Ask("12345", OneTokenACharacter).ok());
   c.Answer("1");
   EXPECT_FALSE(c.Ask(std::string(13, 'x'), OneTokenACharacter).ok());
   EXPECT_EQ(Contents(c), "sys|12345|1|");
 }
 
-TEST(Conversation, RoomForTheAnswerIsAtMostAQuarterOfTheContext) {
-  Conversation c("", 100, 4096, FullPolicy::kRefuse);
+TEST(BoundedConversation, RoomForTheAnswerIsAtMostAQuarterOfTheContext) {
+  BoundedConversation c("", 100, 4096, FullPolicy::kRefuse);
   EXPECT_TRUE(c.Ask(std::string(75, 'x'), OneTokenACharacter).ok());
   c.TakeBack();
   EXPECT_FALSE(c.Ask(std::string(76, 'x'), OneTokenACharacter).ok());
 }
 
-TEST(Conversation, TakeBackAndReset) {
-  Conversation c("sys", 100, 10, FullPolicy::kDrop);
+TEST(BoundedConversation, TakeBackAndReset) {
+  BoundedConversation c("sys", 100, 10, FullPolicy::kDrop);
   ASSERT_TRUE(c.Ask("one", OneTokenACharacter).ok());
   c.TakeBack();
   EXPECT_EQ(Contents(c), "sys|");
@@ -83,8 +83,8 @@ TEST(Conversation, TakeBackAndReset) {
   EXPECT_EQ(Contents(c), "sys|");
 }
 
-TEST(Conversation, RenderErrorsChangeNothing) {
-  Conversation c("", 100, 10, FullPolicy::kDrop);
+TEST(BoundedConversation, RenderErrorsChangeNothing) {
+  BoundedConversation c("", 100, 10, FullPolicy::kDrop);
   const auto failing = [](const std::vector<Message>&) -> Result<std::vector<int32_t>> {
     return Status(Code::kInvalidArgument, "the template refused");
   };

@@ -141,7 +141,7 @@ struct ByteForm {
 
 // Floats have no scales.
 template <class T>
-struct FloatForm {
+struct FloatWeights {
   static constexpr uint32_t kCols = kLineBytes / sizeof(T);
   using Acts = FloatChunk<kCols>;
 
@@ -178,11 +178,11 @@ Status WithForm(WeightForm form, const F& f) {
     case WeightForm::kQ8M:
       return f(ByteForm<true>());
     case WeightForm::kF16:
-      return f(FloatForm<F16>());
+      return f(FloatWeights<F16>());
     case WeightForm::kBF16:
-      return f(FloatForm<BF16>());
+      return f(FloatWeights<BF16>());
     case WeightForm::kF32:
-      return f(FloatForm<float>());
+      return f(FloatWeights<float>());
   }
   return Status(Code::kUnsupported, "a form of weights outside its enumerators");
 }
