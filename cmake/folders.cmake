@@ -31,7 +31,7 @@ function(ts_test name source)
   target_link_libraries(${name} PRIVATE ts_test_support ${ARG_DEPS} GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE TS_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  # What is tested has its preset's flags. The tests' own sources, half of what is compiled, take quick ones.
+  # What is tested has its preset's flags. The tests' own sources, two fifths of what is compiled, take quick ones.
   target_compile_options(${name} PRIVATE $<IF:$<CONFIG:Release>,-O1,-O0>)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_LABEL)
