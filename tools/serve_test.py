@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""`tinyserve serve` as clients meet it, hostile ones too: serve_test.py PROGRAM MODEL [unittest arguments].
+"""`tinyserve serve` as clients meet it, hostile ones too: serve_test.py PROGRAM MODEL SLOW_STEP [unittest arguments].
 
-MODEL is a tiny random model; only Python's standard library talks to it."""
+MODEL is a tiny random model, SLOW_STEP the step plugin of tests/support/slow_step.cc; only Python's standard library
+talks to the server."""
 
 import base64
 import contextlib
@@ -21,7 +22,7 @@ import time
 import unittest
 import warnings
 
-PROGRAM = MODEL = None
+PROGRAM = MODEL = SLOW_STEP = None
 DEADLINE_S = 180  # beyond it a step hangs; a busy machine under a sanitizer needs more than a minute for some
 
 
@@ -30,7 +31,8 @@ class Server:
 
     def __init__(self, *args, env=None):
         self.log = tempfile.NamedTemporaryFile()
-        self.process = subprocess.Popen([PROGRAM, "serve", "--model", MODEL, "--port", "0", *args],
+        self.process = subprocess.Popen([PROGRAM, "serve", "--model", MODEL, "--port", "0",
+                                         *(["--plugin", SLOW_STEP] if SLOW_STEP else []), *args],
                                         stdout=subprocess.PIPE, stderr=self.log, env={**os.environ, **(env or {})})
         self.greeting = ""
         while "try " not in self.greeting:
@@ -76,10 +78,10 @@ class Server:
                 pass
         return received
 
-    def metric(self, name):
+    def metric(self, name, label=""):
         text = self.ask("GET", "/metrics")[1]
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-                   if line.startswith(name + "{") or line.startswith(name + " "))
+                   if (line.startswith(name + "{") or line.startswith(name + " ")) and label in line)
 
     def wait_until(self, condition, what):
         end = time.monotonic() + DEADLINE_S
@@ -105,9 +107,9 @@ def events_of(reply):
             yield line.removeprefix("data: ")
 
 
-# The tiny model is done with one such answer before anybody can ask whether it runs: those who leave have asked for
-# several, of which four run at once and the others wait.
-LONG = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+# Two seconds at least for the tiny model, which alone would be done before anybody can ask whether it runs.
+SLOW = {"step_plugins": ["slow:ms=5"]}
+LONG = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True, "tinyserve": SLOW}
 
 
 class Serve(unittest.TestCase):
@@ -268,10 +270,9 @@ class Serve(unittest.TestCase):
 
     def test_a_client_that_leaves_cancels_its_request(self):
         for stream in (True, False):
-            aborted = self.server.metric("vllm:request_success_total")
+            aborted = self.server.metric("vllm:request_success_total", '"abort"')
             connection = self.server.connect()
-            body = {**LONG, "stream": stream, "n": 8}  # as many as this server lets wait
-            connection.request("POST", "/v1/completions", json.dumps(body))
+            connection.request("POST", "/v1/completions", json.dumps({**LONG, "stream": stream, "n": 8}))
             if stream:
                 next(events_of(connection.getresponse()))
             else:
@@ -279,7 +280,8 @@ class Serve(unittest.TestCase):
             connection.sock.shutdown(socket.SHUT_RDWR)
             connection.close()
             self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 0, "it is cancelled")
-            self.server.wait_until(lambda: self.server.metric("vllm:request_success_total") > aborted, "it is counted")
+            self.server.wait_until(lambda: self.server.metric("vllm:request_success_total", '"abort"') > aborted,
+                                   "it is counted")
         self.assertEqual(self.server.metric("tinyserve:kv_blocks_used"), 0)
 
     def test_bad_requests_are_told_and_the_connection_goes_on(self):
@@ -349,7 +351,8 @@ class Serve(unittest.TestCase):
         statuses = []
 
         def one():
-            status, reply, headers = self.server.post("/v1/completions", prompt="a", max_tokens=100, ignore_eos=True)
+            status, reply, headers = self.server.post("/v1/completions", prompt="a", max_tokens=20, ignore_eos=True,
+                                                         tinyserve=SLOW)
             if status == 429:
                 assert headers["Retry-After"] and reply["error"]["code"] == "queue_full"
             statuses.append(status)
@@ -492,7 +495,7 @@ class Tls(unittest.TestCase):
         self.assertIn("https://127.0.0.1", self.server.greeting)
 
     def test_a_client_that_leaves_cancels_its_request(self):
-        for body in ({**LONG, "n": 100}, {**LONG, "stream": False, "n": 100}):
+        for body in ({**LONG, "n": 8}, {**LONG, "n": 8, "stream": False}):
             aborted = self.aborted()
             connection = self.connect()
             connection.request("POST", "/v1/completions", json.dumps(body))
@@ -581,5 +584,5 @@ class Stopping(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM, MODEL = sys.argv[1:3]
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    PROGRAM, MODEL, SLOW_STEP = sys.argv[1:4]
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]])

@@ -4,8 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <latch>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tinyserve/engine.h"
@@ -39,6 +41,15 @@ inline EventSink CollectInto(Answer* answer) {
       answer->embedding = event.embedding;
       ++answer->finished_events;
     }
+  };
+}
+
+// Holds up the engine's thread at the first event until the test has done what must come before the
+// answer ends: a tiny model may be done sooner.
+inline EventSink HoldUntil(std::latch* done, EventSink sink) {
+  return [done, sink = std::move(sink)](const TokenEvent& event) {
+    done->wait();
+    sink(event);
   };
 }
 

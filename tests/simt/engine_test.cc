@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <latch>
 #include <string>
 #include <vector>
 
@@ -68,9 +69,11 @@ TEST(EngineOnADevice, PoolsStates) {
 TEST(EngineOnADevice, CancelsGiveEverythingBack) {
   auto engine = OpenTiny();
   Answer answer;
-  const auto id = engine->Submit(Prompt(20, 1, 130), CollectInto(&answer));
+  std::latch asked(1);
+  const auto id = engine->Submit(Prompt(20, 1, 130), HoldUntil(&asked, CollectInto(&answer)));
   ASSERT_TRUE(id.ok());
-  engine->Cancel(*id);
+  EXPECT_TRUE(engine->Cancel(*id));
+  asked.count_down();
   engine->Wait(*id);
   EXPECT_EQ(answer.finish, FinishReason::kCancelled);
   EXPECT_EQ(engine->stats().blocks_used, 0u);
