@@ -16,6 +16,9 @@ namespace {
 // Bytes of one slab that lie together in an extent: long enough to stream, short enough that a
 // little-used pool touches little memory.
 constexpr uint64_t kRunBytes = 64 << 10;
+// Of an extent that is made resident before it is needed. More would count: what a pool that is
+// little used holds resident is measured.
+constexpr uint64_t kTouchedBytesMax = 16 << 20;
 
 KvShape ShapeOf(const LayerGroup& group, KvType type, uint32_t page_tokens) {
   return {.type = type,
@@ -136,6 +139,10 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   }
   for (const LayerGroup& group : groups) {
     TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks)));
+  }
+  if (space.space() == MemorySpace::kHost) {
+    cache->touch_ = std::make_unique<FirstTouch>();
+    for (GroupStorage& storage : cache->groups_) cache->Touch(&storage, 0, 1);
   }
   cache->prefixes_ = std::make_unique<PrefixTree>(
       std::lcm(options.block_tokens, options.codec->group_tokens), options.policy);
@@ -266,13 +273,36 @@ void KvCache::Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     Table& table = sequence->tables[g];
     BlockPool& pool = groups_[g].pool;
+    uint64_t taken_end = 0;  // after the last block that is taken
     while (table.blocks.size() < blocks) {
       if (pool.free() == 0) EvictNode();
       AppendBlock(&table, pool.Allocate(table.blocks.empty() ? UINT32_MAX : table.blocks.back()));
+      taken_end = std::max(taken_end, uint64_t{table.blocks.back()} + 1);
     }
+    if (taken_end > 0) TouchAfter(&groups_[g], taken_end);
     while (table.open_pages.size() < open_pages)
       table.open_pages.push_back(groups_[g].open.TakePage());
   }
+}
+
+void KvCache::Touch(GroupStorage* s, uint64_t begin, uint64_t end) {
+  const uint64_t extents = s->memory.size / s->extent_stride;
+  for (uint64_t e = begin; e < std::min(end, extents); ++e) {
+    for (const PageMemory* memory : {&s->memory, &s->records, &s->summaries}) {
+      const uint64_t bytes = memory->size / extents;
+      touch_->Ask(memory->data + e * bytes, std::min(bytes, kTouchedBytesMax));
+    }
+  }
+  s->touched_extents = std::max(s->touched_extents, end);
+}
+
+// Free blocks are taken from the pool's beginning on: extents are used for the first time in order.
+void KvCache::TouchAfter(GroupStorage* s, uint64_t blocks) {
+  if (touch_ == nullptr) return;
+  const uint64_t pages = blocks * (options_.block_tokens / options_.page_tokens);
+  const uint64_t extents = ((pages - 1) >> s->extent_shift) + 1;
+  // Whoever took the blocks is about to write there.
+  Touch(s, std::max(s->touched_extents, extents), extents + 1);
 }
 
 void KvCache::AppendBlock(Table* table, uint32_t block) const {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/first_touch.h"
 #include "kernels/kernels.h"
 #include "kv/block_pool.h"
 #include "kv/codec.h"
@@ -211,6 +212,7 @@ class KvCache {
     PageMemory summaries;  // laid out like memory, summary_bytes a page
     Buffer states;         // [slot][layer][KV head] SelectorState and its bytes
     OpenStorage open;
+    uint64_t touched_extents = 0;  // that touch_ has been asked for, from the first on
   };
   struct Table {
     std::vector<uint32_t> blocks;
@@ -249,6 +251,11 @@ class KvCache {
   // Copies pages of every layer and head, with what is kept of them.
   void CopyPages(uint32_t group, std::span<const uint32_t> from, std::span<const uint32_t> to);
   void AppendBlock(Table* table, uint32_t block) const;
+  // Has the extents before the `end`-th made resident, those before `begin` excepted.
+  void Touch(GroupStorage* storage, uint64_t begin, uint64_t end);
+  // Of the first `blocks` blocks some were taken: the extent after theirs is made resident, unless
+  // it was before.
+  void TouchAfter(GroupStorage* storage, uint64_t blocks);
   void AdoptNode(Sequence* sequence, const PrefixTree::Node& node);
   void CopyPart(Sequence* sequence, const PrefixTree::Node& node, uint32_t tokens);
   // A node of the sequence's own next blocks.
@@ -271,6 +278,8 @@ class KvCache {
   std::vector<Sequence> sequences_;
   std::unique_ptr<PrefixTree> prefixes_;  // blocks of a node: [group][NodeBlocks()]
   uint64_t bytes_per_token_ = 0, fixed_bytes_ = 0;
+  // Where pages are the host's. Last: it ends before what it touches.
+  std::unique_ptr<FirstTouch> touch_;
 };
 
 }  // namespace tinyserve

@@ -11,6 +11,7 @@
 
 #include "kernels/tables.h"
 #include "page/planes.h"
+#include "tests/support/residency.h"
 
 namespace tinyserve {
 namespace {
@@ -179,6 +180,41 @@ TEST(KvCache, SlabsDoNotOverlap) {
 
 // What a codec that codes has beside its pages: raw pages of the window that the newest committed
 // token lies in, and of all that follows.
+// The first extent from the start, then one ahead of what is used, so that no step waits for
+// memory.
+// memory.
+TEST(KvCache, MemoryIsResidentBeforeItIsUsed) {
+  const std::vector<LayerGroup> groups = {{.layers = 64, .kv_heads = 2, .head_dim = 64}};
+  constexpr uint64_t kExtents = 6;
+  constexpr uint32_t kExtentTokens = 256;  // 64 KiB of each layer's and KV head's pages
+  KvCacheOptions options{.codec = *FindCodec("f16"),
+                         .page_tokens = 16,
+                         .block_tokens = 32,
+                         .memory_bytes = 0,
+                         .sequences_max = 1,
+                         .sequence_tokens_max = kExtents * kExtentTokens};
+  options.memory_bytes =
+      kExtents * kExtentTokens * KvCache::BytesPerToken(groups, *options.codec, 16, RefKernels());
+  auto cache = KvCache::Create(groups, options, RefKernels());
+  ASSERT_TRUE(cache.ok()) << cache.status().message();
+  const KvSlab first = (*cache)->slab(0, 0, 0);
+  ASSERT_EQ(first.extent_stride, 64u * 2 * (64 << 10));
+  if (!CanPopulate(first.base)) GTEST_SKIP() << "the system cannot populate memory";
+  const auto extent = [&](uint64_t e) { return first.base + e * first.extent_stride; };
+  EXPECT_TRUE(BecomesResident(extent(0), first.extent_stride));
+  const SequenceSlot slot = *(*cache)->AddSequence();
+  // A huge page more at most, where the system gives those.
+  const uint64_t quarter = first.extent_stride / 4;
+  for (uint64_t e = 0; e + 2 < kExtents; ++e) {
+    EXPECT_EQ(ResidentPages(extent(e + 1) + quarter, 3 * quarter), 0u) << e;
+    ASSERT_TRUE((*cache)->Reserve(slot, static_cast<uint32_t>(e) * kExtentTokens + 1).ok());
+    EXPECT_TRUE(BecomesResident(extent(e + 1), first.extent_stride)) << e;
+  }
+  // A sequence that grows by much at once writes there itself.
+  ASSERT_TRUE((*cache)->Reserve(slot, kExtents * kExtentTokens).ok());
+  EXPECT_EQ(ResidentPages(extent(kExtents - 1) + quarter, 3 * quarter), 0u);
+}
+
 TEST(CodedCache, KeepsRawPagesOfTheLastWindow) {
   auto cache = MakeCache(12, "planes");
   const SequenceSlot a = *cache->AddSequence();
