@@ -100,6 +100,14 @@ class Attention {
   void SetTrace(Trace* trace) { trace_ = trace; }
 
  private:
+  // A generated token's keys are read in splits at fixed absolute positions, merged in order: the
+  // result does not depend on how many threads or other sequences there are. 256 tokens: 64 KiB of
+  // f16 K and V at head size 64.
+  static constexpr uint32_t kSplitTokens = 256;
+  // Prompt rows that share one pass over the keys, and its conversions of them; half as many where
+  // that makes fewer than two items for each thread.
+  static constexpr uint32_t kPromptRows = 128;
+
   // One independent piece of a layer's attention.
   struct Item {
     uint32_t run;
@@ -152,6 +160,7 @@ class Attention {
   };
 
   Attention() = default;
+  static uint32_t SplitsOf(uint32_t tokens) { return (tokens + kSplitTokens - 1) / kSplitTokens; }
   bool Selects(const SequenceRun& run, uint32_t row) const;
   void PlanGroup(uint32_t group);
   void PlanRows(uint32_t group, bool all, GroupPlan* plan);
