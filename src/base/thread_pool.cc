@@ -11,9 +11,9 @@ namespace {
 // scheduler's time slice.
 constexpr int kSpins = 2000;
 
-// A thread takes this part of its share of what is left: few visits to the counter, whose cache
-// line goes from core to core, and items of one left for the end, where they even out.
-constexpr uint32_t kSharesPerThread = 4;
+// Of what is left of a share, this part is taken at once: few visits to its counter, and items of
+// one left for the end, where others help.
+constexpr uint32_t kTakenPart = 2;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -32,7 +32,7 @@ void AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(uint32_t threads) {
+ThreadPool::ThreadPool(uint32_t threads) : shares_(threads) {
   TS_CHECK(threads >= 1);
   workers_.reserve(threads - 1);
   for (uint32_t t = 1; t < threads; ++t) workers_.emplace_back([this, t] { Worker(t); });
@@ -47,15 +47,18 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::Run(uint32_t items, bool alike, Invoke invoke, const void* body) {
   if (items == 0) return;
-  if (workers_.empty() || items == 1) {
-    for (uint32_t i = 0; i < items; ++i) invoke(body, i, 0);
-    return;
-  }
+  if (workers_.empty() || items == 1) return invoke(body, 0, items, 0);
   invoke_ = invoke;
   body_ = body;
-  items_ = items;
-  shares_ = alike ? kSharesPerThread * threads() : items;
-  next_.store(0, std::memory_order_relaxed);
+  alike_ = alike;
+  // Neighbours for each thread, or one queue for all.
+  const uint32_t shares = alike ? threads() : 1;
+  for (uint32_t s = 0; s < threads(); ++s) {
+    const uint32_t at = std::min(s, shares);
+    shares_[s].end = static_cast<uint32_t>(uint64_t{items} * std::min(at + 1, shares) / shares);
+    shares_[s].next.store(static_cast<uint32_t>(uint64_t{items} * at / shares),
+                          std::memory_order_relaxed);
+  }
   running_.store(static_cast<uint32_t>(workers_.size()), std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
@@ -65,13 +68,17 @@ void ThreadPool::Run(uint32_t items, bool alike, Invoke invoke, const void* body
 }
 
 void ThreadPool::Drain(uint32_t thread) {
+  if (!alike_) return DrainShare(&shares_[0], thread);
+  for (uint32_t i = 0; i < threads(); ++i) DrainShare(&shares_[(thread + i) % threads()], thread);
+}
+
+void ThreadPool::DrainShare(Share* share, uint32_t thread) {
   for (;;) {
-    const uint32_t done = next_.load(std::memory_order_relaxed);
-    if (done >= items_) return;
-    const uint32_t take = std::max(1u, (items_ - done) / shares_);
-    const uint32_t first = next_.fetch_add(take, std::memory_order_relaxed);
-    const uint32_t end = std::min(items_, first + take);
-    for (uint32_t item = first; item < end; ++item) invoke_(body_, item, thread);
+    const uint32_t done = share->next.load(std::memory_order_relaxed);
+    if (done >= share->end) return;
+    const uint32_t take = alike_ ? std::max(1u, (share->end - done) / kTakenPart) : 1;
+    const uint32_t first = share->next.fetch_add(take, std::memory_order_relaxed);
+    if (first < share->end) invoke_(body_, first, std::min(share->end, first + take), thread);
   }
 }
 

@@ -25,7 +25,11 @@ TEST(ThreadPool, EachItemOnceWithAnyThreadCount) {
       };
       pool.For(items, hit);
       pool.ForAlike(items, hit);
-      for (uint32_t i = 0; i < items; ++i) EXPECT_EQ(hits[i].load(), 2) << i;
+      pool.ForRanges(items, [&](uint32_t first, uint32_t end, uint32_t thread) {
+        EXPECT_LT(first, end);
+        for (uint32_t item = first; item < end; ++item) hit(item, thread);
+      });
+      for (uint32_t i = 0; i < items; ++i) EXPECT_EQ(hits[i].load(), 3) << i;
       EXPECT_LT(worst_thread.load(), threads);
     }
   }
@@ -54,6 +58,21 @@ TEST(ThreadPool, LongItemsAreNotTakenTogether) {
     met.fetch_add(begun.load() == 2 ? 1 : 0);
   });
   EXPECT_EQ(met.load(), 2);
+}
+
+// A core that is slow for a while keeps what it has begun, not its whole share.
+TEST(ThreadPool, SharesOfASlowThreadAreHelpedWith) {
+  ThreadPool pool(2);
+  std::atomic<int> done{0};
+  bool waited = false;
+  pool.ForAlike(64, [&](uint32_t item, uint32_t) {
+    for (int i = 0; item == 0 && i < 5000 && done.load() < 48; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (item == 0) waited = done.load() >= 48;
+    done.fetch_add(1);
+  });
+  EXPECT_TRUE(waited);
+  EXPECT_EQ(done.load(), 64);
 }
 
 TEST(ThreadPool, WakesAfterSleeping) {

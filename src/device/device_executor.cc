@@ -14,28 +14,21 @@ namespace {
 
 constexpr size_t kGraphsMax = 64;
 
-uint32_t UncommittedMax(const ExecutorOptions& options) {
-  return options.uncommitted_tokens_max != 0 ? options.uncommitted_tokens_max
-                                             : options.step_tokens_max;
-}
-
-// Multiply-adds of a token's products for each of its attention to one position.
-double ProductsOverAttention(const ModelConfig& c) {
-  const double attention = 2.0 * c.heads * c.head_dim;
-  const double width = c.heads + 2.0 * c.kv_heads + c.heads;  // queries, keys, values, outputs
-  return (width * c.head_dim * c.dim + 3.0 * c.dim * c.ffn_dim) / attention;
+// Multiply-adds of one token, without its logits.
+uint64_t ProductsOf(const DeviceModel& model) {
+  uint64_t products = 0;
+  for (const DeviceLayer& layer : model.layers()) {
+    for (const DeviceLinear* w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down})
+      products += uint64_t{w->rows} * w->cols;
+  }
+  return products;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup& setup,
                                                                const ExecutorOptions& options) {
-  if (options.step_tokens_max < options.sequences_max || options.sequences_max == 0) {
-    return Status(Code::kInvalidArgument,
-                  fmt::format("step_tokens_max is {}: it must be at least sequences_max, {}, which "
-                              "must be at least 1",
-                              options.step_tokens_max, options.sequences_max));
-  }
+  TS_RETURN_IF_ERROR(CheckSizes(options));
   std::unique_ptr<DeviceExecutor> e(new DeviceExecutor);
   e->setup_ = setup;
   e->options_ = options;
@@ -49,7 +42,7 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
                                           .sequences_max = options.sequences_max,
                                           .sequence_tokens_max = options.sequence_tokens_max,
                                           .logits_max = e->options_.logits_max,
-                                          .uncommitted_max = UncommittedMax(options),
+                                          .uncommitted_max = options.uncommitted_max(),
                                           .processors = setup.device.processors}));
   const uint32_t bucket_max = std::min(options.step_tokens_max, e->options_.logits_max);
   e->plan_ =
@@ -81,16 +74,8 @@ Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
     kinds |= spec.needs(codec->metadata);
   }
   shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
-  const KvCacheOptions cache{
-      .codec = codec,
-      .page_tokens = options.page_tokens,
-      .block_tokens = options.block_tokens,
-      .memory_bytes = options.kv_memory_bytes,
-      .sequences_max = options.sequences_max,
-      .sequence_tokens_max = options.sequence_tokens_max,
-      .kept = {.metadata = kinds, .summary_bytes = 0, .state_bytes = 0},
-      .uncommitted_tokens_max = UncommittedMax(options),
-      .policy = EvictionPolicy(options.cache_policy, ProductsOverAttention(config))};
+  KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*setup_.model));
+  cache.kept.metadata = kinds;
   TS_ASSIGN_OR_RETURN(
       cache_,
       KvCache::Create(

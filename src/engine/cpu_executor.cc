@@ -22,13 +22,10 @@ constexpr uint32_t kScoreRows = 64;
 // Different selectors, and sets of step plugins, that requests may ask for.
 constexpr uint32_t kSelectorsMax = 64, kStepSetsMax = 64;
 
-EvictionPolicy PolicyOf(EvictionKind kind, const Model& model) {
-  const ModelConfig& config = model.config();
-  const ProductCost products = model.CostOf(1, 0);
-  const uint64_t all = std::accumulate(std::begin(products.multiply_adds),
-                                       std::end(products.multiply_adds), uint64_t{0});
-  const double attention = 2.0 * config.layers * config.heads * config.head_dim;  // a position
-  return EvictionPolicy(kind, static_cast<double>(all) / attention);
+// Multiply-adds of one token, without its logits.
+uint64_t ProductsOf(const Model& model) {
+  const ProductCost cost = model.CostOf(1, 0);
+  return std::accumulate(std::begin(cost.multiply_adds), std::end(cost.multiply_adds), uint64_t{0});
 }
 
 // Without a branch, so that it is vectorised: it sees every token's hidden state.
@@ -44,12 +41,7 @@ bool AllFinite(std::span<const float> values) {
 Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, const Kernels* kernels,
                                                          Compute compute, ThreadPool* threads,
                                                          const ExecutorOptions& options) {
-  if (options.step_tokens_max < options.sequences_max || options.sequences_max == 0) {
-    return Status(Code::kInvalidArgument,
-                  fmt::format("step_tokens_max is {}: it must be at least sequences_max, {}, which "
-                              "must be at least 1",
-                              options.step_tokens_max, options.sequences_max));
-  }
+  TS_RETURN_IF_ERROR(CheckSizes(options));
   std::unique_ptr<CpuExecutor> e(new CpuExecutor);
   e->options_ = options;
   e->model_ = model;
@@ -67,16 +59,7 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, con
     TS_RETURN_IF_ERROR(CheckStored(specs.back(), *codec));
     kinds |= specs.back().needs(codec->metadata);
   }
-  KvCacheOptions cache{.codec = codec,
-                       .page_tokens = options.page_tokens,
-                       .block_tokens = options.block_tokens,
-                       .memory_bytes = options.kv_memory_bytes,
-                       .sequences_max = options.sequences_max,
-                       .sequence_tokens_max = options.sequence_tokens_max,
-                       .uncommitted_tokens_max = options.uncommitted_tokens_max != 0
-                                                     ? options.uncommitted_tokens_max
-                                                     : options.step_tokens_max,
-                       .policy = PolicyOf(options.cache_policy, *model)};
+  KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*model));
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, cache));
   e->shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
   TS_ASSIGN_OR_RETURN(cache.kept, NeedsOf(specs, e->shape_, &e->summaries_));

@@ -14,6 +14,7 @@
 #include "engine/step_batch.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
+#include "model/config.h"
 #include "select/selector.h"
 #include "step/step_plugin.h"
 #include "tinyserve/engine.h"
@@ -35,9 +36,20 @@ struct ExecutorOptions {
   uint32_t logits_max = 0;  // logits rows of one step; 0: sequences_max
   // Tokens that have room in the cache at a time without being committed; 0: step_tokens_max.
   uint32_t uncommitted_tokens_max = 0;
+  uint32_t uncommitted_max() const {
+    return uncommitted_tokens_max != 0 ? uncommitted_tokens_max : step_tokens_max;
+  }
   EvictionKind cache_policy = EvictionKind::kLru;
   Trace* trace = nullptr;  // of steps and their phases; must outlive the executor
 };
+
+// Errors: kInvalidArgument (no sequences, or fewer tokens a step than those).
+Status CheckSizes(const ExecutorOptions& options);
+
+// The cache that the options ask for, with nothing kept beside keys and values yet. `products`:
+// multiply-adds of the matrix products of one token, which say what it costs to compute again.
+KvCacheOptions CacheOptionsOf(const ExecutorOptions& options, const Codec* codec,
+                              const ModelConfig& config, uint64_t products);
 
 // What a step must read and multiply (nothing that it happens to read twice).
 struct StepCost {

@@ -118,7 +118,7 @@ TEST_P(Products, AgreeWithRef) {
       for (const Shape& shape : ShapesFor(type)) {
         const Source source = MakeSource(type, shape.rows, shape.cols, shape.cols + shape.rows);
         SCOPED_TRACE(Describe(*GetParam(), source, compute));
-        for (const uint32_t rows : {1u, 2u, 3u, 5u, 17u}) {
+        for (const uint32_t rows : {1u, 2u, 3u, 5u, 8u, 17u}) {
           const std::vector<float> x = RandomRows(rows, shape.cols, rows);
           const Product product(*GetParam(), compute, source, x);
           const Product ref(*RefKernels(), compute, source, x);

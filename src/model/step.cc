@@ -215,14 +215,13 @@ void Step::Project(const Linear& linear, const Region& region, float* out, uint6
     tilings[p] = TilingFor(rows, part.matrix, panels, linear.gated ? 2 : 1, threads_->threads());
     first_item[p + 1] += tilings[p].row_blocks * tilings[p].panel_groups;
   }
-  threads_->ForAlike(first_item[parts], [&](uint32_t item, uint32_t) {
-    size_t p = 0;
-    while (item >= first_item[p + 1]) ++p;
+  // Neighbouring items share the panels, which are the larger operand. Where all rows are one
+  // block, they are one call, which reads one panel while it multiplies by the one before.
+  const auto run = [&](size_t p, uint32_t item, uint32_t items) {
     const Linear::Part& part = linear.parts[p];
     const Tiling& t = tilings[p];
-    // Neighbouring items share the panels, which are the larger operand.
-    const uint32_t row = region.begin + (item - first_item[p]) % t.row_blocks * t.row_block;
-    const uint32_t panel = first_panel[p] + (item - first_item[p]) / t.row_blocks * t.panel_group;
+    const uint32_t row = region.begin + item % t.row_blocks * t.row_block;
+    const uint32_t panel = first_panel[p] + item / t.row_blocks * t.panel_group;
     const MatMulArgs args{
         .w = &part.matrix,
         .acts = acts_[static_cast<uint32_t>(part.matrix.acts)].data(),
@@ -230,12 +229,24 @@ void Step::Project(const Linear& linear, const Region& region, float* out, uint6
         .row_begin = row,
         .row_end = std::min(region.end, row + t.row_block),
         .panel_begin = panel,
-        .panel_end = std::min(part.matrix.panels, panel + t.panel_group),
+        .panel_end = std::min(part.matrix.panels, panel + items * t.panel_group),
         .bias = linear.bias.empty() ? nullptr : linear.bias.data() + part.out_offset,
         .out = out + part.out_offset,
         .out_stride = out_stride,
         .epilogue = epilogue};
     kernels_->matmul(&args);
+  };
+  threads_->ForRanges(first_item[parts], [&](uint32_t item, uint32_t end, uint32_t) {
+    for (size_t p = 0; item < end;) {
+      if (item >= first_item[p + 1]) {
+        ++p;
+        continue;
+      }
+      const uint32_t stop = std::min(end, first_item[p + 1]);
+      const uint32_t items = tilings[p].row_blocks == 1 ? stop - item : 1;
+      run(p, item - first_item[p], items);
+      item += items;
+    }
   });
 }
 

@@ -25,16 +25,10 @@ uint64_t Linear::bytes() const {
 }
 
 const StoredTensor* WeightLoader::Require(const std::string& name, uint64_t rows, uint64_t cols) {
-  const StoredTensor* tensor = file_.FindTensor(name);
-  if (tensor == nullptr) {
-    Fail(Status(Code::kNotFound, fmt::format("the model file has no tensor '{}'", name)));
-  } else if (tensor->rows != rows || tensor->cols != cols) {
-    Fail(Status(Code::kCorrupt,
-                fmt::format("tensor '{}' is {} x {}: the model's configuration asks for {} x {}",
-                            name, tensor->rows, tensor->cols, rows, cols)));
-    return nullptr;
-  }
-  return tensor;
+  const Result<const StoredTensor*> tensor = file_.RequireTensor(name, rows, cols);
+  if (tensor.ok()) return *tensor;
+  Fail(tensor.status());
+  return nullptr;
 }
 
 void WeightLoader::AddPart(Linear* linear, const std::vector<const StoredTensor*>& sources,

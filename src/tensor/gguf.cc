@@ -205,6 +205,19 @@ const StoredTensor* GgufFile::FindTensor(std::string_view name) const {
   return &tensors_[*at];
 }
 
+Result<const StoredTensor*> GgufFile::RequireTensor(std::string_view name, uint64_t rows,
+                                                    uint64_t cols) const {
+  const StoredTensor* tensor = FindTensor(name);
+  if (tensor == nullptr)
+    return Status(Code::kNotFound, fmt::format("the model file has no tensor '{}'", name));
+  if (tensor->rows != rows || tensor->cols != cols) {
+    return Status(Code::kCorrupt,
+                  fmt::format("tensor '{}' is {} x {}: the model's configuration asks for {} x {}",
+                              name, tensor->rows, tensor->cols, rows, cols));
+  }
+  return tensor;
+}
+
 Result<uint64_t> GgufFile::GetUint(std::string_view key) const {
   const MetaValue* value = Find(key);
   if (value == nullptr) return AbsentKey(key);

@@ -64,6 +64,10 @@ class GgufFile {
   // nullptr where the key or name is absent.
   const MetaValue* Find(std::string_view key) const;
   const StoredTensor* FindTensor(std::string_view name) const;
+  // The tensor that a model's configuration asks for, of that shape. Errors: kNotFound, kCorrupt
+  // (another shape; both are named).
+  Result<const StoredTensor*> RequireTensor(std::string_view name, uint64_t rows,
+                                            uint64_t cols) const;
 
   // Typed lookups. Errors name the key and the type found: kNotFound, kCorrupt (wrong type or out
   // of range).

@@ -78,6 +78,11 @@ TEST(GgufTest, ReadsVersionsTwoAndThreeAlike) {
     EXPECT_EQ(Decoded(*second), std::vector<float>({7, 8, 9, 10}));
     EXPECT_EQ((*file)->FindTensor("firs"), nullptr);
     EXPECT_EQ((*file)->FindTensor("seconds"), nullptr);
+    EXPECT_EQ(*(*file)->RequireTensor("first", 2, 3), first);
+    EXPECT_EQ((*file)->RequireTensor("firs", 2, 3).status().code(), Code::kNotFound);
+    const Status turned = (*file)->RequireTensor("first", 3, 2).status();
+    EXPECT_EQ(turned.code(), Code::kCorrupt);
+    EXPECT_NE(turned.message().find("'first' is 2 x 3"), std::string::npos) << turned.message();
   }
 }
 

@@ -1,4 +1,4 @@
-"""What the lint rules know of a C++ file: its code without comments and literals, its includes, its functions."""
+"""What the lint rules know of a C++ file: its code without comments and literals, its includes, functions and types."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 RAW_STRING = re.compile(r'R"([^\s()\\]{0,16})\(')
 KEYWORD_SCOPE = re.compile(r"\b(namespace|class|struct|union|enum|extern)\b")
 NAME = re.compile(r"(~?[\w:]+|operator\s*\S+?)\s*$")
+TYPE_NAME = re.compile(r"\b(?:class|struct|union|enum(?:\s+class)?)\s+(\w+)\s*(?:final\b\s*)?(?::[^:].*)?$", re.S)
 
 
 def blank(text):
@@ -102,6 +103,28 @@ def functions_of(code):
                 continue
         start = i + 1
     return found
+
+
+def types_of(code):
+    """Yields (line, qualified name) of each type defined in `code` that other files' types may collide with: not those
+    of unnamed namespaces, classes and functions."""
+    code = strip_directives(code)
+    scopes, start = [], 0  # scopes: of the open braces, a namespace's name, or None for what hides its types
+    for match in re.finditer(r"[{};]", code):
+        i, char, statement = match.start(), match.group(), code[start:match.start()]
+        start = i + 1
+        if char == "}" and scopes:
+            scopes.pop()
+        if char != "{":
+            continue
+        space = re.search(r"\bnamespace\b\s*([\w:]*)\s*$", statement)
+        if space or re.search(r'\bextern\s*"[^"]*"\s*$', statement):
+            scopes.append((space.group(1) or None) if space else "")
+            continue
+        name = TYPE_NAME.search(outside_parentheses(statement))
+        if name and None not in scopes and kind_of_scope(statement) == "scope":
+            yield code.count("\n", 0, i) + 1, "::".join([*filter(None, scopes), name.group(1)])
+        scopes.append(None)
 
 
 def measure(code, start, end):

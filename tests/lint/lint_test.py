@@ -191,6 +191,21 @@ class LintTest(unittest.TestCase):
                 self.write(path, text)
                 self.expect(rules.header_guards, path, words)
 
+    def test_one_name_is_one_type(self):
+        self.write("src/tensor/a.h", "namespace tinyserve {\n\nstruct Rig final : Base {\n  struct Part {};\n};\n}\n")
+        for text, clean in [("namespace tinyserve {\nclass Rig;\n}\n", True),
+                            ("namespace tinyserve::cuda {\nclass Rig {};\n}\n", True),
+                            ("namespace tinyserve {\nnamespace {\nclass Rig {};\n}\n}\n", True),
+                            ("namespace tinyserve {\nstruct Part {};\nvoid F() {\n  struct Rig {};\n}\n}\n", True),
+                            ("namespace tinyserve {\nenum class Rig : int { kA };\n}\n", False),
+                            ("namespace tinyserve {\ntemplate <class T>\nclass Rig {};\n}\n", False)]:
+            with self.subTest(text):
+                self.write("src/tensor/b.cc", text)
+                if clean:
+                    self.expect_clean(rules.one_definition)
+                else:
+                    self.expect(rules.one_definition, "src/tensor/b.cc", "tinyserve::Rig is another type")
+
     def test_dead_headers_and_unregistered_scripts(self):
         self.write("src/tensor/dead.h", "")
         self.expect(rules.dead_files, "src/tensor/dead.h", "no file includes it")

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 
-from cpp_source import functions_of, includes_of, strip_literals
+from cpp_source import functions_of, includes_of, strip_literals, types_of
 
 CPP_FOLDERS = ("src", "include", "tools", "bench", "tests", "examples")
 CPP_SUFFIXES = (".cc", ".cu", ".h", ".inl")
@@ -286,6 +286,18 @@ def header_guards(tree):
                 yield Finding(path, 1, "`using namespace` in a header reaches every file that includes it")
 
 
+def one_definition(tree):
+    """A name means one type. Two of one name, in files that never see each other, build and link, and are undefined
+    behaviour: whichever of two inline functions the linker keeps serves both."""
+    first = {}
+    for path in tree.cpp_files:
+        for line, name in types_of(tree.codes[path]) if path != EMULATION[1] else ():
+            other = first.setdefault(name, path)
+            if other != path:
+                yield Finding(path, line, f"{name} is another type in {other}: give it another name, or hide it in an "
+                                          "unnamed namespace")
+
+
 def dead_files(tree):
     """Every header is included, every .cc and .cu is compiled, every test runs."""
     included = {tree.resolve(i) for path in tree.cpp_files for _, _, i in includes_of(tree.texts[path])}
@@ -339,5 +351,5 @@ def formatting(tree):
         yield Finding(".clang-format", 1, f"clang-format failed: {result.stderr.strip()[:300]}")
 
 
-RULES = (includes, target_units, target_objects, line_length, sizes, banned, forbidden_words, header_guards, dead_files,
-         formatting)
+RULES = (includes, target_units, target_objects, line_length, sizes, banned, forbidden_words, header_guards,
+         one_definition, dead_files, formatting)

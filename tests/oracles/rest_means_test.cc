@@ -43,7 +43,7 @@ struct Sums {
 
 // What the last position's output should be: tokens of the pages `read` and of those that are not
 // coded, and the others' means.
-std::vector<float> Expected(Rig* rig, uint32_t tokens, const std::vector<float>& q) {
+std::vector<float> Expected(SelectionRig* rig, uint32_t tokens, const std::vector<float>& q) {
   std::vector<float> out(q.size());
   const uint32_t end = rig->cache()->coded(0) ? rig->cache()->RawBegin(tokens - 1) : tokens;
   for (uint32_t head = 0; head < kKvHeads; ++head) {
@@ -94,7 +94,7 @@ TEST_P(RestMeansOver, EqualsPlainSums) {
         Case{"int4", 0.03, kTokens}, Case{"f16", 2e-3, 4500}, Case{"planes", 2e-3, 4500}}) {
     for (const char* name : kSelectors) {
       if (tokens > kTokens && name != std::string("streaming")) continue;
-      Rig rig(GetParam(), {name + kFew + ",rest=mean"}, 64, 2, codec, tokens);
+      SelectionRig rig(GetParam(), {name + kFew + ",rest=mean"}, 64, 2, codec, tokens);
       const auto q = Query(11);
       EXPECT_LT(ErrorOf(rig.Decode(1, q, 1, tokens - 1), Expected(&rig, tokens, q)), error)
           << name << " " << codec << " " << tokens;
@@ -105,7 +105,8 @@ TEST_P(RestMeansOver, EqualsPlainSums) {
 TEST_P(RestMeansOver, AllPagesChosenIsDense) {
   for (const char* name : kSelectors) {
     for (const char* codec : {"f16", "planes", "int8"}) {
-      Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0,rest=mean"}, 64, 2, codec);
+      SelectionRig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0,rest=mean"}, 64, 2,
+                       codec);
       for (const uint32_t position : {kTokens - 1, 959u, 64u, 5u}) {
         const auto q = Query(position);
         EXPECT_EQ(rig.Decode(1, q, 0, position), rig.Decode(1, q, 1, position))
@@ -118,12 +119,12 @@ TEST_P(RestMeansOver, AllPagesChosenIsDense) {
 // A page of equal keys is what its means say, be its values what they may.
 TEST_P(RestMeansOver, PagesOfEqualKeysLoseNothing) {
   for (const char* codec : {"f32", "f16", "planes"}) {
-    Rig rig(GetParam(), {"random" + kFew, "random" + kFew + ",rest=mean"}, 64, 2, codec);
-    std::vector<float> k = Rig::Random(1, 1);
+    SelectionRig rig(GetParam(), {"random" + kFew, "random" + kFew + ",rest=mean"}, 64, 2, codec);
+    std::vector<float> k = SelectionRig::Random(1, 1);
     const uint32_t row = kKvHeads * kHeadDim;
     for (uint32_t t = 0; t < kTokens; ++t)
       std::copy_n(&k[t / kPageTokens * kPageTokens * row], row, &k[t * row]);
-    rig.SetTokens(k, Rig::Random(2, 1));
+    rig.SetTokens(k, SelectionRig::Random(2, 1));
     const auto q = Query(12), dense = rig.Decode(1, q, 0);
     EXPECT_GT(ErrorOf(rig.Decode(1, q, 1), dense), 0.2) << codec;
     EXPECT_LT(ErrorOf(rig.Decode(1, q, 2), dense), 2e-3) << codec;
@@ -135,7 +136,7 @@ TEST_P(RestMeansOver, GroupingOfRowsAndThreadsChangesNoBit) {
   constexpr uint32_t kRows = 12, kFirst = 950;
   for (const char* codec : {"f16", "planes", "int8"}) {
     const std::vector<std::string> specs = {"moments" + kFew + ",rest=mean"};
-    Rig two(GetParam(), specs, 64, 2, codec), one(GetParam(), specs, 7, 1, codec);
+    SelectionRig two(GetParam(), specs, 64, 2, codec), one(GetParam(), specs, 7, 1, codec);
     std::vector<float> q, out(kRows * kHeads * kHeadDim);
     for (uint32_t row = 0; row < kRows; ++row) {
       const auto of_row = Query(500 + row);
@@ -162,7 +163,7 @@ TEST_P(RestMeansOver, GroupingOfRowsAndThreadsChangesNoBit) {
 TEST_P(RestMeansOver, MeansDoNotDependOnTheChunks) {
   for (const char* codec : {"f16", "int8"}) {
     const std::vector<std::string> specs = {"hierarchical", "box:rest=mean"};
-    Rig whole(GetParam(), specs, 64, 2, codec), single(GetParam(), specs, 1, 2, codec);
+    SelectionRig whole(GetParam(), specs, 64, 2, codec), single(GetParam(), specs, 1, 2, codec);
     const PageView view = whole.cache()->View(whole.slot(), 0, kTokens / 64 * 64);
     for (uint32_t head = 0; head < kKvHeads; ++head) {
       const KvSlab a = whole.cache()->summaries(0, 1, head);
@@ -178,7 +179,8 @@ TEST_P(RestMeansOver, MeansDoNotDependOnTheChunks) {
 
 TEST_P(RestMeansOver, CountsEqualARecount) {
   for (const char* codec : {"f16", "planes"}) {
-    Rig rig(GetParam(), {"streaming" + kFew, "streaming" + kFew + ",rest=mean"}, 64, 2, codec);
+    SelectionRig rig(GetParam(), {"streaming" + kFew, "streaming" + kFew + ",rest=mean"}, 64, 2,
+                     codec);
     const auto counts = [&](uint32_t selector) {
       rig.attention()->ResetSelectionCounts();
       rig.Decode(1, Query(7), selector);

@@ -24,10 +24,10 @@ inline constexpr float kScale = 0.2f;
 inline constexpr uint32_t kGroup = kHeads / kKvHeads, kPageTokens = 16;
 inline constexpr uint32_t kPages = (kTokens + kPageTokens - 1) / kPageTokens;
 
-class Rig {
+class SelectionRig {
  public:
-  Rig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
-      uint32_t threads = 2, const char* codec = "f16", uint32_t tokens = kTokens)
+  SelectionRig(const Kernels* kernels, const std::vector<std::string>& specs, uint32_t chunk = 64,
+               uint32_t threads = 2, const char* codec = "f16", uint32_t tokens = kTokens)
       : threads_(threads),
         kernels_(kernels),
         tokens_(tokens),
@@ -220,7 +220,7 @@ class Rig {
 };
 
 inline std::vector<float> Query(uint32_t seed) {
-  std::vector<float> q = Rig::Random(seed, 1);
+  std::vector<float> q = SelectionRig::Random(seed, 1);
   q.resize(kHeads * kHeadDim);
   return q;
 }

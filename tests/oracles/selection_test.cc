@@ -20,7 +20,7 @@ class Selection : public testing::TestWithParam<const Kernels*> {};
 TEST_P(Selection, AllPagesChosenIsDense) {
   // A budget of all pages but one, and of all: the first asks the selector, the second does not.
   for (const char* name : {"box", "moments", "hierarchical", "streaming", "random", "oracle"}) {
-    Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0,dense_layers=0"});
+    SelectionRig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0,dense_layers=0"});
     const auto q = Query(3);
     EXPECT_EQ(rig.Decode(1, q, 0), rig.Decode(1, q, 1)) << name;
   }
@@ -29,7 +29,8 @@ TEST_P(Selection, AllPagesChosenIsDense) {
 TEST_P(Selection, AllCodedPagesChosenIsDense) {
   for (const char* name : {"box", "moments", "hierarchical", "streaming", "random", "oracle"}) {
     for (const char* codec : {"planes", "int8", "k8v4", "int4"}) {
-      Rig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0", "moments"}, 64, 2, codec);
+      SelectionRig rig(GetParam(), {std::string(name) + ":ratio=1,min_context=0", "moments"}, 64, 2,
+                       codec);
       // In a window, at its ends, and in the first one, where nothing is coded.
       for (const uint32_t position : {kTokens - 1, 959u, 960u, 64u, 63u, 5u}) {
         const auto q = Query(position);
@@ -70,7 +71,7 @@ double BoundOf(const MetaLayout& layout, const uint8_t* record, const float* q) 
 // Bounds of boxes hold for the keys that attention reads, whatever they are stored as.
 TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
   for (const char* codec : {"f32", "f16", "bf16", "planes", "int8", "k8v4", "int4"}) {
-    Rig rig(GetParam(), {"box", "moments"}, 64, 2, codec);
+    SelectionRig rig(GetParam(), {"box", "moments"}, 64, 2, codec);
     const MetaLayout layout = rig.cache()->meta_layout(0);
     const uint32_t full = kTokens / 64 * 64;
     for (uint32_t head = 0; head < kKvHeads; ++head) {
@@ -82,7 +83,7 @@ TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
         for (uint32_t p = 0; p < view.count; ++p) {
           const double bound = BoundOf(layout, PageAt(records, view.pages[p]), q.data());
           for (uint32_t t = p * kPageTokens; t < (p + 1) * kPageTokens; ++t)
-            ASSERT_LE(Rig::Dot(q.data(), &keys[t * kHeadDim]), bound) << codec << " " << t;
+            ASSERT_LE(SelectionRig::Dot(q.data(), &keys[t * kHeadDim]), bound) << codec << " " << t;
         }
       }
     }
@@ -93,7 +94,7 @@ TEST_P(Selection, NoKeyExceedsTheBoundOfItsBox) {
 // as the page's best q.k.
 TEST_P(Selection, BoxMissesNoKeyThatFewBoundsReach) {
   for (const char* codec : {"f16", "planes", "int8", "int4"}) {
-    Rig rig(GetParam(), {"box:tokens=256,min_tokens=0,min_context=0"}, 64, 2, codec);
+    SelectionRig rig(GetParam(), {"box:tokens=256,min_tokens=0,min_context=0"}, 64, 2, codec);
     const uint32_t open = rig.cache()->coded(0) ? 3 : 0, held = kPages - open;
     const uint32_t first = 1, end = open > 0 ? held : held - 2,
                    budget = 16 - 1 - (held - end) - open;
@@ -110,7 +111,7 @@ TEST_P(Selection, BoxMissesNoKeyThatFewBoundsReach) {
           const float* x = &q[h * kHeadDim];
           bound[p] = std::max(bound[p], BoundOf(layout, PageAt(records, view.pages[p]), x));
           for (uint32_t t = p * kPageTokens; t < (p + 1) * kPageTokens; ++t)
-            best[p] = std::max(best[p], Rig::Dot(x, &keys[t * kHeadDim]));
+            best[p] = std::max(best[p], SelectionRig::Dot(x, &keys[t * kHeadDim]));
         }
       }
       for (uint32_t p = first; p < end; ++p) {
@@ -130,7 +131,7 @@ TEST_P(Selection, OracleHasTheMostAttention) {
     std::vector<std::string> specs;
     for (const char* name : {"oracle", "box", "moments", "hierarchical", "streaming", "random"})
       specs.push_back(name + options);
-    Rig rig(GetParam(), specs, 64, 2, codec);
+    SelectionRig rig(GetParam(), specs, 64, 2, codec);
     for (uint32_t seed = 0; seed < 10; ++seed) {
       const auto q = Query(300 + seed);
       const std::vector<double> shares = rig.PageShares(0, 1, q);
@@ -147,7 +148,7 @@ TEST_P(Selection, OracleHasTheMostAttention) {
 }
 
 TEST_P(Selection, CountsOverCodedPagesEqualARecount) {
-  Rig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0"}, 64, 2, "planes");
+  SelectionRig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0"}, 64, 2, "planes");
   rig.attention()->ResetSelectionCounts();
   rig.Decode(1, Query(7), 1);
   const SelectionCounts c = rig.attention()->selection_counts();
@@ -169,14 +170,14 @@ TEST_P(Selection, CountsOverCodedPagesEqualARecount) {
 }
 
 TEST_P(Selection, FirstLayersAreDense) {
-  Rig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=0,dense_layers=1"});
+  SelectionRig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=0,dense_layers=1"});
   const auto q = Query(4);
   EXPECT_EQ(rig.Decode(0, q, 0), rig.Decode(0, q, 1));
   EXPECT_NE(rig.Decode(1, q, 0), rig.Decode(1, q, 1));
 }
 
 TEST_P(Selection, ShortContextsAreDense) {
-  Rig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=1000,dense_layers=0"});
+  SelectionRig rig(GetParam(), {"random:ratio=0.1,min_tokens=0,min_context=1000,dense_layers=0"});
   const auto q = Query(5);
   EXPECT_EQ(rig.Decode(1, q, 0), rig.Decode(1, q, 1));
   EXPECT_EQ(rig.attention()->selection_counts().queries, 0u);
@@ -196,8 +197,8 @@ TEST_P(Selection, FindsAPlantedKey) {
         Case{"oracle:tokens=64", "f16"}, Case{"box:tokens=96", "planes"},
         Case{"moments:tokens=96", "planes"}, Case{"box:tokens=96", "int4"},
         Case{"oracle:tokens=96", "planes"}}) {
-    Rig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"}, 64, 2,
-            codec);
+    SelectionRig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"},
+                     64, 2, codec);
     std::vector<float> q = Query(6);
     // Every head looks for the same key.
     for (uint32_t h = 1; h < kHeads; ++h)
@@ -217,7 +218,8 @@ TEST_P(Selection, FindsAPlantedKey) {
 
 TEST_P(Selection, RandomAndStreamingMissIt) {
   for (const char* spec : {"random:tokens=64", "streaming:tokens=64"}) {
-    Rig rig(GetParam(), {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"});
+    SelectionRig rig(GetParam(),
+                     {std::string(spec) + ",min_tokens=0,min_context=0,dense_layers=0"});
     std::vector<float> q = Query(6);
     for (uint32_t h = 1; h < kHeads; ++h)
       std::copy_n(q.begin(), kHeadDim, q.begin() + h * kHeadDim);
@@ -235,7 +237,7 @@ TEST_P(Selection, RandomAndStreamingMissIt) {
 }
 
 TEST_P(Selection, CountsEqualARecount) {
-  Rig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0,dense_layers=1"});
+  SelectionRig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0,dense_layers=1"});
   rig.attention()->ResetSelectionCounts();
   rig.Decode(0, Query(7), 1);
   rig.Decode(1, Query(7), 1);
@@ -260,7 +262,8 @@ TEST_P(Selection, CountsEqualARecount) {
 // candidates, as a recount from the stored keys has it.
 TEST_P(Selection, ByMassTheFewestPagesAreRead) {
   for (const double mass : {0.25, 0.6, 0.9}) {
-    Rig rig(GetParam(), {"oracle:ratio=1,min_tokens=0,min_context=0,mass=" + std::to_string(mass)});
+    SelectionRig rig(GetParam(),
+                     {"oracle:ratio=1,min_tokens=0,min_context=0,mass=" + std::to_string(mass)});
     const auto q = Query(9);
     rig.Decode(1, q, 1);
     uint64_t fewest = 0;
@@ -282,7 +285,7 @@ TEST_P(Selection, ByMassTheFewestPagesAreRead) {
 // The budget and its floor hold whatever the mass.
 TEST_P(Selection, ByMassTheBudgetIsABound) {
   const auto read = [](const std::string& options) {
-    Rig rig(GetParam(), {"moments:min_context=0," + options});
+    SelectionRig rig(GetParam(), {"moments:min_context=0," + options});
     rig.Decode(1, Query(9), 1);
     EXPECT_EQ(rig.attention()->selection_counts().failures, 0u);
     return rig.attention()->selection_counts().pages_read / kKvHeads;
@@ -295,7 +298,7 @@ TEST_P(Selection, ByMassTheBudgetIsABound) {
 }
 
 TEST_P(Selection, CountsOfLayersAndHeadsEqualARecount) {
-  Rig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0"});
+  SelectionRig rig(GetParam(), {"moments:ratio=0.25,min_tokens=0,min_context=0"});
   rig.attention()->SetTimed(true);
   rig.attention()->ResetSelectionCounts();
   const uint32_t times[kLayers] = {1, 3};
@@ -340,7 +343,7 @@ TEST_P(Selection, CountsOfLayersAndHeadsEqualARecount) {
 
 // The newest pages move on at a page's border; all else of this selector stays.
 TEST_P(Selection, HitRateCountsPagesReadBefore) {
-  Rig rig(GetParam(), {"streaming:tokens=96,min_tokens=0,min_context=0,dense_layers=0"});
+  SelectionRig rig(GetParam(), {"streaming:tokens=96,min_tokens=0,min_context=0,dense_layers=0"});
   rig.attention()->ResetSelectionCounts();
   const auto counts_after = [&](uint32_t position) {
     rig.Decode(0, Query(8), 1, position);
@@ -358,8 +361,9 @@ TEST_P(Selection, HitRateCountsPagesReadBefore) {
 
 TEST_P(Selection, RecordsDoNotDependOnTheChunks) {
   const std::vector<std::string> specs = {"box", "moments"};
-  Rig whole(GetParam(), specs, 64), pieces(GetParam(), specs, 7), single(GetParam(), specs, 1);
-  for (Rig* other : {&pieces, &single}) {
+  SelectionRig whole(GetParam(), specs, 64), pieces(GetParam(), specs, 7),
+      single(GetParam(), specs, 1);
+  for (SelectionRig* other : {&pieces, &single}) {
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
       for (uint32_t head = 0; head < kKvHeads; ++head) {
         const KvSlab a = whole.cache()->records(0, layer, head);
@@ -386,7 +390,7 @@ TEST_P(Selection, ShadowChecksEqualARecount) {
   for (const char* codec : {"f16", "f32", "planes"}) {
     std::vector<std::string> specs = {"moments" + few, "streaming" + few};
     if (codec == std::string("planes")) specs.push_back(cascade);
-    Rig rig(GetParam(), specs, 64, 2, codec);
+    SelectionRig rig(GetParam(), specs, 64, 2, codec);
     const auto figures = [&](uint32_t selector) {
       const auto& all = rig.attention()->shadow_figures();
       return selector < all.size() ? all[selector] : ShadowFigures();
@@ -441,7 +445,7 @@ TEST_P(Selection, PluginEqualsBuiltIn) {
   ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");
   ASSERT_EQ(LoadSelectorPlugin(TS_SKELETON_SELECTOR).message(), "");  // again: nothing happens
   const std::string options = "ratio=0.2,min_tokens=0,min_context=0,dense_layers=0";
-  Rig rig(GetParam(), {"box:pool=max," + options, "skeleton:" + options});
+  SelectionRig rig(GetParam(), {"box:pool=max," + options, "skeleton:" + options});
   uint32_t same = 0;
   for (uint32_t seed = 0; seed < 40; ++seed) {
     const auto q = Query(100 + seed);
@@ -458,7 +462,7 @@ TEST_P(Selection, HierarchicalOverWholePagesIsBox) {
   const std::string options = "ratio=0.2,min_tokens=0,min_context=0";
   for (const char* pool : {"max", "sum", "softmax"}) {
     const std::string own = options + ",pool=" + pool;
-    Rig rig(GetParam(), {"box:" + own, "hierarchical:sub=16,reuse=1," + own}, 7);
+    SelectionRig rig(GetParam(), {"box:" + own, "hierarchical:sub=16,reuse=1," + own}, 7);
     uint32_t same = 0;
     for (uint32_t seed = 0; seed < 20; ++seed) {
       const auto q = Query(400 + seed);
@@ -472,7 +476,7 @@ TEST_P(Selection, HierarchicalOverWholePagesIsBox) {
 // Smaller boxes bound their keys as well, and never wider than the page's.
 TEST_P(Selection, BoundsOfSubPagesLieBetweenTheirKeysAndTheBox) {
   for (const char* codec : {"f16", "planes"}) {
-    Rig rig(GetParam(), {"box", "hierarchical:sub=4"}, 64, 2, codec);
+    SelectionRig rig(GetParam(), {"box", "hierarchical:sub=4"}, 64, 2, codec);
     const MetaLayout layout = rig.cache()->meta_layout(0);
     const std::vector<float> keys = rig.Keys(1, 1);
     const PageView view = rig.cache()->View(rig.slot(), 0, kTokens / 64 * 64);
@@ -492,7 +496,7 @@ TEST_P(Selection, BoundsOfSubPagesLieBetweenTheirKeysAndTheBox) {
         const double whole = bound(q, PageAt(rig.cache()->records(0, 1, 1), page) + layout.box_at);
         const double part = bound(q, PageAt(rig.cache()->summaries(0, 1, 1), page) +
                                          t % kPageTokens / 4 * (4 * kHeadDim));
-        ASSERT_LE(Rig::Dot(q.data(), &keys[t * kHeadDim]), part) << codec << " " << t;
+        ASSERT_LE(SelectionRig::Dot(q.data(), &keys[t * kHeadDim]), part) << codec << " " << t;
         ASSERT_LE(part, whole + 1e-9) << codec << " " << t;
       }
     }
@@ -502,7 +506,7 @@ TEST_P(Selection, BoundsOfSubPagesLieBetweenTheirKeysAndTheBox) {
 // The selection in force at a position was made at the last multiple of `reuse`, or where the run
 // of positions began if that is later; newer pages join it.
 TEST_P(Selection, HierarchicalChoosesAnewEveryFewPositions) {
-  Rig rig(GetParam(), {"hierarchical:tokens=160,min_tokens=0,min_context=0,reuse=4"});
+  SelectionRig rig(GetParam(), {"hierarchical:tokens=160,min_tokens=0,min_context=0,reuse=4"});
   rig.attention()->ResetSelectionCounts();
   SelectionCounts before;
   const auto step = [&](uint32_t position) {
@@ -537,7 +541,7 @@ TEST_P(Selection, HierarchicalChoosesAnewEveryFewPositions) {
 TEST_P(Selection, PluginWithSummariesEqualsHierarchical) {
   ASSERT_EQ(LoadSelectorPlugin(TS_SUBPAGE_SELECTOR).message(), "");
   const std::string options = "ratio=0.2,min_tokens=0,min_context=0";
-  Rig rig(GetParam(), {"hierarchical:sub=4,reuse=1," + options, "subpage:" + options});
+  SelectionRig rig(GetParam(), {"hierarchical:sub=4,reuse=1," + options, "subpage:" + options});
   uint32_t same = 0;
   for (uint32_t seed = 0; seed < 40; ++seed) {
     const auto q = Query(500 + seed);
@@ -556,7 +560,7 @@ TEST_P(Selection, MostPlantedKeysAreFound) {
     uint32_t found;  // of 20
   };
   for (const Floor& floor : {Floor{"box", 7}, Floor{"moments", 11}, Floor{"hierarchical", 14}}) {
-    Rig rig(GetParam(), {floor.name + options});
+    SelectionRig rig(GetParam(), {floor.name + options});
     uint32_t found = 0;
     for (uint32_t seed = 0; seed < 20; ++seed) {
       std::vector<float> q = Query(600 + seed);

@@ -203,22 +203,22 @@ constexpr uint32_t kTileRows = kLanes == 16 ? 6 : 4;
 // A product's inner tile: y += of M rows by one panel, over all columns.
 template <class F>
 struct CodeProduct {
-  template <int M>
+  template <int kShare, int M>
   static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
-                             uint64_t act_row_bytes, uint64_t ahead, VF (&y)[M][kStrips]) {
+                             uint64_t act_row_bytes, const uint8_t* ask, VF (&y)[M][kStrips]) {
     if constexpr (F::kSixBits) {
-      SixBitTile(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ahead, y);
+      SixBitTile<kShare>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ask, y);
     } else {
-      CodeTile<F>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ahead, y);
+      CodeTile<F, kShare>(panel, acts, act_row_bytes, w.cols / UnitCols<F>(), ask, y);
     }
   }
 };
 template <class C>
 struct ColumnProduct {
-  template <int M>
+  template <int kShare, int M>
   static TS_INLINE void Tile(const PackedMatrix& w, const uint8_t* panel, const uint8_t* acts,
-                             uint64_t act_row_bytes, uint64_t ahead, VF (&y)[M][kStrips]) {
-    ColumnTile<C>(panel, acts, act_row_bytes, (w.cols + C::kCols - 1) / C::kCols, ahead, y);
+                             uint64_t act_row_bytes, const uint8_t* ask, VF (&y)[M][kStrips]) {
+    ColumnTile<C, kShare>(panel, acts, act_row_bytes, (w.cols + C::kCols - 1) / C::kCols, ask, y);
   }
 };
 
@@ -229,24 +229,25 @@ TS_INLINE void Clear(VF (&y)[M][kStrips]) {
   }
 }
 
-template <class Product, int M>
+template <class Product, int M, int kShare>
 __attribute__((noinline)) void ComputeTile(const MatMulArgs& a, uint32_t row, uint32_t panel,
                                            uint64_t ahead, VF (*out)[kStrips]) {
   const PackedMatrix& w = *a.w;
   VF y[M][kStrips];
   Clear(y);
-  Product::Tile(w, w.data + (uint64_t)panel * w.panel_bytes,
-                a.acts + (uint64_t)row * a.act_row_bytes, a.act_row_bytes, ahead, y);
+  const uint8_t* data = w.data + (uint64_t)panel * w.panel_bytes;
+  Product::template Tile<kShare>(w, data, a.acts + (uint64_t)row * a.act_row_bytes, a.act_row_bytes,
+                                 data + ahead, y);
   __builtin_memcpy(out, y, sizeof y);
 }
 
-template <class Product, int M>
+template <class Product, int M, int kShare>
 void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel, uint64_t ahead) {
   VF y[M][kStrips];
-  ComputeTile<Product, M>(a, row, panel, ahead, y);
+  ComputeTile<Product, M, kShare>(a, row, panel, ahead, y);
   if (a.epilogue != Epilogue::kSwiGlu) return Emit(a, row, panel, y);
   VF up[M][kStrips];
-  ComputeTile<Product, M>(a, row, panel + 1, ahead, up);
+  ComputeTile<Product, M, kShare>(a, row, panel + 1, ahead, up);
   for (int m = 0; m < M; ++m) {
     for (uint32_t s = 0; s < kStrips; ++s) {
       EmitGated(a, row + (uint32_t)m, panel, s, y[m][s], up[m][s]);
@@ -255,14 +256,22 @@ void RunTile(const MatMulArgs& a, uint32_t row, uint32_t panel, uint64_t ahead) 
 }
 
 // Tiles of one panel (or pair) over rows row .. row_end - 1. next: bytes to the next one; 0: there
-// is none.
+// is none. held: the one before has asked for this one.
 template <class Product>
 TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint32_t panel,
-                       uint64_t next) {
+                       uint64_t next, bool held) {
+  if constexpr (kTileRows > 4) {
+    // Two tiles of one size, each of which asks for half of the next panel: neither memory nor
+    // multiplications idle.
+    if (held && row + 8 == row_end) {
+      RunTile<Product, 4, 2>(a, row, panel, next);
+      return RunTile<Product, 4, 2>(a, row + 4, panel, next == 0 ? 0 : next + a.w->panel_bytes / 2);
+    }
+  }
   // The first tile brings the panel into the cache, so the others have time for the next one.
   uint64_t ahead = kPrefetchBytes;
   const auto run = [&]<int M>() __attribute__((always_inline)) {
-    for (; row + M <= row_end; row += M, ahead = next) RunTile<Product, M>(a, row, panel, ahead);
+    for (; row + M <= row_end; row += M, ahead = next) RunTile<Product, M, 1>(a, row, panel, ahead);
   };
   run.template operator()<kTileRows>();
   if constexpr (kTileRows > 4) run.template operator()<4>();
@@ -276,8 +285,10 @@ void RunProduct(const MatMulArgs& a) {
   for (uint32_t row = a.row_begin; row < a.row_end; row += kRowsAtOnce) {
     const uint32_t row_end = MinOf(row + kRowsAtOnce, a.row_end);
     for (uint32_t panel = a.panel_begin; panel < a.panel_end; panel += step) {
-      const bool last = panel + step >= a.panel_end;
-      RunRows<Product>(a, row, row_end, panel, last ? 0 : step * a.w->panel_bytes);
+      // The panels after these are most often the same thread's.
+      const bool last = panel + step >= a.w->panels;
+      RunRows<Product>(a, row, row_end, panel, last ? 0 : step * a.w->panel_bytes,
+                       panel > a.panel_begin);
     }
   }
 }
@@ -307,7 +318,8 @@ TS_INLINE void DecodedTile(const float* weights, const uint8_t* acts, uint64_t a
                            uint32_t cols, VF (*y)[kStrips]) {
   VF sums[M][kStrips];
   __builtin_memcpy(sums, y, sizeof sums);
-  ColumnTile<ColumnsF32>((const uint8_t*)weights, acts, act_row_bytes, cols, 0, sums);
+  ColumnTile<ColumnsF32, 1>((const uint8_t*)weights, acts, act_row_bytes, cols,
+                            (const uint8_t*)weights, sums);
   __builtin_memcpy(y, sums, sizeof sums);
 }
 

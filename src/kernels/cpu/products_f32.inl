@@ -47,14 +47,16 @@ TS_INLINE void ColumnStep(const uint8_t* panel, const uint8_t* acts, uint64_t ac
   }
 }
 
-// The same over `steps` columns (or pairs); what lies `ahead` bytes on is prefetched.
-template <class C, int M>
+// The same over `steps` columns (or pairs); what lies from `ask` on is prefetched, a kShare-th of
+// what is read.
+template <class C, int kShare, int M>
 TS_INLINE void ColumnTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
-                          uint32_t steps, uint64_t ahead, VF (&y)[M][kStrips]) {
+                          uint32_t steps, const uint8_t* ask, VF (&y)[M][kStrips]) {
   constexpr uint32_t kStepBytes = kStrips * C::kBytes, kAtOnce = 4;
   uint32_t step = 0;
   for (; step + kAtOnce <= steps; step += kAtOnce) {
-    PrefetchRange<kAtOnce * kStepBytes>(panel + ahead);
+    PrefetchRange<kAtOnce * kStepBytes / kShare>(ask);
+    ask += kAtOnce * kStepBytes / kShare;
     TS_UNROLL
     for (uint32_t i = 0; i < kAtOnce; ++i, panel += kStepBytes, acts += 4) {
       ColumnStep<C>(panel, acts, act_row_bytes, y);

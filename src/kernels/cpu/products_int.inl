@@ -169,18 +169,20 @@ constexpr uint32_t StripsAtOnce() {
   return F::kKind == CodeKind::kBytes8 && !kHasByteDot ? 1 : kStrips;
 }
 
-// Asks for what lies `ahead` bytes on: with each block of the strips' units an equal part of them,
-// scales too, in the order of memory.
-template <class F>
-TS_INLINE void PrefetchPart(const uint8_t* units, uint32_t block, uint64_t ahead) {
-  constexpr uint32_t kPart = kStrips * F::kUnitBytes / F::kUnitBlocks;
-  PrefetchRange<kPart>(units + block * kPart + ahead);
+// With each block of the strips' units an equal part of them, scales too, in the order of memory:
+// all of it, or each of kShare tiles its share.
+template <class F, int kShare>
+TS_INLINE void PrefetchPart(const uint8_t** ask) {
+  constexpr uint32_t kPart = kStrips * F::kUnitBytes / F::kUnitBlocks / kShare;
+  PrefetchRange<kPart>(*ask);
+  *ask += kPart;
 }
 
-// y of M rows by the strips of a panel over all columns. What lies `ahead` bytes on is prefetched.
-template <class F, int M>
+// y of M rows by the strips of a panel over all columns. What lies from `ask` on is prefetched, a
+// kShare-th of what is read.
+template <class F, int kShare, int M>
 TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
-                        uint32_t units, uint64_t ahead, VF (&y)[M][kStrips]) {
+                        uint32_t units, const uint8_t* ask, VF (&y)[M][kStrips]) {
   constexpr uint32_t P = StripsAtOnce<F>();
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
@@ -189,7 +191,7 @@ TS_INLINE void CodeTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_
     TS_UNROLL
     for (uint32_t s = 0; s < kStrips; ++s) scales[s].Open(panel + s * F::kUnitBytes);
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      PrefetchPart<F>(panel, b, ahead);
+      PrefetchPart<F, kShare>(&ask);
       TS_UNROLL
       for (uint32_t first = 0; first < kStrips; first += P) {
         // Broadcasts of one pass must not be kept, on the stack, for the next.
@@ -268,16 +270,16 @@ TS_INLINE void SixBitSums(const uint8_t* codes, const Scales6& scales,
 static_assert(FormatQ6_K::kOffset == 1 << 5);
 
 // y of M rows by the strips of a panel over all columns.
-template <int M>
+template <int kShare, int M>
 TS_INLINE void SixBitTile(const uint8_t* panel, const uint8_t* acts, uint64_t act_row_bytes,
-                          uint32_t units, uint64_t ahead, VF (&y)[M][kStrips]) {
+                          uint32_t units, const uint8_t* ask, VF (&y)[M][kStrips]) {
   using F = FormatQ6_K;
   const F::Masks masks;
   const ActBlock* x[M];
   for (int m = 0; m < M; ++m) x[m] = (const ActBlock*)(acts + (uint64_t)m * act_row_bytes);
   for (uint32_t u = 0; u < units; ++u, panel += kStrips * F::kUnitBytes) {
     for (uint32_t b = 0; b < F::kUnitBlocks; ++b) {
-      PrefetchPart<F>(panel, b, ahead);
+      PrefetchPart<F, kShare>(&ask);
       TS_UNROLL
       for (uint32_t s = 0; s < kStrips; ++s) {
         if (s != 0) __asm__ volatile("" ::: "memory");  // as above
