@@ -71,8 +71,8 @@ int End(void* self, const tinyserve_answer_in* in, uint32_t* end) {
   return 0;
 }
 
-constexpr tinyserve_step_v1 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
-                                      .struct_size = sizeof(tinyserve_step_v1),
+constexpr tinyserve_step_v2 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
+                                      .struct_size = sizeof(tinyserve_step_v2),
                                       .name = "skeleton_end",
                                       .config_schema = R"({"type":"object","properties":{
       "tokens":{"type":"integer","minimum":1,"maximum":1048576,"default":64},
@@ -83,8 +83,10 @@ constexpr tinyserve_step_v1 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
                                       .close = Close,
                                       .asks_after = nullptr,
                                       .leave = nullptr,
-                                      .end = End};
+                                      .end = End,
+                                      .measures_every = nullptr,
+                                      .prune = nullptr};
 
 }  // namespace
 
-extern "C" const tinyserve_step_v1* tinyserve_step() { return &kTable; }
+extern "C" const tinyserve_step_v2* tinyserve_step() { return &kTable; }

@@ -65,6 +65,13 @@ Result<std::vector<CaseResult>> RunWithBar(const BenchRequest& request, const Be
 Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
   TS_ASSIGN_OR_RETURN(const std::vector<Method> methods,
                       LoadMethods(flags.engine, flags.selectors));
+  for (const Method& method : methods) {
+    if (!method.prunes) continue;
+    return Status(Code::kInvalidArgument,
+                  fmt::format("--selector {}: a case is run again from the same depth, and tokens "
+                              "that were dropped are gone: eval measures its speed",
+                              method.typed));
+  }
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
   MachinePeaks peaks;
   // Those of the CPU; a device's own are not measured.

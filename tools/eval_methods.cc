@@ -113,35 +113,37 @@ Result<EvalLine> LineOf(const MethodEval& eval, const EvalCase& c, const EvalRun
   const uint64_t state_bytes = uint64_t{kept.state_bytes} * config.layers * config.kv_heads;
   const uint64_t block = BlockTokensFor(engine.page_tokens);
   const uint64_t held = (c.shape.tokens() + block - 1) / block * block;
+  const uint64_t windows = run.figures.tokens() / c.shape.scored_tokens;
   const auto a_token = [](uint64_t count, const EvalRun& r) {
     return static_cast<double>(count) / static_cast<double>(r.decoded_tokens);
   };
   const MethodFigures& f = run.figures;
-  EvalLine line{.method = m.typed,
-                .resolved = m.resolved,
-                .kv = m.kv,
-                .context = c.shape.tokens(),
-                .window_scored = c.shape.scored_tokens,
-                .is_long = c.is_long,
-                .windows = f.tokens() / c.shape.scored_tokens,
-                .scored_tokens = f.tokens(),
-                .kl = f.kl(),
-                .kl_p99 = f.kl_quantile(0.99),
-                .top1 = f.top1(),
-                .dppl = f.dppl(),
-                .dppl_se = f.dppl_se(),
-                .dense_perplexity = f.dense_perplexity(),
-                .kl_by_position = f.KlByPosition(kKlPeriodTokens),
-                .kv_bytes = held * method_bytes + window_bytes + state_bytes,
-                .dense_kv_bytes = held * f16_bytes,
-                .kv_bytes_read_per_token = a_token(run.kv_bytes_read, run),
-                .dense_bytes_read_per_token =
-                    a_token(dense.pages_held * engine.page_tokens * f16_bytes, dense),
-                .decode_tokens_per_s = Median(run.tokens_per_s),
-                .dense_tokens_per_s = Median(dense.tokens_per_s),
-                .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),
-                .selector_failures = run.failures,
-                .shadow = runner.shadow(method)};
+  EvalLine line{
+      .method = m.typed,
+      .resolved = m.resolved,
+      .kv = m.kv,
+      .context = c.shape.tokens(),
+      .window_scored = c.shape.scored_tokens,
+      .is_long = c.is_long,
+      .windows = windows,
+      .scored_tokens = f.tokens(),
+      .kl = f.kl(),
+      .kl_p99 = f.kl_quantile(0.99),
+      .top1 = f.top1(),
+      .dppl = f.dppl(),
+      .dppl_se = f.dppl_se(),
+      .dense_perplexity = f.dense_perplexity(),
+      .kl_by_position = f.KlByPosition(kKlPeriodTokens),
+      .kv_bytes = (held - run.dropped_tokens / windows) * method_bytes + window_bytes + state_bytes,
+      .dense_kv_bytes = held * f16_bytes,
+      .kv_bytes_read_per_token = a_token(run.kv_bytes_read, run),
+      .dense_bytes_read_per_token =
+          a_token(dense.pages_held * engine.page_tokens * f16_bytes, dense),
+      .decode_tokens_per_s = Median(run.tokens_per_s),
+      .dense_tokens_per_s = Median(dense.tokens_per_s),
+      .speedup = Ratio(run.tokens_per_s, dense.tokens_per_s),
+      .selector_failures = run.failures,
+      .shadow = runner.shadow(method)};
   const std::vector<LayerSelection> layers = LayersOf(run.strips, eval.model.config().kv_heads);
   line.hit_rate = HitRate(SumOf(layers));
   if (eval.flags->layers) line.layers = layers;

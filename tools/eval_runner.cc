@@ -62,6 +62,7 @@ void EvalRunner::AddLanes() {
     add(&lanes_[i + 1], method.typed, method.kv);
     lanes_[i + 1].selector_typed = method.spec.typed;
     lanes_[i + 1].step_plugins = method.steps;
+    lanes_[i + 1].prunes = method.prunes;
   }
 }
 
@@ -146,41 +147,55 @@ Status EvalRunner::Restart() {
   return Status();
 }
 
-Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
-                           const std::function<void(uint32_t)>& progress) {
-  Executor* executor = storage->executor.get();
-  KvCache* cache = executor->cache();
-  const TraceScope scope(options_.model->trace.get(), "prompt over " + storage->kv);
-  const SequenceSlot first = storage->lanes[0]->slot;
+Status EvalRunner::PrefillLane(const Lane& lane, std::span<const int32_t> tokens,
+                               const std::function<void(uint32_t)>& progress) {
+  KvCache* cache = lane.executor->cache();
   for (uint32_t at = 0; at < shape_.prompt_tokens;) {
     const uint32_t length = std::min(options_.chunk_tokens, shape_.prompt_tokens - at);
     batch_.Clear();
-    batch_.rows.push_back({.slot = first,
+    batch_.rows.push_back({.slot = lane.slot,
                            .first_position = at,
                            .length = length,
                            .first_input = 0,
                            .token_class = TokenClass::kPrompt,
-                           .want = Want::kNothing});
+                           .want = Want::kNothing,
+                           .steps = lane.steps});
     const auto chunk = tokens.subspan(at, length);
     batch_.inputs.assign(chunk.begin(), chunk.end());
-    TS_RETURN_IF_ERROR(cache->Reserve(first, at + length));
-    TS_RETURN_IF_ERROR(executor->RunStep(batch_));
+    TS_RETURN_IF_ERROR(cache->Reserve(lane.slot, at + length));
+    TS_RETURN_IF_ERROR(lane.executor->RunStep(batch_));
     at += length;
-    cache->Commit(first, at);
+    cache->Commit(lane.slot, at);
     progress(at);
   }
+  return Status();
+}
+
+Status EvalRunner::Prefill(Storage* storage, std::span<const int32_t> tokens,
+                           const std::function<void(uint32_t)>& progress) {
+  const TraceScope scope(options_.model->trace.get(), "prompt over " + storage->kv);
+  const Lane& first = *storage->lanes[0];
+  TS_RETURN_IF_ERROR(PrefillLane(first, tokens, progress));
   for (size_t i = 1; i < storage->lanes.size(); ++i) {
-    TS_RETURN_IF_ERROR(cache->Copy(first, storage->lanes[i]->slot, shape_.prompt_tokens));
+    const Lane& lane = *storage->lanes[i];
+    TS_RETURN_IF_ERROR(
+        lane.prunes ? PrefillLane(lane, tokens, [](uint32_t) {})
+                    : first.executor->cache()->Copy(first.slot, lane.slot, shape_.prompt_tokens));
   }
+  for (const Lane* lane : storage->lanes) lane->executor->Prune(lane->slot, lane->steps);
   return Status();
 }
 
 EvalRunner::Turn EvalRunner::NextTurn(uint32_t first) const {
   const uint32_t left = shape_.tokens() - first;
+  // Tokens may be dropped where a block ends: no turn goes beyond.
+  const uint32_t block = BlockTokensFor(options_.page_tokens), in_block = block - first % block;
   if (left > kTimedTokens) {
-    return {.first = first, .count = std::min(kRowTokens, left - kTimedTokens), .timed = false};
+    return {.first = first,
+            .count = std::min({kRowTokens, left - kTimedTokens, in_block}),
+            .timed = false};
   }
-  return {.first = first, .count = std::min(kTimedTurnTokens, left), .timed = true};
+  return {.first = first, .count = std::min({kTimedTurnTokens, left, in_block}), .timed = true};
 }
 
 Status EvalRunner::RunRow(const Lane& lane, uint32_t first, std::span<const int32_t> tokens,
@@ -205,7 +220,8 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
                            float* out) {
   const TraceScope scope(options_.model->trace.get(), lane->name, turn.first);
   Executor* executor = lane->executor;
-  TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, turn.first + turn.count));
+  const uint32_t end = turn.first + turn.count;
+  TS_RETURN_IF_ERROR(executor->cache()->Reserve(lane->slot, HeldBy(*lane, end)));
   executor->ResetSelectionCounts();
   executor->SetShadowShare(turn.timed ? 0 : options_.shadow_check);
   const uint32_t row_tokens = turn.timed ? 1 : turn.count;
@@ -223,7 +239,8 @@ Status EvalRunner::RunTurn(const Turn& turn, std::span<const int32_t> tokens, La
     lane->seconds += seconds;
     ++lane->timed_steps;
   }
-  executor->cache()->Commit(lane->slot, turn.first + turn.count);
+  executor->cache()->Commit(lane->slot, HeldBy(*lane, end));
+  if (end % executor->cache()->share_tokens() == 0) executor->Prune(lane->slot, lane->steps);
   lane->run.failures += executor->selection_counts().failures;
   const std::vector<SelectionCounts> strips = executor->strip_counts();
   lane->run.strips.resize(strips.size());
@@ -283,6 +300,7 @@ Status EvalRunner::RunWindow(std::span<const int32_t> tokens,
     progress(1 - (1 - prompts / work) * (shape_.tokens() - at) / shape_.scored_tokens);
   }
   for (Lane& lane : lanes_) {
+    lane.run.dropped_tokens += lane.executor->cache()->dropped_tokens(lane.slot);
     if (lane.timed_steps > 0) lane.run.tokens_per_s.push_back(lane.timed_steps / lane.seconds);
   }
   return Status();

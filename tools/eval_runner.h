@@ -46,11 +46,13 @@ struct EvalRun {
   uint64_t decoded_tokens = 0;          // those tokens
   uint64_t failures = 0;                // of the selector: everything was read
   std::vector<SelectionCounts> strips;  // [layer][KV head], of all scored tokens
+  uint64_t dropped_tokens = 0;          // from the cache at the end of windows, summed
 };
 
 // Methods over the same storage share an executor, all executors the model. In a window, the
 // prompt's cache is computed once for each storage (over coded pages it is another one: queries see
-// decoded keys) and copied for its methods. Then the text is forced on dense attention and on all
+// decoded keys) and copied for its methods; those that drop tokens compute it for themselves, since
+// the attention of its queries is measured. Then the text is forced on dense attention and on all
 // methods in turns of a few tokens: as rows of several tokens first, and one token a step at the
 // end of the window, which is timed. Both give the same numbers.
 class EvalRunner {
@@ -81,6 +83,7 @@ class EvalRunner {
     uint32_t steps = 0;     // step plugins, of its executor
     std::string selector_typed;
     std::vector<std::string> step_plugins;
+    bool prunes = false;
     double seconds = 0;  // of the timed steps of this window
     uint32_t timed_steps = 0;
     EvalRun run;
@@ -107,6 +110,12 @@ class EvalRunner {
   Status Restart();
   Status Prefill(Storage* storage, std::span<const int32_t> tokens,
                  const std::function<void(uint32_t)>& progress);
+  Status PrefillLane(const Lane& lane, std::span<const int32_t> tokens,
+                     const std::function<void(uint32_t)>& progress);
+  // How many of the window's first tokens a lane's cache holds.
+  static uint32_t HeldBy(const Lane& lane, uint32_t tokens) {
+    return tokens - lane.executor->cache()->dropped_tokens(lane.slot);
+  }
   Turn NextTurn(uint32_t first) const;
   // Logits after each token of the turn to out [count][vocab].
   Status RunTurn(const Turn& turn, std::span<const int32_t> tokens, Lane* lane, float* out);

@@ -36,6 +36,10 @@ Result<AttentionRecord> Record(const EngineFlags& engine, const AttentionFlags& 
     TS_ASSIGN_OR_RETURN(prompt, ReadFile(flags.file, kPromptBytesMax));
   }
   TS_ASSIGN_OR_RETURN(std::vector<Method> methods, LoadMethods(engine, {flags.selector}));
+  if (!methods[0].steps.empty()) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("--selector {}: step plugins are not drawn", methods[0].typed));
+  }
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(engine));
   TS_ASSIGN_OR_RETURN(const VocabSpec vocab, ReadVocab(*model.file));
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Create(vocab));

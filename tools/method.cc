@@ -52,7 +52,9 @@ Result<Method> ParseMethod(const std::string& typed, const std::string& kv) {
                 .spec = std::move(spec),
                 .kv = std::move(stored),
                 .steps = std::move(steps),
-                .resolved = std::move(resolved)};
+                .resolved = std::move(resolved),
+                .prunes = std::any_of(step_specs.begin(), step_specs.end(),
+                                      [](const StepSpec& s) { return s.table->prune != nullptr; })};
 }
 
 }  // namespace

@@ -17,6 +17,9 @@ struct Method {
   std::vector<std::string> steps;  // step plugins
   std::string resolved;            // selector and step plugins with every option
 
+  // Whether a step plugin drops tokens from the cache.
+  bool prunes = false;
+
   // Dense attention over `kv`: what comparisons are made with.
   bool IsBase(const std::string& base_kv) const {
     return spec.table == nullptr && kv == base_kv && steps.empty();

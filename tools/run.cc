@@ -185,6 +185,7 @@ Result<int> Run(const RunFlags& flags, CLI::App* app) {
   TS_ASSIGN_OR_RETURN(JsonOutput output, JsonOutput::Open(flags.json));
   EngineOptions options = flags.engine.ToOptions();
   options.time_selection = flags.layers;
+  options.prefix_cache = false;  // one request: nothing comes after it
   const auto start = std::chrono::steady_clock::now();
   TS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(options));
   const double load_seconds =

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -37,8 +38,9 @@ RunCost CostOf(const Usage& usage, const ModelInfo& info, const EngineStats& bef
     cost.prompt_tokens_per_s = usage.prompt_tokens / usage.prefill_seconds;
   if (usage.decode_seconds > 0 && usage.completion_tokens > 1)
     cost.decode_tokens_per_s = (usage.completion_tokens - 1) / usage.decode_seconds;
-  const uint64_t held = uint64_t{usage.prompt_tokens} + usage.completion_tokens;
-  cost.kv_bytes = held * info.kv_bytes_per_token + info.kv_window_bytes;
+  const uint64_t tokens = uint64_t{usage.prompt_tokens} + usage.completion_tokens;
+  cost.kv_tokens = tokens - std::min(tokens, after.dropped_tokens - before.dropped_tokens);
+  cost.kv_bytes = cost.kv_tokens * info.kv_bytes_per_token + info.kv_window_bytes;
   cost.kv_pool_bytes = info.kv_pool_bytes;
   cost.bytes_per_token = static_cast<double>(info.step_weight_bytes);
   const auto ratio = [](uint64_t part, uint64_t whole, double fallback) {
@@ -73,7 +75,7 @@ std::string FormatCost(const RunCost& cost) {
       fmt::format("answer  {} tokens{}\n", cost.completion_tokens, rate(cost.decode_tokens_per_s));
   out += fmt::format("memory  peak {}; KV cache {} for {} tokens\n",
                      FormatBytes(cost.peak_resident_bytes), FormatBytes(cost.kv_bytes),
-                     cost.prompt_tokens + cost.completion_tokens);
+                     cost.kv_tokens);
   if (cost.decode_tokens_per_s <= 0) return out;
   out += fmt::format("reads   {} a token, {}",
                      FormatBytes(static_cast<uint64_t>(cost.bytes_per_token)),
@@ -95,6 +97,7 @@ boost::json::object CostJson(const RunCost& cost) {
           {"load_seconds", cost.load_seconds},
           {"first_token_seconds", cost.first_token_seconds},
           {"peak_resident_bytes", cost.peak_resident_bytes},
+          {"kv_tokens", cost.kv_tokens},
           {"kv_bytes", cost.kv_bytes},
           {"kv_pool_bytes", cost.kv_pool_bytes},
           {"bytes_per_token", cost.bytes_per_token},

@@ -17,7 +17,8 @@ struct RunCost {
   double load_seconds = 0;
   double first_token_seconds = 0;    // from submission; 0: there was none
   uint64_t peak_resident_bytes = 0;  // of the process
-  uint64_t kv_bytes = 0;             // of the tokens held
+  uint64_t kv_tokens = 0;            // that the cache holds in the end
+  uint64_t kv_bytes = 0;             // of them
   uint64_t kv_pool_bytes = 0;        // reserved address space; touched only as far as it is used
   double bytes_per_token = 0;        // that a decode step had to read: weights, keys and values
   double pages_read_share = 1;       // of the pages that selecting queries held

@@ -26,6 +26,9 @@ TEST(RunCost, RatesAndBytes) {
   EXPECT_DOUBLE_EQ(cost.prompt_tokens_per_s, 400);
   EXPECT_DOUBLE_EQ(cost.decode_tokens_per_s, 100);  // the first token belongs to the prompt
   EXPECT_EQ(cost.kv_bytes, 151'077u);
+  EngineStats dropped = after;
+  dropped.dropped_tokens = 64;
+  EXPECT_EQ(CostOf(usage, kInfo, before, dropped, 0.1).kv_bytes, 87'077u);
   EXPECT_DOUBLE_EQ(cost.bytes_per_token, 100'000'000 + 125'500);
   EXPECT_DOUBLE_EQ(cost.pages_read_share, 0.3);
   EXPECT_GT(cost.peak_resident_bytes, 0u);

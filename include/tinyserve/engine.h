@@ -69,7 +69,8 @@ struct EngineOptions {
   // Shared objects that bring selectors or step plugins (tinyserve/plugin.h).
   std::vector<std::string> plugins;
   // Step plugins, NAME[:key=value,...] as docs/selection.md lists them, at most 8: early_exit lets
-  // sure tokens leave the model early, low_entropy_end ends answers that loop.
+  // sure tokens leave the model early, low_entropy_end ends answers that loop, token_pruning drops
+  // tokens from the cache (not with prefix_cache).
   std::vector<std::string> step_plugins;
   uint32_t page_tokens = 16;       // 4, 8, 16, 32, 64; where pages are coded 16
   uint32_t block_tokens = 32;      // a multiple of page_tokens, at most 256
@@ -323,6 +324,7 @@ struct EngineStats {
   uint64_t prefix_queries = 0, prefix_hits = 0;
   uint64_t decode_kv_bytes = 0;  // that steps of generated tokens alone had to read
   uint64_t decode_tokens = 0;    // of those steps
+  uint64_t dropped_tokens = 0;   // from the cache, by step plugins; again where they were replayed
   SelectionStats selection;
   std::vector<ShadowStats> shadow;  // by selectors that were checked
   TuningStats tuning;
@@ -351,7 +353,7 @@ struct RunningRequest {
 struct PageReads {
   std::vector<RunningRequest> running;  // of the client, in order of submission
   RequestId request = 0;                // that is shown; 0: none has generated yet
-  uint32_t tokens = 0;                  // of its sequence
+  uint32_t tokens = 0;                  // of its sequence that the cache holds
   uint32_t page_tokens = 0, layers = 0, kv_heads = 0;
   std::string selector;  // with every option
   // [layers][kv_heads][(pages + 63) / 64], pages = (tokens + page_tokens - 1) / page_tokens: a bit

@@ -3,7 +3,7 @@
  * loaded from a shared object (--plugin PATH), which exports one of these, or both:
  *
  *     const tinyserve_selector_v2* tinyserve_selector(void);
- *     const tinyserve_step_v1* tinyserve_step(void);
+ *     const tinyserve_step_v2* tinyserve_step(void);
  *
  * Everything here is plain C data. The engine owns all memory that it passes; pointers are valid
  * during the call only. `select` is called from several threads at once, on different items: it
@@ -193,14 +193,14 @@ typedef struct tinyserve_selector_v2 {
 
 /* ---- step plugins ----
  *
- * Decisions about a generated token. Where several are on, they are asked in the order of their
- * priority until one says yes. Each call is counted, with its effects and errors. A table that
- * fails, or answers with anything but 0 and 1, changes nothing.
+ * Decisions about a generated token, and about what is kept of its sequence. Where several are on,
+ * they are asked in the order of their priority until one says yes. Each call is counted, with its
+ * effects and errors. A table that fails, or answers with anything but 0 and 1, changes nothing.
  *
  * An answer must depend on what is passed alone: then a text is the same alone, in any batch, and
  * when its tokens are replayed. Functions may be called from several threads at once. */
 
-#define TINYSERVE_STEP_ABI_VERSION 1u
+#define TINYSERVE_STEP_ABI_VERSION 2u
 
 typedef struct tinyserve_step_shape {
   uint32_t struct_size;
@@ -226,9 +226,22 @@ typedef struct tinyserve_answer_in {
   void* state;         /* answer_bytes of the table's own, zeros at first; null without any */
 } tinyserve_answer_in;
 
-typedef struct tinyserve_step_v1 {
+/* What attention the units of a sequence have got, once its prompt is done and then whenever its
+ * tokens, dropped ones included, are a multiple of a unit. */
+typedef struct tinyserve_prune_in {
+  uint32_t struct_size;
+  uint32_t position;    /* tokens of the sequence so far, dropped ones included */
+  uint32_t held;        /* of them, that the cache holds */
+  uint32_t unit_tokens; /* that are dropped together, in all layers and heads */
+  uint32_t n_units;     /* that may be dropped, in order of position: full ones but the newest */
+  const float* mass;    /* [n_units] their shares of the attention, 0..1: the mean of layers, heads
+                           and the queries that were measured since they were full; INFINITY
+                           where there was none */
+} tinyserve_prune_in;
+
+typedef struct tinyserve_step_v2 {
   uint32_t abi_version; /* TINYSERVE_STEP_ABI_VERSION */
-  uint32_t struct_size; /* sizeof(tinyserve_step_v1) */
+  uint32_t struct_size; /* sizeof(tinyserve_step_v2) */
   const char* name;
   const char* config_schema; /* as a selector's */
   uint32_t priority;         /* smaller ones are asked first */
@@ -243,7 +256,14 @@ typedef struct tinyserve_step_v1 {
   int (*leave)(void* self, const tinyserve_layer_in* in, uint32_t* leave);
   /* *end = 1: the answer ends before its next token. Asked once a token. 0: done. Nullable. */
   int (*end)(void* self, const tinyserve_answer_in* in, uint32_t* end);
-} tinyserve_step_v1;
+  /* Every how many tokens attention is measured for prune; at least 1. Null without prune. Asked
+   * once, after open. */
+  uint32_t (*measures_every)(void* self);
+  /* drop[unit] = 1: its keys and values leave the cache, for good. `drop`: [n_units], zeros. 0:
+   * done. What drops tokens is refused where others could come to read the rest: with the prefix
+   * cache on. Nullable. */
+  int (*prune)(void* self, const tinyserve_prune_in* in, uint8_t* drop);
+} tinyserve_step_v2;
 
 #ifdef __cplusplus
 }

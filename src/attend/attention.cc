@@ -68,6 +68,8 @@ Result<std::unique_ptr<Attention>> Attention::Create(const AttentionOptions& opt
                                                   threads->threads()));
   TS_ASSIGN_OR_RETURN(a->shadow_, ShadowCheck::Create(cache, kernels, options.heads, options.scale,
                                                       threads->threads()));
+  TS_ASSIGN_OR_RETURN(
+      a->mass_, UnitMass::Create(cache, kernels, options.heads, options.scale, threads->threads()));
   const uint32_t lists = kListsPerThread * threads->threads();
   a->list_pages_ = cache->sequence_tokens_max() / cache->page_tokens() + 1;
   TS_ASSIGN_OR_RETURN(a->lists_,
@@ -169,6 +171,7 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
     if (!group.sparse.empty()) RunSparse(group, io);
     RunShadow(io);
   }
+  RunMass(io);
   if (trace_ != nullptr) {
     trace_->Add(TraceSpan{.kind = TraceKind::kAttention,
                           .label = nullptr,
@@ -428,41 +431,6 @@ void Attention::AttendCascade(const SparseItem& item, const LayerIo& io, uint32_
                          counts, {chosen, counts.candidates}, thread);
   for (uint32_t i = 0; i < counts.candidates; ++i) chosen[i] = pages.pages[chosen[i]];
   shadow_->Keep(item.run, item.row, io.layer, item.kv_head, {chosen, counts.candidates});
-}
-
-void Attention::RunShadow(const LayerIo& io) {
-  const std::span<const ShadowCheck::Pick> picks = shadow_->picks();
-  const auto here = [&](uint32_t i) {
-    return picks[i].layer == io.layer && !HasLeft(runs_[picks[i].run].first_row + picks[i].row);
-  };
-  const auto n = static_cast<uint32_t>(picks.size());
-  const uint32_t group = options_.group_of_layer[io.layer];
-  const uint32_t columns = QueryGroup(group) * cache_->shape(group).head_dim;
-  const auto measure = [&](uint32_t i, uint32_t thread) {
-    if (!here(i)) return;
-    const ShadowCheck::Pick& pick = picks[i];
-    const SequenceRun& run = runs_[pick.run];
-    const uint64_t row = run.first_row + uint64_t{pick.row};
-    const uint64_t column = uint64_t{pick.kv_head} * columns;
-    shadow_->Measure(i,
-                     {.group = group,
-                      .layer_in_group = layer_in_group_[io.layer],
-                      .slot = run.slot,
-                      .position = run.first_position + pick.row,
-                      .q = io.q + row * io.q_stride + column,
-                      .out = io.out + row * io.out_stride + column},
-                     thread);
-  };
-  uint32_t found = 0;
-  for (uint32_t i = 0; i < n; ++i) found += here(i) ? 1 : 0;
-  if (found > 1) {
-    threads_->For(n, measure);
-  } else if (found == 1) {
-    for (uint32_t i = 0; i < n; ++i) measure(i, 0);
-  }
-  for (uint32_t i = 0; i < n; ++i) {
-    if (here(i)) shadow_->Count(i);
-  }
 }
 
 const float* Attention::QueryOf(const SparseItem& item, const LayerIo& io) const {

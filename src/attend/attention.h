@@ -11,6 +11,7 @@
 #include "attend/page_summaries.h"
 #include "attend/rest_means.h"
 #include "attend/shadow_check.h"
+#include "attend/unit_mass.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "base/trace.h"
@@ -29,9 +30,11 @@ struct SequenceRun {
   SequenceSlot slot;
   uint32_t first_row;       // of the step's activations
   uint32_t rows;            // tokens, at least 1
-  uint32_t first_position;  // absolute
+  uint32_t first_position;  // among the tokens that the cache holds of it; where none was dropped
+                            // (KvCache::Drop) the absolute one
   TokenClass token_class;
   uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the i-th selector
+  uint32_t measure_every = 0;  // every how many tokens unit_masses() learns; 0: never
 };
 
 struct AttentionOptions {
@@ -96,6 +99,10 @@ class Attention {
   void SetShadowShare(double share) { shadow_->SetShare(share); }
   // By selector, from index 1 on; those never checked may be missing at the end.
   const std::vector<ShadowFigures>& shadow_figures() const { return shadow_->figures(); }
+  // UnitMass::Masses, of the steps that have run.
+  std::span<const float> unit_masses(SequenceSlot slot) { return mass_->Masses(slot); }
+  // After KvCache::Drop.
+  void DropUnits(SequenceSlot slot, std::span<const uint32_t> units) { mass_->Drop(slot, units); }
   // Spans of plans and layers; may be null.
   void SetTrace(Trace* trace) { trace_ = trace; }
 
@@ -205,6 +212,10 @@ class Attention {
   void MergeSparse(const SparseItem& item, const LayerIo& io, uint32_t pages);
   // Holds the picked queries of a layer that has run against dense attention.
   void RunShadow(const LayerIo& io);
+  // Picks the queries of a run that unit_masses() learns from.
+  void PlanMass(const SequenceRun& run);
+  // Measures them in a layer.
+  void RunMass(const LayerIo& io);
   const float* QueryOf(const SparseItem& item, const LayerIo& io) const;
   Partial PartialAt(uint32_t group, uint32_t index) const;
   uint32_t QueryGroup(uint32_t group) const {
@@ -225,6 +236,7 @@ class Attention {
   std::unique_ptr<PageSummaries> summaries_;
   std::unique_ptr<ShadowCheck> shadow_;
   std::unique_ptr<RestMeans> rest_;
+  std::unique_ptr<UnitMass> mass_;
   uint32_t first_sparse_layer_ = 0;  // of the planned step
   uint32_t next_layer_ = 0;          // to run
   bool any_left_ = false;

@@ -49,6 +49,8 @@ void Attention::Plan(std::span<const SequenceRun> runs) {
     PlanGroup(g);
     CountWork(g);
   }
+  mass_->Settle();
+  for (const SequenceRun& run : runs_) PlanMass(run);
   for (uint32_t r = 0; r < runs_.size(); ++r) {
     for (uint32_t row = 0; row < runs_[r].rows; ++row) {
       if (!Selects(runs_[r], row)) continue;

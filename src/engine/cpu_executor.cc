@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "base/check.h"
@@ -102,12 +103,14 @@ void CpuExecutor::ResolveInputs(const StepBatch& batch) {
     const uint32_t first = static_cast<uint32_t>(tokens_.size());
     first_row_.push_back(first);
     length_.push_back(row.length);
+    const StepPlugins* steps = steps_of(row.steps);
     runs_.push_back({.slot = row.slot,
                      .first_row = first,
                      .rows = row.length,
-                     .first_position = row.first_position,
+                     .first_position = row.first_position - cache_->dropped_tokens(row.slot),
                      .token_class = row.token_class,
-                     .selector = row.selector});
+                     .selector = row.selector,
+                     .measure_every = steps != nullptr ? steps->measure_every() : 0});
     for (uint32_t i = 0; i < row.length; ++i) {
       const StepInput input = batch.inputs[row.first_input + i];
       const int32_t token = input >= 0 ? input : sampled_[static_cast<size_t>(~input)];
@@ -286,6 +289,33 @@ Result<uint32_t> CpuExecutor::FindSteps(std::span<const std::string> texts) {
   TS_ASSIGN_OR_RETURN(std::unique_ptr<StepPlugins> opened, StepPlugins::Open(specs, shape));
   step_plugins_.push_back(std::move(opened));
   return static_cast<uint32_t>(step_plugins_.size());
+}
+
+uint32_t CpuExecutor::Prune(SequenceSlot slot, uint32_t steps) {
+  const StepPlugins* plugins = steps_of(steps);
+  if (plugins == nullptr || !plugins->prunes()) return 0;
+  const uint32_t held = cache_->committed_tokens(slot), unit_tokens = cache_->share_tokens();
+  const uint32_t full = cache_->codec().WindowBegin(held) / unit_tokens;
+  if (full < 2) return 0;
+  std::vector<float> mass(full - 1, std::numeric_limits<float>::infinity());
+  const std::span<const float> known = attention_->unit_masses(slot);
+  std::copy_n(known.begin(), std::min(known.size(), mass.size()), mass.begin());
+  std::vector<uint8_t> drop(mass.size());
+  const bool any = plugins->Prune({.struct_size = 0,
+                                   .position = held + cache_->dropped_tokens(slot),
+                                   .held = held,
+                                   .unit_tokens = unit_tokens,
+                                   .n_units = static_cast<uint32_t>(mass.size()),
+                                   .mass = mass.data()},
+                                  drop);
+  if (!any) return 0;
+  std::vector<uint32_t> units;
+  for (uint32_t unit = 0; unit < drop.size(); ++unit) {
+    if (drop[unit] != 0) units.push_back(unit);
+  }
+  cache_->Drop(slot, units);
+  attention_->DropUnits(slot, units);
+  return static_cast<uint32_t>(units.size()) * unit_tokens;
 }
 
 uint32_t CpuExecutor::MakerOf(uint32_t selector, uint32_t steps) const {

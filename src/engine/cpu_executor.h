@@ -78,6 +78,7 @@ class CpuExecutor : public Executor {
     return steps == 0 ? nullptr : step_plugins_[steps - 1].get();
   }
   std::vector<StepPluginStats> step_stats() const override;
+  uint32_t Prune(SequenceSlot slot, uint32_t steps) override;
   uint32_t MakerOf(uint32_t selector, uint32_t steps) const override;
   uint64_t steps() const override { return steps_; }
   uint32_t step_tokens_max() const { return options_.step_tokens_max; }

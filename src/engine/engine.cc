@@ -169,7 +169,7 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadPlugin(path));
   // What costs nothing to refuse is refused before anything is read.
   TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
-  TS_RETURN_IF_ERROR(ParseStepPlugins(options.step_plugins).status());
+  TS_RETURN_IF_ERROR(CheckStepPlugins(options.step_plugins, options.prefix_cache));
   const std::string kv = options.kv.empty() ? KvFor(selector) : options.kv;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
   TS_RETURN_IF_ERROR(CheckStored(selector, *codec));
@@ -221,7 +221,7 @@ Status EngineImpl::Check(const Request& r) const {
     TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
     TS_RETURN_IF_ERROR(executor_->CheckSelector(selector));
   }
-  if (r.step_plugins) TS_RETURN_IF_ERROR(ParseStepPlugins(*r.step_plugins).status());
+  if (r.step_plugins) TS_RETURN_IF_ERROR(CheckStepPlugins(*r.step_plugins, options_.prefix_cache));
   const uint32_t blocks =
       scheduler_->BlocksFor({.id = 0,
                              .prompt_tokens = static_cast<uint32_t>(r.prompt.size()),

@@ -112,6 +112,12 @@ class EngineImpl : public Engine {
   void UnpinEnded();
   void ShowPages();
   void ShowPagesOf(const Job& job, uint32_t position, PageReads* seen) const;
+  // How many of a job's first tokens the cache holds.
+  uint32_t HeldOf(const Job& job, uint32_t tokens) const {
+    return tokens - executor_->cache()->dropped_tokens(job.slot);
+  }
+  // Lets step plugins drop some of them, where a row ends that may be followed by that.
+  void Prune(const Job& job, const ScheduledRow& row);
   void RunStep();
   // Ends the requests of a step that its device could not run.
   void FailStep(const Status& status);

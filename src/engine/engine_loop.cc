@@ -92,7 +92,9 @@ void EngineImpl::StartAdmitted() {
     Adopt(job);
     if (job->started == 0) job->started = NowSeconds();
     job->planned = true;
-    scheduler_->Start(id, job->done);
+    const StepPlugins* steps = executor_->steps_of(job->steps);
+    const bool prunes = steps != nullptr && steps->prunes();
+    scheduler_->Start(id, job->done, prunes ? executor_->cache()->share_tokens() : 0);
     return true;
   });
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kv/eviction_policy.h"
+#include "step/step_plugin.h"
 
 namespace tinyserve {
 
@@ -12,6 +13,20 @@ Result<Compute> ParseCompute(const std::string& name) {
   if (name == "f32") return Compute::kF32;
   return Status(Code::kInvalidArgument,
                 fmt::format("compute is '{}': allowed are fast and f32", name));
+}
+
+Status CheckStepPlugins(std::span<const std::string> texts, bool prefix_cache) {
+  TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
+  for (const StepSpec& spec : specs) {
+    if (spec.table->prune == nullptr || !prefix_cache) continue;
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("step_plugins '{}' and prefix_cache do not go together: it drops tokens from "
+                    "the cache, which then would be handed on with holes; allowed is either, as "
+                    "with serve --no-prefix-cache",
+                    spec.typed));
+  }
+  return Status();
 }
 
 Status CheckEngineOptions(const EngineOptions& o) {

@@ -2,6 +2,7 @@
 #ifndef TINYSERVE_ENGINE_ENGINE_OPTIONS_H_
 #define TINYSERVE_ENGINE_ENGINE_OPTIONS_H_
 
+#include <span>
 #include <string>
 
 #include "kernels/kernels.h"
@@ -13,6 +14,9 @@ namespace tinyserve {
 // Errors: kInvalidArgument, naming the option and what is allowed.
 Status CheckEngineOptions(const EngineOptions& options);
 Result<Compute> ParseCompute(const std::string& name);
+// Whether step plugins may be on. Errors: kInvalidArgument (a specification; one that drops tokens
+// from the cache beside the prefix cache).
+Status CheckStepPlugins(std::span<const std::string> texts, bool prefix_cache);
 
 }  // namespace tinyserve
 

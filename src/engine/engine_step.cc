@@ -60,7 +60,8 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
   const auto first = job.tokens.begin() + row.first_position;
   batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
   // The scheduler has promised these blocks.
-  const Status room = executor_->cache()->Reserve(job.slot, row.first_position + row.length);
+  const Status room =
+      executor_->cache()->Reserve(job.slot, HeldOf(job, row.first_position + row.length));
   TS_CHECK(room.ok());
 }
 
@@ -79,7 +80,8 @@ void EngineImpl::RunStep() {
   const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
   CountDecode();
   for (const ScheduledRow& row : step_.rows) {
-    executor_->cache()->Commit(jobs_.at(row.id)->slot, row.first_position + row.length);
+    const Job& job = *jobs_.at(row.id);
+    executor_->cache()->Commit(job.slot, HeldOf(job, row.first_position + row.length));
   }
   ShowPages();
   DrawTokens();
@@ -216,6 +218,7 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   if (!row.prompt) job->reads.Add(executor_->ReadsOf(index));
   job->done = row.first_position + row.length;
   Share(*job);
+  Prune(*job, row);
   if (row.prompt && job->generated() == 0) {
     if (job->request.prompt_logprobs) {
       Status taken = TakePromptLogprobs(job, row, index);
@@ -233,6 +236,18 @@ void EngineImpl::FinishRow(const ScheduledRow& row, size_t index) {
   if (job->request.max_tokens == 0) return Finish(job, FinishReason::kLength, "");
   Status emitted = EmitToken(job, index);
   if (!emitted.ok()) Finish(job, FinishReason::kError, job->answer->Finish(), std::move(emitted));
+}
+
+void EngineImpl::Prune(const Job& job, const ScheduledRow& row) {
+  const StepPlugins* steps = executor_->steps_of(job.steps);
+  if (steps == nullptr || !steps->prunes()) return;
+  const bool here = row.prompt ? job.done == job.prompt_tokens
+                               : job.done % executor_->cache()->share_tokens() == 0;
+  const uint32_t dropped = here ? executor_->Prune(job.slot, job.steps) : 0;
+  if (dropped == 0) return;
+  scheduler_->Drop(job.id, dropped);
+  std::lock_guard lock(mutex_);
+  stats_.dropped_tokens += dropped;
 }
 
 void EngineImpl::PoolStates(Job* job, const ScheduledRow& row, size_t index) {

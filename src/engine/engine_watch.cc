@@ -35,7 +35,7 @@ void EngineImpl::ShowPages() {
     }
     std::sort(watch.seen.running.begin(), watch.seen.running.end(),
               [](const RunningRequest& a, const RunningRequest& b) { return a.id < b.id; });
-    if (shown != nullptr) ShowPagesOf(*shown, position, &watch.seen);
+    if (shown != nullptr) ShowPagesOf(*shown, HeldOf(*shown, position), &watch.seen);
   }
 }
 

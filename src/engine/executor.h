@@ -96,8 +96,9 @@ class Executor {
   // Those of all steps by [layer][KV head].
   virtual std::vector<SelectionCounts> strip_counts() const = 0;
   virtual void ResetSelectionCounts() = 0;
-  // What a sequence's last step read, if it was one generated token at `position`: a bit a page.
-  // Empty: everything. The raw pages beside coded ones are always read and may be missing.
+  // What a sequence's last step read, if it was one generated token at `position` of the tokens
+  // that the cache holds: a bit a page. Empty: everything. The raw pages beside coded ones are
+  // always read and may be missing.
   virtual std::span<const uint64_t> PagesRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
                                               uint32_t position) const = 0;
   // Whether the counts hold times.
@@ -123,6 +124,10 @@ class Executor {
   virtual const StepPlugins* steps_of(uint32_t steps) const = 0;
   // Counts by plugin, over all sets that it is in.
   virtual std::vector<StepPluginStats> step_stats() const = 0;
+  // Lets a set's plugins drop units (KvCache::share_tokens) of a sequence's committed tokens.
+  // Returns how many tokens were dropped. What they are asked is as of the steps that have run, so
+  // texts stay the same where this is called at the same positions.
+  virtual uint32_t Prune(SequenceSlot, uint32_t) { return 0; }
   // A number for what generated tokens are made by: a selector and step plugins, by their indices.
   virtual uint32_t MakerOf(uint32_t selector, uint32_t steps) const = 0;
   virtual uint64_t steps() const = 0;

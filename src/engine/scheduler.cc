@@ -125,11 +125,21 @@ std::vector<RequestId> Scheduler::Admit() {
 
 // ---- what runs ----------------------------------------------------------------------------------
 
-void Scheduler::Start(RequestId id, uint32_t done) {
+void Scheduler::Start(RequestId id, uint32_t done, uint32_t row_multiple) {
   const auto at = FindRunning(id);
   TS_CHECK(at != running_.end() && !at->started && done < at->request.prompt_tokens);
   at->started = true;
   at->done = done;
+  at->row_multiple = row_multiple;
+}
+
+void Scheduler::Drop(RequestId id, uint32_t tokens) {
+  const auto at = FindRunning(id);
+  TS_CHECK(at != running_.end() && at->dropped + tokens <= at->done);
+  at->dropped += tokens;
+  const uint32_t blocks = std::min(at->blocks, BlocksOf(at->known - at->dropped));
+  blocks_promised_ -= at->blocks - blocks;
+  at->blocks = blocks;
 }
 
 void Scheduler::Preempt(size_t index, ScheduledStep* step) {
@@ -144,7 +154,8 @@ bool Scheduler::Promise(RequestId id, uint32_t tokens, ScheduledStep* step) {
   for (;;) {
     const auto at = FindRunning(id);
     if (at == running_.end()) return false;
-    const uint32_t blocks = BlocksOf(tokens), more = blocks - std::min(blocks, at->blocks);
+    const uint32_t blocks = BlocksOf(tokens - at->dropped),
+                   more = blocks - std::min(blocks, at->blocks);
     if (blocks_promised_ + more <= limits_.blocks) {
       at->blocks += more;
       blocks_promised_ += more;
@@ -192,6 +203,8 @@ void Scheduler::Plan(PromptBudget budget, ScheduledStep* step) {
   for (Running& r : running_) {
     if (!r.started || Generates(r)) continue;
     uint32_t length = std::min(left, LeftOf(r));
+    if (r.row_multiple != 0 && r.done >= r.request.prompt_tokens)
+      length = std::min(length, r.row_multiple - r.done % r.row_multiple);
     if (decodes > 0 && length > 0) length = budget.Take(r.done, length);
     if (length == 0) break;
     PlanRow(&r, length, step);

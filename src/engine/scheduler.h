@@ -75,8 +75,12 @@ class Scheduler {
   // admitted.
   std::vector<RequestId> Admit();
   // An admitted request may be planned from now on: the first `done` tokens of its prompt, not all,
-  // need not be computed.
-  void Start(RequestId id, uint32_t done);
+  // need not be computed. Rows of its generated tokens end at multiples of row_multiple where that
+  // is not 0, also where they are replayed.
+  void Start(RequestId id, uint32_t done, uint32_t row_multiple = 0);
+  // Of what a running request has done, so many tokens no longer need blocks, until it is
+  // preempted.
+  void Drop(RequestId id, uint32_t tokens);
   // The next step: the next token of each sequence that generates, then what others have to
   // compute, in order of class and admission, of those that have started; beside tokens of
   // generation as much as the budget has. Planned tokens count as done.
@@ -97,6 +101,8 @@ class Scheduler {
     uint32_t done = 0;  // tokens planned so far
     bool started = false;
     uint32_t blocks = 0;  // promised
+    uint32_t row_multiple = 0;
+    uint32_t dropped = 0;  // tokens
   };
   struct Waiting {
     ScheduledRequest request;

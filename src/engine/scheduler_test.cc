@@ -207,6 +207,8 @@ class Simulation {
     ScheduledRequest request;
     uint32_t done = 0, sampled = 0;
     bool started = false;
+    bool prunes = false;  // drops tokens at the ends of blocks
+    uint32_t dropped = 0;
   };
 
   uint32_t Random(uint32_t below) { return static_cast<uint32_t>(random_() % below); }
@@ -218,7 +220,7 @@ class Simulation {
       const ScheduledRequest r = Ask(next_++, 1 + Random(tokens_max / 2), Random(tokens_max / 2),
                                      static_cast<Priority>(Random(3)), Random(4));
       scheduler_.Submit(r);
-      live_[r.id] = {r};
+      live_[r.id] = {.request = r, .prunes = Random(3) == 0};
     }
   }
   void Cancel() {
@@ -238,7 +240,7 @@ class Simulation {
       Live& l = live_.at(*at);
       l.done = Random(2) == 0 ? Random(l.request.prompt_tokens) : 0;
       l.started = true;
-      scheduler_.Start(*at, l.done);
+      scheduler_.Start(*at, l.done, l.prunes ? limits_.block_tokens : 0);
       at = held_.erase(at);
     }
   }
@@ -248,7 +250,7 @@ class Simulation {
     scheduler_.Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units), &step_);
     for (RequestId id : step_.preempted) {
       Live& l = live_.at(id);
-      l.done = 0;
+      l.done = l.dropped = 0;
       l.started = false;
       held_.erase(id);
       ++preemptions_;
@@ -271,8 +273,17 @@ class Simulation {
     ASSERT_TRUE(!any || !step_.rows.empty()) << "step " << step;
     uint64_t blocks = 0;
     for (const auto& [id, l] : live_)
-      blocks += (l.done + limits_.block_tokens - 1) / limits_.block_tokens;
-    ASSERT_LE(blocks, limits_.blocks);
+      blocks += (l.done - l.dropped + limits_.block_tokens - 1) / limits_.block_tokens;
+    ASSERT_LE(blocks, scheduler_.blocks_promised());
+  }
+  // Some of what is done leaves the cache once the prompt is, or where a row ends on a block.
+  void Drop(Live* l) {
+    const uint32_t block = limits_.block_tokens;
+    if (!l->prunes || l->done < l->request.prompt_tokens) return;
+    if (l->done != l->request.prompt_tokens && l->done % block != 0) return;
+    const uint32_t tokens = Random((l->done - l->dropped) / block + 1) * block;
+    scheduler_.Drop(l->request.id, tokens);
+    l->dropped += tokens;
   }
   void TakeRow(const ScheduledRow& row) {
     Live& l = live_.at(row.id);
@@ -286,6 +297,9 @@ class Simulation {
     ASSERT_TRUE(!row.prompt || l.done <= l.request.prompt_tokens);
     ASSERT_EQ(row.sampled, l.done == known);
     l.sampled += row.sampled;
+    const uint32_t block = limits_.block_tokens;
+    ASSERT_TRUE(!l.prunes || row.prompt || row.first_position / block == (l.done - 1) / block);
+    Drop(&l);
     if (row.sampled && l.sampled >= std::max(1u, l.request.max_tokens)) {
       ASSERT_TRUE(scheduler_.Remove(row.id));
       live_.erase(row.id);

@@ -33,7 +33,7 @@ struct DrawRule {
 
 struct StepRow {
   SequenceSlot slot;
-  uint32_t first_position;  // absolute position of the row's first token
+  uint32_t first_position;  // absolute position of the row's first token, dropped ones counted
   uint32_t length;          // tokens, at least 1
   uint32_t first_input;     // into StepBatch::inputs
   TokenClass token_class;

@@ -230,7 +230,7 @@ void KvCache::RemoveSequence(SequenceSlot slot) {
   DropBlocks(&sequence, 0);
   if (sequence.root != nullptr) prefixes_->Leave(sequence.root);
   sequence.root = sequence.node = sequence.shared_end = nullptr;
-  sequence.committed = 0;
+  sequence.committed = sequence.dropped = 0;
   sequence.live = false;
 }
 
@@ -357,6 +357,31 @@ void KvCache::Rewind(SequenceSlot slot, uint32_t tokens) {
       groups_[g].pool.Unseal(sequence.tables[g].blocks[b]);
   }
   sequence.committed = tokens;
+}
+
+void KvCache::Drop(SequenceSlot slot, std::span<const uint32_t> units) {
+  Sequence& sequence = sequences_[slot];
+  TS_CHECK(sequence.live && sequence.root == nullptr);
+  const uint32_t pages_per_block = options_.block_tokens / options_.page_tokens;
+  const auto erase = [](std::vector<uint32_t>* of, uint32_t first, uint32_t count) {
+    of->erase(of->begin() + first, of->begin() + first + count);
+  };
+  uint32_t end = options_.codec->WindowBegin(sequence.committed) / share_tokens();
+  // From the last one on, so that the numbers of the others stay.
+  for (auto unit = units.rbegin(); unit != units.rend(); end = *unit++) {
+    TS_CHECK(*unit < end);
+    const uint32_t block = *unit * NodeBlocks();
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      Table& table = sequence.tables[g];
+      for (uint32_t i = 0; i < NodeBlocks(); ++i) groups_[g].pool.Unref(table.blocks[block + i]);
+      erase(&table.blocks, block, NodeBlocks());
+      erase(&table.pages, block * pages_per_block, NodeBlocks() * pages_per_block);
+    }
+  }
+  const auto tokens = static_cast<uint32_t>(units.size()) * share_tokens();
+  sequence.committed -= tokens;
+  sequence.dropped += tokens;
+  ForgetStates(slot);
 }
 
 void KvCache::KeepOpenPages(Sequence* sequence, uint32_t first, uint32_t count) {
@@ -507,6 +532,7 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   Sequence &source = sequences_[from], &target = sequences_[to];
   TS_CHECK(from != to && source.live && target.live);
   TS_CHECK(target.committed <= tokens && tokens <= source.committed);
+  TS_CHECK(source.dropped == 0 && target.dropped == 0);
   const uint32_t raw = RawBegin(tokens);
   const uint32_t open_pages = OpenPagesFor(raw, tokens);
   TS_CHECK(open_pages == 0 || open_first(from) == raw);

@@ -61,6 +61,10 @@ static_assert(sizeof(SelectorState) == 64);
 // commit, both exist. A query at position p sees the tokens of p's own window raw and all others
 // decoded, so that what it sees depends on positions alone. Where nothing is coded, the pages of
 // the blocks are the raw pages, of all tokens.
+//
+// Where tokens of a sequence have been dropped, those behind them move up: the cache, and what
+// reads it, count the tokens that are held. A token's position is its number here, and those that
+// were dropped before it (dropped_tokens), which are whole units (share_tokens), so whole windows.
 class KvCache {
  public:
   // Errors: kInvalidArgument (page or block size, what CheckCodec refuses).
@@ -100,6 +104,12 @@ class KvCache {
   // lost: what is to be read raw must be reserved and written anew. REQUIRES: tokens <= committed,
   // whole windows.
   void Rewind(SequenceSlot slot, uint32_t tokens);
+  // Gives up units of share_tokens() tokens, by their ascending numbers; states of selectors are
+  // forgotten. REQUIRES: they are full and committed, and the sequence has not called Adopt, for
+  // what others may have adopted stays whole.
+  void Drop(SequenceSlot slot, std::span<const uint32_t> units);
+  // How many tokens Drop has taken from a sequence.
+  uint32_t dropped_tokens(SequenceSlot slot) const { return sequences_[slot].dropped; }
 
   // Makes `to` hold what `from` holds of tokens [committed tokens of `to`, tokens), with what is
   // kept of their pages and the states of selectors, and commits them. All or nothing. Errors: as
@@ -222,6 +232,7 @@ class KvCache {
   struct Sequence {
     bool live = false;
     uint32_t committed = 0;
+    uint32_t dropped = 0;       // tokens, beside those that it holds
     std::vector<Table> tables;  // one a group
     // Where it is in the prefix tree, since Adopt; no node: it shares no more.
     PrefixTree::Node *root = nullptr, *node = nullptr;

@@ -379,5 +379,55 @@ TEST_P(Codecs, CopyTakesEveryForm) {
   EXPECT_TRUE(small->Copy(a, b, 128).ok());
 }
 
+// What is dropped frees its blocks at once; what is behind it moves up, page by page, and the
+// sequence goes on from there.
+TEST_P(Codecs, DroppedUnitsFreeTheirBlocks) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    std::mt19937 random(seed);
+    auto cache = MakeCache(20, GetParam());
+    const uint32_t unit = cache->share_tokens(), unit_blocks = unit / 32, unit_pages = unit / 16;
+    const SequenceSlot slot = *cache->AddSequence(), other = *cache->AddSequence();
+    ASSERT_TRUE(cache->Reserve(other, 64).ok());
+    std::vector<uint32_t> units;  // by the first page of each that is held
+    uint32_t held = 0, position = 0, dropped = 0;
+    for (int step = 0; step < 60; ++step) {
+      const uint32_t more = 1 + random() % 60;
+      if (position + more > 1000 || !cache->Reserve(slot, held + more).ok()) break;
+      held += more;
+      position += more;
+      cache->Commit(slot, held);
+      const uint32_t full = cache->codec().WindowBegin(held) / unit;
+      const uint32_t end = full * unit;
+      if (end > 0) {
+        const PageView view = cache->View(slot, 0, end);
+        for (uint32_t u = static_cast<uint32_t>(units.size()); u < full; ++u)
+          units.push_back(view.pages[u * unit_pages]);
+      }
+      std::vector<uint32_t> drop;
+      for (uint32_t u = 0; u < full; ++u) {
+        if (random() % 4 == 0) drop.push_back(u);
+      }
+      const uint32_t used = cache->pool(0).used();
+      cache->Drop(slot, drop);
+      EXPECT_EQ(cache->pool(0).used(), used - drop.size() * unit_blocks);
+      for (auto u = drop.rbegin(); u != drop.rend(); ++u) units.erase(units.begin() + *u);
+      held -= static_cast<uint32_t>(drop.size()) * unit;
+      dropped += static_cast<uint32_t>(drop.size()) * unit;
+      EXPECT_EQ(cache->committed_tokens(slot), held);
+      EXPECT_EQ(cache->dropped_tokens(slot), dropped);
+      EXPECT_EQ(held + dropped, position);
+      ASSERT_EQ(cache->CheckIntegrity(), "") << "seed " << seed << ", step " << step;
+      for (uint32_t u = 0; u < units.size(); ++u)
+        ASSERT_EQ(cache->View(slot, 0, (u + 1) * unit).pages[u * unit_pages], units[u]);
+    }
+    EXPECT_GT(dropped, 0u);
+    cache->RemoveSequence(slot);
+    cache->RemoveSequence(other);
+    EXPECT_EQ(cache->pool(0).used(), 0u);
+    EXPECT_EQ(cache->dropped_tokens(*cache->AddSequence()), 0u);
+    EXPECT_EQ(cache->CheckIntegrity(), "");
+  }
+}
+
 }  // namespace
 }  // namespace tinyserve

@@ -133,6 +133,8 @@ class PrometheusMetrics : public Metrics {
       AddCounter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache")};
   Followed prefix_hits_{
       AddCounter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache")};
+  Followed dropped_{AddCounter("tinyserve:dropped_tokens_total",
+                               "Tokens that step plugins dropped from the KV cache")};
   Followed preemptions_{AddCounter("vllm:num_preemptions_total", "Requests put back")};
   Followed steps_{AddCounter("tinyserve:steps_total", "Forward passes")};
   Followed kv_bytes_{AddCounter("tinyserve:kv_read_bytes_total",
@@ -217,6 +219,7 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   pinned_blocks_.Set(stats.blocks_pinned);
   sessions_.Set(stats.sessions);
   preemptions_.To(stats.preemptions);
+  dropped_.To(stats.dropped_tokens);
   steps_.To(stats.steps);
   kv_bytes_.To(stats.decode_kv_bytes);
   pages_held_.To(stats.selection.pages_held);

@@ -8,7 +8,7 @@
 namespace tinyserve {
 
 // docs/selection.md, "Step plugins", has what they do and what they cost.
-std::span<const tinyserve_step_v1* const> BuiltinSteps();
+std::span<const tinyserve_step_v2* const> BuiltinSteps();
 
 }  // namespace tinyserve
 

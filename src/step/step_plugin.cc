@@ -22,8 +22,8 @@ Status Bad(std::string_view spec, std::string_view what) {
 // Where a plugin's state lies in an answer's: aligned for any of its types.
 uint32_t Aligned(uint32_t bytes) { return (bytes + 15u) / 16u * 16u; }
 
-const tinyserve_step_v1* FindTable(std::string_view name, std::string* known) {
-  for (const tinyserve_step_v1* table : AllStepPlugins()) {
+const tinyserve_step_v2* FindTable(std::string_view name, std::string* known) {
+  for (const tinyserve_step_v2* table : AllStepPlugins()) {
     if (name == table->name) return table;
     *known += fmt::format("{}{}", known->empty() ? "" : ", ", table->name);
   }
@@ -104,7 +104,7 @@ std::string ResolvedSteps(std::span<const StepSpec> specs) {
 
 std::string DescribeStepPlugins() {
   std::string text;
-  for (const tinyserve_step_v1* table : AllStepPlugins()) {
+  for (const tinyserve_step_v2* table : AllStepPlugins()) {
     text += fmt::format("{}:", table->name);
     for (const auto& [name, option] : PropertiesOf(table->config_schema)) {
       text += fmt::format(" {}={}", std::string_view(name),
@@ -128,6 +128,8 @@ Result<std::unique_ptr<StepPlugin>> StepPlugin::Open(const StepSpec& spec,
   plugin->asks_after_.resize(shape.layers);
   for (uint32_t done = 1; done < shape.layers && spec.table->leave != nullptr; ++done)
     plugin->asks_after_[done] = spec.table->asks_after(plugin->self_, done) != 0;
+  if (spec.table->prune != nullptr)
+    plugin->measure_every_ = std::max(1u, spec.table->measures_every(plugin->self_));
   return plugin;
 }
 
@@ -157,6 +159,14 @@ bool StepPlugin::Ends(const tinyserve_answer_in& in) const {
   return Count(failed, end);
 }
 
+bool StepPlugin::Prune(const tinyserve_prune_in& in, std::span<uint8_t> drop) const {
+  const int failed = spec_.table->prune(self_, &in, drop.data());
+  const auto most = std::max_element(drop.begin(), drop.end());
+  if (Count(failed, most == drop.end() ? 0 : *most)) return true;
+  std::fill(drop.begin(), drop.end(), uint8_t{0});
+  return false;
+}
+
 Result<std::unique_ptr<StepPlugins>> StepPlugins::Open(std::span<const StepSpec> specs,
                                                        const tinyserve_step_shape& shape) {
   auto plugins = std::make_unique<StepPlugins>();
@@ -164,6 +174,9 @@ Result<std::unique_ptr<StepPlugins>> StepPlugins::Open(std::span<const StepSpec>
   for (const StepSpec& spec : specs) {
     TS_ASSIGN_OR_RETURN(plugins->plugins_.emplace_back(), StepPlugin::Open(spec, shape));
     plugins->answer_bytes_ += Aligned(spec.table->answer_bytes);
+    const uint32_t every = plugins->plugins_.back()->measure_every();
+    if (every != 0 && (plugins->measure_every_ == 0 || every < plugins->measure_every_))
+      plugins->measure_every_ = every;
   }
   return plugins;
 }
@@ -178,6 +191,12 @@ bool StepPlugins::Leaves(tinyserve_layer_in in) const {
   return std::any_of(plugins_.begin(), plugins_.end(), [&in](const auto& p) {
     return p->AsksAfter(in.layers_done) && p->Leaves(in);
   });
+}
+
+bool StepPlugins::Prune(tinyserve_prune_in in, std::span<uint8_t> drop) const {
+  in.struct_size = sizeof in;
+  return std::any_of(plugins_.begin(), plugins_.end(),
+                     [&](const auto& p) { return p->prunes() && p->Prune(in, drop); });
 }
 
 bool StepPlugins::Ends(tinyserve_answer_in in, uint8_t* state) const {

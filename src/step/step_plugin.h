@@ -18,7 +18,7 @@ namespace tinyserve {
 // What a specification says: NAME[:key=value,...].
 struct StepSpec {
   std::string typed;
-  const tinyserve_step_v1* table = nullptr;
+  const tinyserve_step_v2* table = nullptr;
   std::string config_json;
   std::string resolved;  // NAME:key=value,... with every option
 };
@@ -54,6 +54,10 @@ class StepPlugin {
   uint32_t answer_bytes() const { return spec_.table->answer_bytes; }
   bool Leaves(const tinyserve_layer_in& in) const;
   bool Ends(const tinyserve_answer_in& in) const;
+  bool prunes() const { return spec_.table->prune != nullptr; }
+  uint32_t measure_every() const { return measure_every_; }
+  // Sets drop[unit] to 1 for what is dropped, to 0 for all else; false: nothing is.
+  bool Prune(const tinyserve_prune_in& in, std::span<uint8_t> drop) const;
   const StepCounts& counts() const { return counts_; }
 
  private:
@@ -63,6 +67,7 @@ class StepPlugin {
   StepSpec spec_;
   void* self_ = nullptr;
   std::vector<bool> asks_after_;  // [layers]
+  uint32_t measure_every_ = 0;    // 0: it does not prune
   mutable StepCounts counts_;
 };
 
@@ -81,12 +86,20 @@ class StepPlugins {
   uint32_t answer_bytes() const { return answer_bytes_; }
   // Whether the answer ends. in: struct_size and state are set here; state: [answer_bytes].
   bool Ends(tinyserve_answer_in in, uint8_t* state) const;
+  // Whether any drops tokens from the cache, and every how many tokens attention is measured for
+  // it; 0: it does not.
+  bool prunes() const { return measure_every_ != 0; }
+  uint32_t measure_every() const { return measure_every_; }
+  // Which units of a sequence are dropped, by the first plugin that drops any. in: struct_size is
+  // set here. drop: [n_units], zeros. False: none is.
+  bool Prune(tinyserve_prune_in in, std::span<uint8_t> drop) const;
   std::span<const std::unique_ptr<StepPlugin>> plugins() const { return plugins_; }
 
  private:
   std::vector<std::unique_ptr<StepPlugin>> plugins_;
   std::string resolved_;
   uint32_t answer_bytes_ = 0;
+  uint32_t measure_every_ = 0;
 };
 
 }  // namespace tinyserve

@@ -15,16 +15,16 @@ namespace {
 
 std::mutex g_mutex;
 // Of shared objects, under g_mutex.
-std::vector<const tinyserve_step_v1*>& Loaded() {
-  static std::vector<const tinyserve_step_v1*> loaded;
+std::vector<const tinyserve_step_v2*>& Loaded() {
+  static std::vector<const tinyserve_step_v2*> loaded;
   return loaded;
 }
 
 Status Bad(std::string what) { return Status(Code::kInvalidArgument, std::move(what)); }
 
-Status Register(const tinyserve_step_v1* table) {
+Status Register(const tinyserve_step_v2* table) {
   TS_RETURN_IF_ERROR(CheckStepTable(table));
-  for (const tinyserve_step_v1* other : AllStepPlugins()) {
+  for (const tinyserve_step_v2* other : AllStepPlugins()) {
     if (other == table) return Status();
     if (std::string_view(other->name) == table->name)
       return Bad(fmt::format("the name '{}' is taken", table->name));
@@ -36,18 +36,18 @@ Status Register(const tinyserve_step_v1* table) {
 
 }  // namespace
 
-std::vector<const tinyserve_step_v1*> AllStepPlugins() {
+std::vector<const tinyserve_step_v2*> AllStepPlugins() {
   const auto builtin = BuiltinSteps();
-  std::vector<const tinyserve_step_v1*> all(builtin.begin(), builtin.end());
+  std::vector<const tinyserve_step_v2*> all(builtin.begin(), builtin.end());
   const std::lock_guard lock(g_mutex);
   all.insert(all.end(), Loaded().begin(), Loaded().end());
   return all;
 }
 
-Status CheckStepTable(const tinyserve_step_v1* table) {
+Status CheckStepTable(const tinyserve_step_v2* table) {
   if (table == nullptr) return Bad("the table is null");
   TS_RETURN_IF_ERROR(CheckPluginVersion(table->abi_version, table->struct_size,
-                                        TINYSERVE_STEP_ABI_VERSION, sizeof(tinyserve_step_v1)));
+                                        TINYSERVE_STEP_ABI_VERSION, sizeof(tinyserve_step_v2)));
   TS_RETURN_IF_ERROR(CheckPluginName(table->name));
   if (table->open == nullptr || table->close == nullptr) {
     return Bad("open and close must both be there");
@@ -55,8 +55,11 @@ Status CheckStepTable(const tinyserve_step_v1* table) {
   if ((table->leave == nullptr) != (table->asks_after == nullptr)) {
     return Bad("leave and asks_after go together");
   }
-  if (table->leave == nullptr && table->end == nullptr) {
-    return Bad("leave or end must be there");
+  if ((table->prune == nullptr) != (table->measures_every == nullptr)) {
+    return Bad("prune and measures_every go together");
+  }
+  if (table->leave == nullptr && table->end == nullptr && table->prune == nullptr) {
+    return Bad("leave, end or prune must be there");
   }
   if (table->answer_bytes > TINYSERVE_OWN_MAX || (table->answer_bytes > 0 && !table->end)) {
     return Bad(fmt::format("answer_bytes is {}: at most {} are allowed, and none without end",
@@ -71,7 +74,7 @@ Status LoadPlugin(const std::string& path) {
   if (handle == nullptr) {
     return Status(Code::kNotFound, fmt::format("plugin {}: {}", path, ::dlerror()));
   }
-  using Entry = const tinyserve_step_v1* (*)();
+  using Entry = const tinyserve_step_v2* (*)();
   if (const auto entry = reinterpret_cast<Entry>(::dlsym(handle, "tinyserve_step"))) {
     const Status status = Register(entry());
     if (!status.ok()) return Bad(fmt::format("plugin {}: {}", path, status.message()));

@@ -11,10 +11,10 @@
 namespace tinyserve {
 
 // Built-in ones first, then in the order of loading. Tables live as long as the process.
-std::vector<const tinyserve_step_v1*> AllStepPlugins();
+std::vector<const tinyserve_step_v2*> AllStepPlugins();
 
 // Whether a table can be used. Errors: kInvalidArgument, naming the field and what is allowed.
-Status CheckStepTable(const tinyserve_step_v1* table);
+Status CheckStepTable(const tinyserve_step_v2* table);
 
 // Loads a shared object that exports tinyserve_step(), tinyserve_selector(), or both. Loading one
 // again changes nothing. Errors: as LoadSelectorPlugin's. Thread-safe.

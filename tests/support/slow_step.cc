@@ -35,8 +35,8 @@ int Leave(void* self, const tinyserve_layer_in*, uint32_t* leave) {
   return 0;
 }
 
-constexpr tinyserve_step_v1 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
-                                      .struct_size = sizeof(tinyserve_step_v1),
+constexpr tinyserve_step_v2 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
+                                      .struct_size = sizeof(tinyserve_step_v2),
                                       .name = "slow",
                                       .config_schema =
                                           R"({"type":"object","properties":{
@@ -47,8 +47,10 @@ constexpr tinyserve_step_v1 kTable = {.abi_version = TINYSERVE_STEP_ABI_VERSION,
                                       .close = Close,
                                       .asks_after = AsksAfter,
                                       .leave = Leave,
-                                      .end = nullptr};
+                                      .end = nullptr,
+                                      .measures_every = nullptr,
+                                      .prune = nullptr};
 
 }  // namespace
 
-extern "C" const tinyserve_step_v1* tinyserve_step() { return &kTable; }
+extern "C" const tinyserve_step_v2* tinyserve_step() { return &kTable; }
