@@ -256,8 +256,8 @@ typedef struct tinyserve_step_v2 {
   int (*leave)(void* self, const tinyserve_layer_in* in, uint32_t* leave);
   /* *end = 1: the answer ends before its next token. Asked once a token. 0: done. Nullable. */
   int (*end)(void* self, const tinyserve_answer_in* in, uint32_t* end);
-  /* Every how many tokens attention is measured for prune; at least 1. Null without prune. Asked
-   * once, after open. */
+  /* Every how many tokens attention is measured for prune; less than 8 counts as 8. Null without
+   * prune. Asked once, after open. */
   uint32_t (*measures_every)(void* self);
   /* drop[unit] = 1: its keys and values leave the cache, for good. `drop`: [n_units], zeros. 0:
    * done. What drops tokens is refused where others could come to read the rest: with the prefix

@@ -1,5 +1,7 @@
 // What is measured beside a step's attention: how far selection is from dense attention, and how
 // much attention units of tokens get.
+#include <algorithm>
+
 #include "attend/attention.h"
 
 namespace tinyserve {
@@ -60,16 +62,19 @@ void Attention::RunMass(const LayerIo& io) {
   const uint32_t group = options_.group_of_layer[io.layer];
   const KvShape shape = cache_->shape(group);
   const uint64_t columns = uint64_t{QueryGroup(group)} * shape.head_dim;
-  const auto items = static_cast<uint32_t>(queries.size()) * shape.kv_heads;
-  threads_->For(items, [&](uint32_t item, uint32_t thread) {
-    const uint32_t query = item / shape.kv_heads, head = item % shape.kv_heads;
-    const uint64_t row = queries[query].row;
-    if (HasLeft(row)) return;
-    mass_->Measure(query, group, layer_in_group_[io.layer], head,
-                   io.q + row * io.q_stride + head * columns, thread);
-  });
-  for (uint32_t query = 0; query < queries.size(); ++query) {
-    if (!HasLeft(queries[query].row)) mass_->AddLayer(query, shape.kv_heads);
+  const auto count = static_cast<uint32_t>(queries.size());
+  for (uint32_t first = 0; first < count; first += UnitMass::kTogether) {
+    const uint32_t end = std::min(first + UnitMass::kTogether, count);
+    threads_->For((end - first) * shape.kv_heads, [&](uint32_t item, uint32_t thread) {
+      const uint32_t query = first + item / shape.kv_heads, head = item % shape.kv_heads;
+      const uint64_t row = queries[query].row;
+      if (HasLeft(row)) return;
+      mass_->Measure(query, group, layer_in_group_[io.layer], head,
+                     io.q + row * io.q_stride + head * columns, thread);
+    });
+    for (uint32_t query = first; query < end; ++query) {
+      if (!HasLeft(queries[query].row)) mass_->AddLayer(query, shape.kv_heads);
+    }
   }
 }
 

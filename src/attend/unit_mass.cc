@@ -58,7 +58,7 @@ void UnitMass::Settle() {
 void UnitMass::Pick(const Query& query) {
   queries_.push_back(query);
   const size_t n = queries_.size();
-  items_.resize(std::max(items_.size(), n * kv_heads_max_ * units_max_));
+  items_.resize(uint64_t{kTogether} * kv_heads_max_ * units_max_);
   layers_mass_.resize(std::max(layers_mass_.size(), n * units_max_));
   layers_.resize(std::max(layers_.size(), n));
   std::fill_n(layers_mass_.begin() + static_cast<long>((n - 1) * units_max_), units_max_, 0.0);

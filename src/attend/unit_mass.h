@@ -33,6 +33,9 @@ class UnitMass {
   void Settle();
   // A sequence begins in a slot: nothing is known of its units.
   void Begin(SequenceSlot slot) { sums_[slot].clear(); }
+  // Queries of a layer that may be measured before they are added: those from a multiple of so many
+  // on.
+  static constexpr uint32_t kTogether = 16;
   // A query that is measured in this step; those of a sequence in order of position.
   void Pick(const Query& query);
   std::span<const Query> queries() const { return queries_; }
@@ -61,7 +64,7 @@ class UnitMass {
   // log sum exp of the logits of each of the query's heads, over the pages of a view.
   void Attend(const DecodeArgs& args, uint32_t unit, float* logs) const;
   float* ItemAt(uint32_t query, uint32_t kv_head) {
-    return items_.data() + (uint64_t{query} * kv_heads_max_ + kv_head) * units_max_;
+    return items_.data() + (uint64_t{query % kTogether} * kv_heads_max_ + kv_head) * units_max_;
   }
 
   const KvCache* cache_ = nullptr;
@@ -70,7 +73,7 @@ class UnitMass {
   float scale_ = 0;
   std::vector<std::vector<Sum>> sums_;  // [slot][unit]
   std::vector<Query> queries_;          // of the step
-  std::vector<float> items_;            // [query][KV head][units_max_] of the layer
+  std::vector<float> items_;            // [kTogether][KV head][units_max_] of the layer
   std::vector<double> layers_mass_;     // [query][units_max_] over the layers so far
   std::vector<uint32_t> layers_;        // [query] how many
   std::vector<float> masses_;           // what Masses gives

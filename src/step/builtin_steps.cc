@@ -171,7 +171,7 @@ constexpr tinyserve_step_v2 kTokenPruning = {.abi_version = TINYSERVE_STEP_ABI_V
       "min_tokens":{"type":"integer","minimum":0,"maximum":16777216,"default":1024},
       "sink":{"type":"integer","minimum":0,"maximum":16777216,"default":16},
       "recent":{"type":"integer","minimum":0,"maximum":16777216,"default":256},
-      "every":{"type":"integer","minimum":1,"maximum":4096,"default":32}}})",
+      "every":{"type":"integer","minimum":8,"maximum":4096,"default":32}}})",
                                              .priority = 300,
                                              .answer_bytes = 0,
                                              .open = TokenPruning::Open,

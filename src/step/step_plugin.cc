@@ -19,6 +19,9 @@ Status Bad(std::string_view spec, std::string_view what) {
   return Status(Code::kInvalidArgument, fmt::format("step_plugins '{}': {}", spec, what));
 }
 
+// Tokens between two whose attention is measured: what a step holds of each is bounded by that.
+constexpr uint32_t kMeasureEveryLeast = 8;
+
 // Where a plugin's state lies in an answer's: aligned for any of its types.
 uint32_t Aligned(uint32_t bytes) { return (bytes + 15u) / 16u * 16u; }
 
@@ -129,7 +132,8 @@ Result<std::unique_ptr<StepPlugin>> StepPlugin::Open(const StepSpec& spec,
   for (uint32_t done = 1; done < shape.layers && spec.table->leave != nullptr; ++done)
     plugin->asks_after_[done] = spec.table->asks_after(plugin->self_, done) != 0;
   if (spec.table->prune != nullptr)
-    plugin->measure_every_ = std::max(1u, spec.table->measures_every(plugin->self_));
+    plugin->measure_every_ =
+        std::max(kMeasureEveryLeast, spec.table->measures_every(plugin->self_));
   return plugin;
 }
 

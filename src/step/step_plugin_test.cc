@@ -181,9 +181,9 @@ std::string Dropped(const StepPlugins& steps, const std::vector<float>& mass,
 TEST(TokenPruning, DropsTheUnitsOfLeastMassBetweenSinksAndNewestTokens) {
   const std::vector<float> mass = {0.01f, 0.3f,  0.05f, 0.05f, 0.2f,
                                    0.04f, 0.06f, 0.1f,  0.02f, 0.0f};
-  const auto half = OpenSteps("token_pruning:keep=0.5,min_tokens=0,sink=16,recent=37,every=7");
+  const auto half = OpenSteps("token_pruning:keep=0.5,min_tokens=0,sink=16,recent=37,every=9");
   EXPECT_TRUE(half->prunes());
-  EXPECT_EQ(half->measure_every(), 7u);
+  EXPECT_EQ(half->measure_every(), 9u);
   // 325 tokens, 162.5 to keep: five units go, the earlier one of equals first.
   EXPECT_EQ(Dropped(*half, mass), "..xx.xx.x.");
   EXPECT_EQ(Dropped(*OpenSteps("token_pruning:keep=0.5,min_tokens=260,sink=0,recent=0"), mass),
@@ -213,10 +213,12 @@ TEST(TokenPruning, FailuresDropNothing) {
     drop[1] = in->n_units == 2 ? 2 : 0;
     return in->n_units == 3 ? 1 : 0;
   };
+  table.measures_every = [](void*) { return 1u; };
   std::vector<StepSpec> specs = *Parse({"token_pruning"});
   specs[0].table = &table;
   const auto steps = *StepPlugins::Open(
       specs, {.struct_size = sizeof(tinyserve_step_shape), .layers = 5, .vocab = 4});
+  EXPECT_EQ(steps->measure_every(), 8u);
   EXPECT_EQ(Dropped(*steps, {0, 0}), "..");
   EXPECT_EQ(Dropped(*steps, {0, 0, 0}), "...");
   EXPECT_EQ(Dropped(*steps, {0, 0, 0, 0}), "x...");

@@ -89,7 +89,7 @@ TEST_P(Preemption, ChangesNothing) {
 }
 
 constexpr char kBox[] = "box:ratio=0.3,min_tokens=0,min_context=0";
-constexpr char kPruned[] = "token_pruning:keep=0.5,min_tokens=32,sink=0,recent=32,every=4";
+constexpr char kPruned[] = "token_pruning:keep=0.5,min_tokens=32,sink=0,recent=32,every=8";
 INSTANTIATE_TEST_SUITE_P(
     Storages, Preemption,
     testing::Values(Setup{"f16", "f16", "full", true}, Setup{"cold", "f16", "full", false},

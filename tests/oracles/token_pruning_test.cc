@@ -126,7 +126,7 @@ INSTANTIATE_TEST_SUITE_P(Targets, Pruning, testing::ValuesIn(AvailableTargets())
 
 // ---- through the engine -------------------------------------------------------------------------
 
-constexpr char kPruned[] = "token_pruning:keep=0.4,min_tokens=32,sink=0,recent=32,every=4";
+constexpr char kPruned[] = "token_pruning:keep=0.4,min_tokens=32,sink=0,recent=32,every=8";
 
 EngineOptions Options(const std::vector<std::string>& steps) {
   EngineOptions options;
@@ -176,7 +176,7 @@ TEST(TokenPruning, ATextIsTheSameAloneAndInAnyBatch) {
     Request plain = requests[5];
     plain.step_plugins.emplace();
     EXPECT_NE(Ask(alone.get(), plain).logprobs, answers[5].logprobs);
-    plain.step_plugins = {"token_pruning:keep=1,min_tokens=0,every=4"};
+    plain.step_plugins = {"token_pruning:keep=1,min_tokens=0,every=8"};
     const Answer kept = Ask(alone.get(), plain);
     plain.step_plugins.emplace();
     EXPECT_EQ(kept.logprobs, Ask(alone.get(), plain).logprobs);
