@@ -13,7 +13,7 @@ add_custom_command(
           ${CARGO} build --release --locked --manifest-path ${textffi_crate}/Cargo.toml --target-dir ${textffi_dir}
   COMMAND ${CMAKE_COMMAND} -E touch ${CMAKE_BINARY_DIR}/textffi.stamp
   DEPENDS ${textffi_sources} ${textffi_crate}/Cargo.toml ${textffi_crate}/Cargo.lock
-  COMMENT "Building the text crate (tokenizers, minijinja) with cargo"
+  COMMENT "Building the text crate (tokenizers, templates, grammars) with cargo"
   USES_TERMINAL VERBATIM)
 add_custom_target(textffi_build DEPENDS ${CMAKE_BINARY_DIR}/textffi.stamp)
 add_library(textffi INTERFACE)

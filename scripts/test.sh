@@ -26,5 +26,5 @@ export UBSAN_OPTIONS=print_stacktrace=1:${UBSAN_OPTIONS:-}
 scripts/build.sh release
 run_tests release
 scripts/build.sh asan-ubsan
-run_tests asan-ubsan -L 'fast|thorough'
+run_tests asan-ubsan -L fast
 python3 scripts/test_summary.py "$(results_of release)" "$(results_of asan-ubsan)"

@@ -5,7 +5,7 @@
 //! `Pattern::end` gives the character back.
 
 use regex::Regex;
-use tokenizers::normalizer::NormalizedString;
+use unicode_normalization_alignments::UnicodeNormalization;
 
 use crate::error::{Code, Error, Result};
 
@@ -136,9 +136,8 @@ impl PreTokenizer {
     /// Calls `word` with every word of `text`, in order.
     pub fn words(&self, text: &str, word: &mut dyn FnMut(&str)) {
         if self.nfc && !text.is_ascii() {
-            let mut normalized = NormalizedString::from(text);
-            normalized.nfc();
-            return cut(&self.stages, normalized.get(), word);
+            let normalized: String = text.nfc().map(|(character, _)| character).collect();
+            return cut(&self.stages, &normalized, word);
         }
         cut(&self.stages, text, word)
     }
