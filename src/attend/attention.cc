@@ -164,10 +164,9 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   const Group& group = groups_[options_.group_of_layer[layer]];
   next_layer_ = layer + 1;
   if (layer < first_sparse_layer_) {
-    RunDense(group.all, io);
+    RunItems(group.all, {}, io);
   } else {
-    if (!group.others.items.empty()) RunDense(group.others, io);
-    if (!group.fused.empty()) RunFused(group, io);
+    RunItems(group.others, group.fused, io);
     if (!group.sparse.empty()) RunSparse(group, io);
     RunShadow(io);
   }
@@ -181,10 +180,14 @@ void Attention::Run(uint32_t layer, const float* q, uint64_t q_stride, float* ou
   }
 }
 
-void Attention::RunDense(const GroupPlan& plan, const LayerIo& io) {
+void Attention::RunItems(const GroupPlan& plan, std::span<const SparseItem> fused,
+                         const LayerIo& io) {
   const uint32_t group = options_.group_of_layer[io.layer];
-  threads_->For(static_cast<uint32_t>(plan.items.size()), [&](uint32_t i, uint32_t thread) {
-    if (i < plan.prompt_items) {
+  const auto items = static_cast<uint32_t>(plan.items.size());
+  threads_->For(items + static_cast<uint32_t>(fused.size()), [&](uint32_t i, uint32_t thread) {
+    if (i >= items) {
+      RunFused(fused[i - items], io, thread);
+    } else if (i < plan.prompt_items) {
       RunPrompt(plan.items[i], io, thread);
     } else if (!HasLeft(runs_[plan.items[i].run].first_row + plan.items[i].first_row)) {
       // Items are taken in order, so this thread's next one is about as many ahead as there are
@@ -336,23 +339,18 @@ void Attention::RunSparse(const Group& plan, const LayerIo& io) {
   }
 }
 
-void Attention::RunFused(const Group& plan, const LayerIo& io) {
+void Attention::RunFused(const SparseItem& item, const LayerIo& io, uint32_t thread) {
+  if (HasLeft(RowOf(item))) return;
   const uint32_t group = options_.group_of_layer[io.layer];
   const uint32_t g = QueryGroup(group), head_dim = cache_->shape(group).head_dim;
-  threads_->For(static_cast<uint32_t>(plan.fused.size()), [&](uint32_t i, uint32_t thread) {
-    const SparseItem& item = plan.fused[i];
-    if (HasLeft(RowOf(item))) return;
-    const SequenceRun& run = runs_[item.run];
-    const uint64_t start = chooser_->Start();
-    AttendRaw(item, io, item.first_partial, thread);
-    const bool coded = cache_->RawBegin(run.first_position + item.row) > 0;
-    if (coded) AttendCascade(item, io, thread);
-    const uint64_t row = run.first_row + uint64_t{item.row};
-    kernels_->merge_partials(
-        partial_views_.as<Partial>() + item.first_partial, coded ? 2 : 1, g, head_dim,
-        io.out + row * io.out_stride + static_cast<uint64_t>(item.kv_head) * g * head_dim);
-    chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
-  });
+  const uint64_t start = chooser_->Start();
+  AttendRaw(item, io, item.first_partial, thread);
+  const bool coded = cache_->RawBegin(runs_[item.run].first_position + item.row) > 0;
+  if (coded) AttendCascade(item, io, thread);
+  kernels_->merge_partials(
+      partial_views_.as<Partial>() + item.first_partial, coded ? 2 : 1, g, head_dim,
+      io.out + RowOf(item) * io.out_stride + static_cast<uint64_t>(item.kv_head) * g * head_dim);
+  chooser_->AddAttendTime(io.layer, item.kv_head, thread, start);
 }
 
 void Attention::AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t partial,

@@ -191,13 +191,15 @@ class Attention {
   void SealWindows(uint32_t layer, const SequenceRun& run, uint32_t kv_head);
   // Makes what is kept of the pages that a run has filled, or coded.
   void Summarise(uint32_t layer, const SequenceRun& run, uint32_t kv_head, uint32_t thread);
-  void RunDense(const GroupPlan& plan, const LayerIo& io);
+  // Items of a plan, and of rows that read by the kernel that their selector names, in one region:
+  // the many short ones fill the gap that few long ones of prompts leave.
+  void RunItems(const GroupPlan& plan, std::span<const SparseItem> fused, const LayerIo& io);
   void RunPrompt(const Item& item, const LayerIo& io, uint32_t thread);
   // `next`: what the thread is likely to run next, or null.
   void RunDecode(const Item& item, const Item* next, const LayerIo& io, uint32_t thread);
   SplitKeys KeysOf(const Item& item, uint32_t layer) const;
   void RunSparse(const Group& plan, const LayerIo& io);
-  void RunFused(const Group& plan, const LayerIo& io);
+  void RunFused(const SparseItem& item, const LayerIo& io, uint32_t thread);
   // Attends to the tokens of an item's row that are not coded, where others are.
   void AttendRaw(const SparseItem& item, const LayerIo& io, uint32_t partial, uint32_t thread);
   // Attends to the coded ones by the cascade, into its second.

@@ -153,7 +153,11 @@ void Attention::PlanRows(uint32_t group, bool all, GroupPlan* plan) {
     return keys(a) != keys(b) ? keys(a) > keys(b)
                               : std::tie(a.run, a.kv_head) < std::tie(b.run, b.kv_head);
   });
-  ShareLastItems(&plan->items);
+  // Where others generate, their items fill the gap.
+  const bool alone = std::all_of(runs_.begin(), runs_.end(), [](const SequenceRun& run) {
+    return run.token_class == TokenClass::kPrompt;
+  });
+  if (alone) ShareLastItems(&plan->items);
   plan->prompt_items = static_cast<uint32_t>(plan->items.size());
   uint32_t partials = 0;
   for (uint32_t r = 0; r < runs_.size(); ++r) {

@@ -23,6 +23,10 @@ struct LinesAhead {
   uint32_t page_bytes;
 };
 
+TS_INLINE uint32_t LinesOf(const LinesAhead& ahead) {
+  return ahead.count * (ahead.page_bytes / kLineBytes);
+}
+
 // Prefetches the next kBytes, and moves past them if `moves`.
 template <uint32_t kBytes>
 TS_INLINE void PrefetchAhead(LinesAhead& ahead, bool moves = true) {

@@ -325,17 +325,20 @@ void AttendRows(const RowBlock& block, uint32_t r0, uint32_t key, uint32_t dim, 
   }
 }
 
-// All rows against the tile of keys from `key`; prefetches the lines ahead, in equal parts.
+// A register block of rows is so many parts of the work on a tile (Pace).
+constexpr uint32_t kRowsParts = 4;
+// And so is the unpacking of a tile of coded pages.
+constexpr uint32_t kUnpackParts = 8;
+
+// All rows against the tile of keys from `key`.
 template <class Forms>
-void AttendTile(const RowBlock& block, LinesAhead ahead, uint32_t key, uint32_t dim,
-                uint32_t v_stride, const PromptScratch& s) {
+void AttendTile(const RowBlock& block, uint32_t key, uint32_t dim, uint32_t v_stride, Pace& pace,
+                const PromptScratch& s) {
   constexpr uint32_t kRows = Forms::Keys::kRows;
-  const uint32_t calls = block.rows / kRows + 1;
-  const uint32_t lines = ahead.count * (ahead.page_bytes / kLineBytes) / calls + 1;
   for (uint32_t r = 0; r < block.rows;) {
     const uint32_t left = block.rows - r;
     const uint32_t taken = left >= kRows ? kRows : left >= 2 ? 2 : 1;
-    for (uint32_t i = 0; i < lines; ++i) PrefetchAhead<kLineBytes>(ahead);
+    pace.Go(kRowsParts);
     if (taken == kRows) {
       AttendRows<Forms, kRows>(block, r, key, dim, v_stride, s);
     } else if (taken == 2) {
@@ -347,33 +350,45 @@ void AttendTile(const RowBlock& block, LinesAhead ahead, uint32_t key, uint32_t 
   }
 }
 
-// The keys and values of `tokens` tokens from absolute position `key` on.
+// The tile of keys and values of whole coded pages from absolute position `key` on.
+template <class Forms>
+void MakeSealedTiles(const PromptArgs& args, uint32_t key, Pace& pace, const PromptScratch& s) {
+  const SealedKeys& sealed = args.sealed;
+  const uint32_t dim = args.shape.head_dim, first = key / kUnitTokens;
+  Unit<PageF32> units[kBlockUnits];
+  for (uint32_t u = first + kBlockUnits; u < Smaller(first + 2 * kBlockUnits, sealed.view.count);
+       ++u) {
+    const char* record = (const char*)PageAt(sealed.records, sealed.view.pages[u]);
+    for (uint32_t b = sealed.layout.spread_at; b < sealed.layout.record_bytes; b += kLineBytes)
+      PrefetchLine(record + b);
+  }
+  pace.Go(kUnpackParts / 2);
+  UnpackUnits(sealed.shape, sealed.slab, sealed.records, sealed.layout, sealed.view.pages + first,
+              kBlockUnits, s.pages, units);
+  pace.Go(kUnpackParts / 2);
+  MakeKeyTile<typename Forms::Keys, PageF32>(units, kTileKeys, dim, kUnitTokens, pace, s.keys);
+  MakeValueTile<typename Forms::Values, PageF32>(units, kTileKeys, PaddedDim(args.shape), pace,
+                                                 s.values);
+}
+
+// The tile of `tokens` tokens in open pages, the view's from the `first`-th on.
 template <class Forms, class Page>
-void MakeTiles(const PromptArgs& args, uint32_t sealed_tokens, uint32_t key, uint32_t tokens,
-               const PromptScratch& s) {
+void MakeOpenTiles(const PromptArgs& args, uint32_t first, uint32_t tokens, Pace& pace,
+                   const PromptScratch& s) {
   using Keys = typename Forms::Keys;
   using Values = typename Forms::Values;
   const uint32_t dim = args.shape.head_dim, v_stride = PaddedDim(args.shape);
-  if (key < sealed_tokens) {
-    Unit<PageF32> units[kBlockUnits];
-    const SealedKeys& sealed = args.sealed;
-    UnpackUnits(sealed.shape, sealed.slab, sealed.records, sealed.layout,
-                sealed.view.pages + key / kUnitTokens, kBlockUnits, s.pages, units);
-    MakeKeyTile<Keys, PageF32>(units, tokens, dim, kUnitTokens, s.keys);
-    MakeValueTile<Values, PageF32>(units, tokens, v_stride, s.values);
-    return;
-  }
   Unit<Page> units[kBlockUnits];
   if (IsPartOfUnit(args.shape)) {
-    JoinUnits<Page>(args.shape, args.slab, args.view, key - sealed_tokens, tokens, s.pages, units);
+    JoinUnits<Page>(args.shape, args.slab, args.view, first, tokens, s.pages, units);
   } else {
     for (uint32_t t = 0; t < tokens; t += kUnitTokens) {
       units[t / kUnitTokens] =
-          UnitAt<Page>(args.shape, args.slab, args.view, (key - sealed_tokens + t) / kUnitTokens);
+          UnitAt<Page>(args.shape, args.slab, args.view, (first + t) / kUnitTokens);
     }
   }
-  MakeKeyTile<Keys, Page>(units, tokens, dim, UnitStride(args.shape), s.keys);
-  MakeValueTile<Values, Page>(units, tokens, v_stride, s.values);
+  MakeKeyTile<Keys, Page>(units, tokens, dim, UnitStride(args.shape), pace, s.keys);
+  MakeValueTile<Values, Page>(units, tokens, v_stride, pace, s.values);
 }
 
 template <class Forms, class Page>
@@ -386,14 +401,21 @@ void AttendBlock(const PromptArgs& args, uint32_t first_row, uint32_t rows,
   PackQueries<typename Forms::Keys>(block, dim, v_stride, args.scale, s);
   const uint32_t tokens = block.first_position + rows;
   const uint32_t sealed_tokens = TokensOf(args.sealed.shape, args.sealed.view);
+  const uint32_t parts = Pace::kMakeParts + (block.rows / Forms::Keys::kRows + 1) * kRowsParts;
   for (uint32_t key = 0; key < tokens; key += kTileKeys) {
-    MakeTiles<Forms, Page>(args, sealed_tokens, key, Smaller(kTileKeys, tokens - key), s);
     const uint32_t next = key + kTileKeys < tokens ? key + kTileKeys : key;
-    const LinesAhead ahead =
-        next < sealed_tokens
-            ? PagesAhead(args.sealed.shape, args.sealed.slab, args.sealed.view, next)
-            : PagesAhead(shape, args.slab, args.view, next - sealed_tokens);
-    AttendTile<Forms>(block, ahead, key, dim, v_stride, s);
+    Pace pace = {next < sealed_tokens
+                     ? PagesAhead(args.sealed.shape, args.sealed.slab, args.sealed.view, next)
+                     : PagesAhead(shape, args.slab, args.view, next - sealed_tokens),
+                 0};
+    pace.lines = (LinesOf(pace.ahead) + parts - 1) / parts;
+    if (key < sealed_tokens) {
+      MakeSealedTiles<Forms>(args, key, pace, s);
+    } else {
+      MakeOpenTiles<Forms, Page>(args, key - sealed_tokens, Smaller(kTileKeys, tokens - key), pace,
+                                 s);
+    }
+    AttendTile<Forms>(block, key, dim, v_stride, pace, s);
   }
   for (uint32_t r = 0; r < block.rows; ++r) {
     float* out = args.out + (first_row + r / args.group) * args.out_stride +

@@ -51,6 +51,18 @@ struct ValueTile {
   float* scale;  // [kTileKeys]; 0 where there is no token
 };
 
+// The prefetching of the next tile's lines, spread over the work on this one: what is fetched in
+// one go waits for itself. The making of a tile is kMakeParts of that work.
+struct Pace {
+  static constexpr uint32_t kMakeParts = 16;
+  LinesAhead ahead;
+  uint32_t lines;  // of each part
+
+  TS_INLINE void Go(uint32_t parts = 1) {
+    for (uint32_t i = 0; i < parts * lines; ++i) PrefetchAhead<kLineBytes>(ahead);
+  }
+};
+
 // One vector of keys with the magnitudes `top`. Lanes of slots without a token get anything.
 template <class Form, class Page>
 TS_INLINE void MakeKeys(const typename Page::Elem* k, uint32_t dim, uint32_t stride, VF top,
@@ -79,13 +91,16 @@ TS_INLINE void MakeKeys(const typename Page::Elem* k, uint32_t dim, uint32_t str
   }
 }
 
+// Half of the parts.
 template <class Form, class Page>
 void MakeKeyTile(const Unit<Page>* units, uint32_t tokens, uint32_t dim, uint32_t stride,
-                 const KeyTile& tile) {
+                 Pace& pace, const KeyTile& tile) {
   using Elem = typename Page::Elem;
   for (uint32_t key = 0; key < tokens; key += kUnitTokens) {
     const Elem* k = units[key / kUnitTokens].k;
+    pace.Go();
     if constexpr (!Form::kScaled) {
+      pace.Go();
       for (uint32_t c = 0; c < dim; ++c, k += stride) {
         float* out = (float*)tile.lanes + c * kTileKeys + key;
         for (uint32_t t = 0; t < kUnitTokens; t += kLanes) Store(out + t, Page::LoadLanes(k + t));
@@ -93,6 +108,7 @@ void MakeKeyTile(const Unit<Page>* units, uint32_t tokens, uint32_t dim, uint32_
     } else {
       Elem top[kUnitTokens];
       Page::KeyTops(k, dim, stride, top);
+      pace.Go();
       for (uint32_t t = 0; t < kUnitTokens; t += kLanes) {
         MakeKeys<Form, Page>(k + t, dim, stride, Page::LoadLanes(top + t), key + t, tile);
       }
@@ -102,10 +118,11 @@ void MakeKeyTile(const Unit<Page>* units, uint32_t tokens, uint32_t dim, uint32_
 
 // Scales of the value rows, and in `inverse` what makes codes of them.
 template <class Form, class Page>
-TS_INLINE void ScaleValues(const Unit<Page>* units, uint32_t tokens, uint32_t v_stride,
+TS_INLINE void ScaleValues(const Unit<Page>* units, uint32_t tokens, uint32_t v_stride, Pace& pace,
                            float* inverse, float* scale) {
   typename Page::Elem top[kTileKeys] = {};
   for (uint32_t t = 0; t < tokens; ++t) {
+    if (t % kUnitTokens == 0) pace.Go();
     top[t] =
         Page::ValueTop(units[t / kUnitTokens].v + (uint64_t)(t % kUnitTokens) * v_stride, v_stride);
   }
@@ -126,16 +143,18 @@ TS_INLINE uint32_t ValueSteps(uint32_t keys) {
   return keys / kGroupKeys * kLanes + Smaller(keys % kGroupKeys, kLanes);
 }
 
+// The other half.
 template <class Form, class Page>
-void MakeValueTile(const Unit<Page>* units, uint32_t tokens, uint32_t v_stride,
+void MakeValueTile(const Unit<Page>* units, uint32_t tokens, uint32_t v_stride, Pace& pace,
                    const ValueTile& tile) {
   using Elem = typename Page::Elem;
-  constexpr uint32_t kPer = Form::kPer;
+  constexpr uint32_t kPer = Form::kPer, kStepsPerPart = kUnitTokens / kPer;
   float inverse[kTileKeys];
   if constexpr (Form::kScaled) {
-    ScaleValues<Form, Page>(units, tokens, v_stride, inverse, tile.scale);
+    ScaleValues<Form, Page>(units, tokens, v_stride, pace, inverse, tile.scale);
   }
   for (uint32_t step = 0; step < ValueSteps<Form>(tokens); ++step) {
+    if (step % kStepsPerPart == 0) pace.Go(Form::kScaled ? 1 : 2);
     const uint32_t first = step / kLanes * kPer * kLanes + step % kLanes;
     const Elem* v[kPer];
     VF to_codes[kPer];

@@ -240,53 +240,82 @@ TS_INLINE void SplitNibbles(const uint8_t* low, uint32_t stride, __m128i (&bytes
   }
 }
 
-// Sixteen signed bytes times scale plus offset, to 16 floats.
-TS_INLINE void WidenBytes(__m128i codes, float scale, float offset, float* out) {
-  alignas(16) int8_t bytes[16];
-  _mm_store_si128((__m128i*)bytes, codes);
-  TS_UNROLL for (uint32_t t = 0; t < 16; t += kLanes) {
-    Store(out + t, Fma(ToFloat(LoadBytesSigned(bytes + t)), Set(scale), Set(offset)));
+constexpr uint32_t kVectorChannels = kVectorBytes / kPlanesTokens;  // 16 tokens of each
+
+// A vector of the tokens of consecutive channels. Not through memory: a load waits for the stores
+// that it spans.
+TS_INLINE VI JoinChannels(const __m128i* bytes) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_inserti32x4(_mm512_castsi128_si512(bytes[0]), bytes[1], 1);
+  return _mm512_inserti32x4(_mm512_inserti32x4(low, bytes[2], 2), bytes[3], 3);
+#else
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(bytes[0]), bytes[1], 1);
+#endif
+}
+
+// The signed codes of a group's keys, [channel][16 tokens].
+TS_INLINE void JoinKeyCodes(const PlanesLayout& at, const uint8_t* page, uint32_t group,
+                            int8_t* codes) {
+  const uint8_t* low = page + at.low_at;
+  __m128i rows[4], upper[4], crumbs[4], nibbles[8];
+  TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
+    rows[n] = _mm_load_si128((const __m128i*)(page + at.upper_at + group * 64 + n * 16));
+  }
+  SplitFours(rows, upper);
+  TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
+    int32_t four[4];
+    TS_UNROLL for (uint32_t t = 0; t < 4; ++t) {
+      const uint8_t* row = low + (n * 4 + t) * at.low_bytes + at.channels / 2;
+      __builtin_memcpy(&four[t], row + group * 4, 4);
+    }
+    rows[n] = _mm_setr_epi32(four[0], four[1], four[2], four[3]);
+  }
+  SplitFours(rows, crumbs);
+  SplitNibbles(low + group * 8, at.low_bytes, nibbles);
+  const VI three = SetByte(3), fifteen = SetByte(15);
+  // Shifts cross bytes, but only into bits that the masks leave out.
+  TS_UNROLL for (uint32_t c = 0; c < 16; c += kVectorChannels) {
+    const int shift = (int)(c / 4 * 2);
+    const VI top = And(ShiftRight(JoinChannels(upper + c % 4), shift), three);
+    const VI middle = And(ShiftRight(JoinChannels(crumbs + c % 4), shift), three);
+    VI nibble = JoinChannels(nibbles + c % 8);
+    if (c >= 8) nibble = ShiftRight(nibble, 4);
+    const VI code = Or(Or(ShiftLeft(top, 6), ShiftLeft(middle, 4)), And(nibble, fifteen));
+    StoreInt(codes + c * kPlanesTokens, (VI)(code ^ SetByte((int8_t)0x80)));
+  }
+}
+
+// A page's keys as f32, [channel][16].
+TS_INLINE void UnpackKeys(const PlanesLayout& at, const uint8_t* page, const uint8_t* spread,
+                          uint32_t dim, float* k) {
+  SpreadScales scales;
+  __builtin_memcpy(&scales, spread, sizeof scales);
+  const int8_t* mean = (const int8_t*)(spread + sizeof scales);
+  const uint8_t* distance = spread + sizeof scales + at.channels;
+  alignas(64) float scale[kPlanesHeadDimMax], offset[kPlanesHeadDimMax];
+  for (uint32_t c = 0; c < at.channels; c += kLanes) {
+    const VF far = Mul(ToFloat(LoadBytesUnsigned(distance + c)), Set(scales.distance));
+    Store(scale + c, Mul(far, Set(1.0f / kPlanesTop)));
+    Store(offset + c, Mul(ToFloat(LoadBytesSigned(mean + c)), Set(scales.mean)));
+  }
+  for (uint32_t first = 0; first < dim; first += 16) {
+    alignas(64) int8_t codes[16 * kPlanesTokens];
+    JoinKeyCodes(at, page, first / 16, codes);
+    const uint32_t end = Smaller(first + 16, dim);
+    for (uint32_t c = first; c < end; ++c) {
+      const int8_t* of_channel = codes + (c - first) * kPlanesTokens;
+      TS_UNROLL for (uint32_t t = 0; t < kPlanesTokens; t += kLanes) {
+        const VF code = ToFloat(LoadBytesSigned(of_channel + t));
+        Store(k + c * kPlanesTokens + t, Fma(code, Set(scale[c]), Set(offset[c])));
+      }
+    }
   }
 }
 
 // One page as an unit of f32: keys [channel][16], values [16][padded dim].
 void UnpackPlanes(const uint8_t* page, const uint8_t* spread, uint32_t dim, float* k, float* v) {
   const PlanesLayout at = PlanesLayoutOf(dim);
-  SpreadScales scales;
-  __builtin_memcpy(&scales, spread, sizeof scales);
-  const int8_t* mean = (const int8_t*)(spread + sizeof scales);
-  const uint8_t* distance = spread + sizeof scales + at.channels;
-  const __m128i three = _mm_set1_epi8(3), fifteen = _mm_set1_epi8(15);
-  for (uint32_t group = 0; group < at.channels / 16; ++group) {
-    const uint8_t* low = page + at.low_at;
-    __m128i rows[4], upper[4], crumbs[4], nibbles[8];
-    TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
-      rows[n] = _mm_load_si128((const __m128i*)(page + at.upper_at + group * 64 + n * 16));
-    }
-    SplitFours(rows, upper);
-    alignas(16) uint8_t gathered[64];
-    TS_UNROLL for (uint32_t t = 0; t < kPlanesTokens; ++t) {
-      __builtin_memcpy(gathered + t * 4, low + t * at.low_bytes + at.channels / 2 + group * 4, 4);
-    }
-    TS_UNROLL for (uint32_t n = 0; n < 4; ++n) {
-      rows[n] = _mm_load_si128((const __m128i*)gathered + n);
-    }
-    SplitFours(rows, crumbs);
-    SplitNibbles(low + group * 8, at.low_bytes, nibbles);
-    for (uint32_t c = 0; c < 16 && group * 16 + c < dim; ++c) {
-      const __m128i shift = _mm_cvtsi32_si128((int)(c / 4 * 2));
-      const __m128i top = _mm_and_si128(_mm_srl_epi16(upper[c % 4], shift), three);
-      const __m128i middle = _mm_and_si128(_mm_srl_epi16(crumbs[c % 4], shift), three);
-      const __m128i nibble = c < 8 ? nibbles[c] : _mm_srli_epi16(nibbles[c - 8], 4);
-      const __m128i code =
-          _mm_or_si128(_mm_or_si128(_mm_slli_epi16(top, 6), _mm_slli_epi16(middle, 4)),
-                       _mm_and_si128(nibble, fifteen));
-      const uint32_t channel = group * 16 + c;
-      WidenBytes(_mm_xor_si128(code, _mm_set1_epi8((char)0x80)),
-                 (float)distance[channel] * scales.distance * (1.0f / kPlanesTop),
-                 (float)mean[channel] * scales.mean, k + channel * kPlanesTokens);
-    }
-  }
+  UnpackKeys(at, page, spread, dim, k);
   const uint32_t v_stride = RoundUp(dim, kLanes);
   for (uint32_t t = 0; t < kPlanesTokens; ++t, v += v_stride) {
     uint16_t half;
