@@ -1,59 +1,38 @@
 #include "base/first_touch.h"
 
 #include <sys/mman.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 
 namespace tinyserve {
 namespace {
 
-constexpr uint64_t kSystemPage = 4096;
-// Of one call to the system, which cannot be ended early.
-constexpr uint64_t kPieceBytes = 256 << 10;
-constexpr int kLowestPriority = 19;
+constexpr uint64_t kSystemPage = 4096, kHugePage = 2 << 20;
 
 }  // namespace
 
-FirstTouch::FirstTouch() : thread_([this] { Run(); }) {}
-
-FirstTouch::~FirstTouch() {
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
+void FirstTouch::Add(uint8_t* data, uint64_t bytes) {
+  while (bytes > 0) {
+    const uint64_t piece =
+        std::min(bytes, kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage);
+    pieces_.push_back({.data = data, .bytes = piece});
+    data += piece;
+    bytes -= piece;
   }
-  asked_.notify_one();
-  thread_.join();
 }
 
-void FirstTouch::Ask(uint8_t* data, uint64_t bytes) {
-  if (bytes == 0) return;
-  {
-    std::lock_guard lock(mutex_);
-    pieces_.push_back({.data = data, .bytes = bytes});
-  }
-  asked_.notify_one();
-}
-
-void FirstTouch::Run() {
-  // Of this thread alone, as Linux has it; without it the thread does the same at others' cost.
-  setpriority(PRIO_PROCESS, 0, kLowestPriority);
-  std::unique_lock lock(mutex_);
-  for (;;) {
-    asked_.wait(lock, [this] { return stopping_ || !pieces_.empty(); });
-    if (stopping_) return;
-    Piece& next = pieces_.front();
-    const auto begin = reinterpret_cast<uintptr_t>(next.data) / kSystemPage * kSystemPage;
-    const uint64_t before = reinterpret_cast<uintptr_t>(next.data) - begin;
-    const uint64_t bytes = std::min(kPieceBytes - before, next.bytes);
-    next.data += bytes;
-    next.bytes -= bytes;
-    if (next.bytes == 0) pieces_.pop_front();
-    lock.unlock();
+bool FirstTouch::Advance(ThreadPool* threads) {
+  if (next_ == pieces_.size()) return false;
+  const auto count =
+      static_cast<uint32_t>(std::min<size_t>(pieces_.size() - next_, threads->threads()));
+  threads->For(count, [this](uint32_t i, uint32_t) {
+    const Piece& piece = pieces_[next_ + i];
+    const uint64_t before = reinterpret_cast<uintptr_t>(piece.data) % kSystemPage;
     // What fails fails, or not, when the memory is used.
-    madvise(reinterpret_cast<void*>(begin), before + bytes, MADV_POPULATE_WRITE);
-    lock.lock();
-  }
+    madvise(piece.data - before, before + piece.bytes, MADV_POPULATE_WRITE);
+  });
+  next_ += count;
+  return true;
 }
 
 }  // namespace tinyserve

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/pin_thread.h"
 
 namespace tinyserve {
 namespace {
@@ -35,7 +36,12 @@ void AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
 ThreadPool::ThreadPool(uint32_t threads) : shares_(threads) {
   TS_CHECK(threads >= 1);
   workers_.reserve(threads - 1);
-  for (uint32_t t = 1; t < threads; ++t) workers_.emplace_back([this, t] { Worker(t); });
+  for (uint32_t t = 1; t < threads; ++t) {
+    workers_.emplace_back([this, t, threads] {
+      PinThread(t, threads);
+      Worker(t);
+    });
+  }
 }
 
 ThreadPool::~ThreadPool() {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/pin_thread.h"
 #include "engine/engine_impl.h"
 
 namespace tinyserve {
@@ -9,10 +10,12 @@ namespace tinyserve {
 // ---- the engine thread --------------------------------------------------------------------------
 
 void EngineImpl::Loop() {
+  PinThread(0, threads_->threads());  // beside the pool's workers
   while (TakeInbox()) {
     EndCancelledAndLate();
     StartAdmitted();
     RunStep();
+    executor_->cache()->TouchAhead(threads_.get());
   }
   while (!jobs_.empty()) Finish(jobs_.begin()->second.get(), FinishReason::kCancelled, "");
 }

@@ -140,10 +140,6 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
   for (const LayerGroup& group : groups) {
     TS_RETURN_IF_ERROR(cache->AddGroup(group, static_cast<uint32_t>(blocks)));
   }
-  if (space.space() == MemorySpace::kHost) {
-    cache->touch_ = std::make_unique<FirstTouch>();
-    for (GroupStorage& storage : cache->groups_) cache->Touch(&storage, 0, 1);
-  }
   cache->prefixes_ = std::make_unique<PrefixTree>(
       std::lcm(options.block_tokens, options.codec->group_tokens), options.policy);
   cache->sequences_.resize(options.sequences_max);
@@ -177,7 +173,8 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks) {
                  .records = {},
                  .summaries = {},
                  .states = {},
-                 .open = {}};
+                 .open = {},
+                 .touch = {}};
   s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
   const uint64_t extents = (uint64_t{blocks} * pages_per_block + run_pages - 1) / run_pages;
   const Checked bytes = Checked(extents) * Checked(s.extent_stride);
@@ -279,30 +276,32 @@ void KvCache::Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages) {
       AppendBlock(&table, pool.Allocate(table.blocks.empty() ? UINT32_MAX : table.blocks.back()));
       taken_end = std::max(taken_end, uint64_t{table.blocks.back()} + 1);
     }
-    if (taken_end > 0) TouchAfter(&groups_[g], taken_end);
+    if (taken_end > 0) TouchAfter(taken_end, &groups_[g]);
     while (table.open_pages.size() < open_pages)
       table.open_pages.push_back(groups_[g].open.TakePage());
   }
 }
 
-void KvCache::Touch(GroupStorage* s, uint64_t begin, uint64_t end) {
+// Free blocks are taken from the pool's beginning on: extents are used for the first time in order.
+void KvCache::TouchAfter(uint64_t blocks, GroupStorage* s) const {
+  if (space_.space() != MemorySpace::kHost) return;
+  const uint64_t pages = blocks * (options_.block_tokens / options_.page_tokens);
+  const uint64_t used = ((pages - 1) >> s->extent_shift) + 1;
+  if (used <= s->used_extents) return;
+  s->used_extents = used;
+  s->touch.Clear();  // what was ahead is about to be written
   const uint64_t extents = s->memory.size / s->extent_stride;
-  for (uint64_t e = begin; e < std::min(end, extents); ++e) {
-    for (const PageMemory* memory : {&s->memory, &s->records, &s->summaries}) {
-      const uint64_t bytes = memory->size / extents;
-      touch_->Ask(memory->data + e * bytes, std::min(bytes, kTouchedBytesMax));
-    }
+  if (used == extents) return;
+  for (const PageMemory* memory : {&s->memory, &s->records, &s->summaries}) {
+    const uint64_t bytes = memory->size / extents;
+    s->touch.Add(memory->data + used * bytes, std::min(bytes, kTouchedBytesMax));
   }
-  s->touched_extents = std::max(s->touched_extents, end);
 }
 
-// Free blocks are taken from the pool's beginning on: extents are used for the first time in order.
-void KvCache::TouchAfter(GroupStorage* s, uint64_t blocks) {
-  if (touch_ == nullptr) return;
-  const uint64_t pages = blocks * (options_.block_tokens / options_.page_tokens);
-  const uint64_t extents = ((pages - 1) >> s->extent_shift) + 1;
-  // Whoever took the blocks is about to write there.
-  Touch(s, std::max(s->touched_extents, extents), extents + 1);
+void KvCache::TouchAhead(ThreadPool* threads) {
+  for (GroupStorage& s : groups_) {
+    if (s.touch.Advance(threads)) return;
+  }
 }
 
 void KvCache::AppendBlock(Table* table, uint32_t block) const {

@@ -12,6 +12,7 @@
 
 #include "base/buffer.h"
 #include "base/first_touch.h"
+#include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "kv/block_pool.h"
 #include "kv/codec.h"
@@ -94,6 +95,9 @@ class KvCache {
   // Makes room for tokens [0, tokens) of a sequence. All or nothing. Errors: kResourceExhausted
   // with what is needed and free; kInvalidArgument past sequence_tokens_max.
   Status Reserve(SequenceSlot slot, uint32_t tokens);
+  // Between steps: makes some of the memory resident that sequences will need next, so that no step
+  // waits for it. Where pages are a device's, nothing.
+  void TouchAhead(ThreadPool* threads);
   // Tokens [0, tokens) are final: blocks that they fill are sealed, the raw form of full windows is
   // given back. REQUIRES: tokens <= reserved; beyond it where they are whole windows that have been
   // coded before (Rewind).
@@ -222,7 +226,8 @@ class KvCache {
     PageMemory summaries;  // laid out like memory, summary_bytes a page
     Buffer states;         // [slot][layer][KV head] SelectorState and its bytes
     OpenStorage open;
-    uint64_t touched_extents = 0;  // that touch_ has been asked for, from the first on
+    FirstTouch touch;           // of the extent after those that have been used
+    uint64_t used_extents = 0;  // up to the last that a block was taken of
   };
   struct Table {
     std::vector<uint32_t> blocks;
@@ -262,11 +267,8 @@ class KvCache {
   // Copies pages of every layer and head, with what is kept of them.
   void CopyPages(uint32_t group, std::span<const uint32_t> from, std::span<const uint32_t> to);
   void AppendBlock(Table* table, uint32_t block) const;
-  // Has the extents before the `end`-th made resident, those before `begin` excepted.
-  void Touch(GroupStorage* storage, uint64_t begin, uint64_t end);
-  // Of the first `blocks` blocks some were taken: the extent after theirs is made resident, unless
-  // it was before.
-  void TouchAfter(GroupStorage* storage, uint64_t blocks);
+  // Of the first `blocks` blocks some were taken: the extent after theirs is to become resident.
+  void TouchAfter(uint64_t blocks, GroupStorage* storage) const;
   void AdoptNode(Sequence* sequence, const PrefixTree::Node& node);
   void CopyPart(Sequence* sequence, const PrefixTree::Node& node, uint32_t tokens);
   // A node of the sequence's own next blocks.
@@ -289,8 +291,6 @@ class KvCache {
   std::vector<Sequence> sequences_;
   std::unique_ptr<PrefixTree> prefixes_;  // blocks of a node: [group][NodeBlocks()]
   uint64_t bytes_per_token_ = 0, fixed_bytes_ = 0;
-  // Where pages are the host's. Last: it ends before what it touches.
-  std::unique_ptr<FirstTouch> touch_;
 };
 
 }  // namespace tinyserve

@@ -180,9 +180,7 @@ TEST(KvCache, SlabsDoNotOverlap) {
 
 // What a codec that codes has beside its pages: raw pages of the window that the newest committed
 // token lies in, and of all that follows.
-// The first extent from the start, then one ahead of what is used, so that no step waits for
-// memory.
-// memory.
+// One extent ahead of what is used, a piece for each thread at a time.
 TEST(KvCache, MemoryIsResidentBeforeItIsUsed) {
   const std::vector<LayerGroup> groups = {{.layers = 64, .kv_heads = 2, .head_dim = 64}};
   constexpr uint64_t kExtents = 6;
@@ -201,18 +199,26 @@ TEST(KvCache, MemoryIsResidentBeforeItIsUsed) {
   ASSERT_EQ(first.extent_stride, 64u * 2 * (64 << 10));
   if (!CanPopulate(first.base)) GTEST_SKIP() << "the system cannot populate memory";
   const auto extent = [&](uint64_t e) { return first.base + e * first.extent_stride; };
-  EXPECT_TRUE(BecomesResident(extent(0), first.extent_stride));
+  const auto resident = [&](uint64_t e) {
+    return ResidentPages(extent(e), first.extent_stride) * 4096;
+  };
   const SequenceSlot slot = *(*cache)->AddSequence();
-  // A huge page more at most, where the system gives those.
-  const uint64_t quarter = first.extent_stride / 4;
+  ThreadPool threads(2);
+  (*cache)->TouchAhead(&threads);
   for (uint64_t e = 0; e + 2 < kExtents; ++e) {
-    EXPECT_EQ(ResidentPages(extent(e + 1) + quarter, 3 * quarter), 0u) << e;
+    EXPECT_EQ(resident(e + 1), 0u) << e;
     ASSERT_TRUE((*cache)->Reserve(slot, static_cast<uint32_t>(e) * kExtentTokens + 1).ok());
-    EXPECT_TRUE(BecomesResident(extent(e + 1), first.extent_stride)) << e;
+    EXPECT_EQ(resident(e + 1), 0u) << e;
+    for (uint64_t pieces = 2; pieces <= 4; pieces += 2) {
+      (*cache)->TouchAhead(&threads);
+      EXPECT_EQ(resident(e + 1), pieces * (2 << 20)) << e;
+    }
+    (*cache)->TouchAhead(&threads);
   }
   // A sequence that grows by much at once writes there itself.
   ASSERT_TRUE((*cache)->Reserve(slot, kExtents * kExtentTokens).ok());
-  EXPECT_EQ(ResidentPages(extent(kExtents - 1) + quarter, 3 * quarter), 0u);
+  (*cache)->TouchAhead(&threads);
+  EXPECT_EQ(resident(kExtents - 1), 0u);
 }
 
 TEST(CodedCache, KeepsRawPagesOfTheLastWindow) {

@@ -5,9 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <thread>
 #include <vector>
 
 namespace tinyserve {
@@ -27,13 +25,6 @@ inline bool IsResident(const uint8_t* data, uint64_t bytes) {
   const uint64_t first = reinterpret_cast<uintptr_t>(data) / 4096;
   const uint64_t last = (reinterpret_cast<uintptr_t>(data) + bytes - 1) / 4096;
   return ResidentPages(data, bytes) == last - first + 1;
-}
-
-// Waits until they all are; false after ten seconds.
-inline bool BecomesResident(const uint8_t* data, uint64_t bytes) {
-  for (int i = 0; i < 10'000 && !IsResident(data, bytes); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  return IsResident(data, bytes);
 }
 
 // Whether the system makes memory resident when it is asked to; makes that page so.
