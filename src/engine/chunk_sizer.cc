@@ -31,23 +31,30 @@ bool Alike(uint32_t a, uint32_t b) {
 }  // namespace
 
 double PromptCost::Of(uint32_t tokens, uint32_t depth) const {
+  const uint32_t left = LeftOfWindow(depth);
+  const uint32_t windows = tokens <= left ? 1 : 2 + (tokens - left - 1) / window;
   // Token i of the chunk sees depth + i others.
-  return tokens * (1 + slope * (depth + tokens / 2.0)) + read_tokens * slope * depth;
+  return tokens * (1 + slope * (depth + tokens / 2.0)) + windows * ReadOf(depth);
 }
 
 uint32_t PromptCost::Fitting(double units, uint32_t depth) const {
-  const double left = units - read_tokens * slope * depth;
-  if (left <= 0) return 0;
-  // The root of Of(tokens) = units.
   const double first = 1 + slope * depth;
-  const double tokens = 2 * left / (first + std::sqrt(first * first + 2 * slope * left));
-  return tokens >= UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(tokens);
+  double fitting = 0, end = LeftOfWindow(depth);
+  for (uint32_t windows = 1; windows <= kWindowsMax; ++windows, end += window) {
+    const double left = units - windows * ReadOf(depth);
+    if (left <= 0) break;
+    // The root of Of(tokens) = units.
+    const double tokens = 2 * left / (first + std::sqrt(first * first + 2 * slope * left));
+    fitting = std::max(fitting, std::min(tokens, end));
+    if (tokens <= end) break;
+  }
+  return fitting >= UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(fitting);
 }
 
 uint32_t PromptBudget::Take(uint32_t depth, uint32_t wanted) {
   if (units_ <= 0) return 0;
   const uint32_t fitting = cost_.Fitting(units_, depth);
-  const uint32_t least = taken_ ? 0 : kLeast;
+  const uint32_t least = taken_ ? 0 : std::min(kLeast, cost_.LeftOfWindow(depth));
   const uint32_t tokens = std::min({std::max(fitting, least), wanted, tokens_});
   if (tokens == 0) return 0;
   taken_ = true;

@@ -172,6 +172,10 @@ TEST(PromptBudget, IsSharedByPromptsInOrder) {
   // The first goes on, however deep it is.
   EXPECT_EQ(PromptBudget(kCost, 10).Take(1 << 20, 100), PromptBudget::kLeast);
   EXPECT_EQ(PromptBudget(kCost, 0).Take(0, 10), 0u);
+  // But not past the end of its window.
+  PromptCost windows = kCost;
+  windows.window = 64;
+  EXPECT_EQ(PromptBudget(windows, 1).Take(6014, 100), 2u);
 }
 
 TEST(PromptCost, FitsWhatItCosts) {
@@ -182,6 +186,20 @@ TEST(PromptCost, FitsWhatItCosts) {
       EXPECT_GT(kCost.Of(tokens + 1, depth), units);
     }
   }
+  // Windows that are touched for little are left out.
+  PromptCost windows = kCost;
+  windows.window = 64;
+  for (const uint32_t depth : {0u, 60u, 100u, 2047u, 5000u, 30000u}) {
+    for (double units = 1; units < 600; units *= 1.3) {
+      const uint32_t tokens = windows.Fitting(units, depth);
+      EXPECT_TRUE(tokens == 0 || windows.Of(tokens, depth) <= units * (1 + 1e-9));
+      for (uint32_t more = tokens + 1; more < 700; ++more)
+        EXPECT_GT(windows.Of(more, depth), units) << depth << ": " << tokens << ", " << more;
+    }
+  }
+  EXPECT_EQ(windows.Fitting(20, 6000), 0u);
+  EXPECT_EQ(windows.Fitting(30, 6016), 4u);
+  EXPECT_EQ(windows.Fitting(30, 6013), 3u);  // to the end of the window
   EXPECT_EQ(PromptCost().Fitting(11, 1000), 11u);
   EXPECT_EQ(PromptCost().Fitting(1e18, 0), UINT32_MAX);
 }

@@ -20,15 +20,17 @@ namespace {
 
 // By counts of multiply-adds, with the three matrices that most feed-forwards have: the sizer
 // learns the rest.
-PromptCost PromptCostOf(const ModelConfig& config) {
+PromptCost PromptCostOf(const ModelConfig& config, const Codec& codec) {
   const double heads = config.heads, width = config.head_dim, dim = config.dim;
   const double products =
       2.0 * (heads + config.kv_heads) * width * dim + 3.0 * dim * config.ffn_dim;
   // Attention multiplies about twice as fast as products of few rows.
   constexpr double kAttentionShare = 0.55;
   // A chunk's reading and converting of all keys before it takes as long as the attention of some
-  // twenty tokens: ten to thirty were measured, by the form of the keys.
-  return {.slope = kAttentionShare * 2 * heads * width / products, .read_tokens = 20};
+  // eight tokens, of coded keys about sixteen.
+  return {.slope = kAttentionShare * 2 * heads * width / products,
+          .read_tokens = codec.identity() ? 8.0 : 16.0,
+          .window = codec.identity() ? UINT32_MAX : codec.group_tokens};
 }
 
 // The text of token `id`, or nothing for -1 (a vocabulary without that token).
@@ -113,7 +115,7 @@ Status EngineImpl::OpenExecutor() {
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
-  chunks_ = std::make_unique<ChunkSizer>(PromptCostOf(config));
+  chunks_ = std::make_unique<ChunkSizer>(PromptCostOf(config, cache.codec()));
   TS_RETURN_IF_ERROR(OpenTuner(selector));
   sessions_ = std::make_unique<SessionTable>(
       SessionLimits{.sessions_max = o.sessions_max, .ttl_seconds = o.session_ttl_seconds});
