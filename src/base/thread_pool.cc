@@ -56,6 +56,7 @@ void ThreadPool::Run(uint32_t items, bool alike, Invoke invoke, const void* body
   if (workers_.empty() || items == 1) return invoke(body, 0, items, 0);
   invoke_ = invoke;
   body_ = body;
+  items_ = items;
   alike_ = alike;
   // Neighbours for each thread, or one queue for all.
   const uint32_t shares = alike ? threads() : 1;
@@ -74,6 +75,10 @@ void ThreadPool::Run(uint32_t items, bool alike, Invoke invoke, const void* body
 }
 
 void ThreadPool::Drain(uint32_t thread) {
+  if (alike_ && items_ <= threads()) {  // nothing to even out: no counter is needed
+    if (thread < items_) invoke_(body_, thread, thread + 1, thread);
+    return;
+  }
   if (!alike_) return DrainShare(&shares_[0], thread);
   for (uint32_t i = 0; i < threads(); ++i) DrainShare(&shares_[(thread + i) % threads()], thread);
 }

@@ -64,6 +64,7 @@ class ThreadPool {
   // One region: written by the caller before it bumps epoch_.
   Invoke invoke_ = nullptr;
   const void* body_ = nullptr;
+  uint32_t items_ = 0;
   bool alike_ = false;
   std::vector<Share> shares_;                   // [threads] of items that are left; not alike: one
   alignas(64) std::atomic<uint32_t> epoch_{0};  // regions started; workers wait on it

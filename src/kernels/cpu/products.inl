@@ -267,6 +267,10 @@ TS_INLINE void RunRows(const MatMulArgs& a, uint32_t row, uint32_t row_end, uint
       RunTile<Product, 4, 2>(a, row, panel, next);
       return RunTile<Product, 4, 2>(a, row + 4, panel, next == 0 ? 0 : next + a.w->panel_bytes / 2);
     }
+    if (row + 8 == row_end) {  // the first may have to bring this panel itself
+      RunTile<Product, 4, 1>(a, row, panel, kPrefetchBytes);
+      return RunTile<Product, 4, 1>(a, row + 4, panel, next);
+    }
   }
   // The first tile brings the panel into the cache, so the others have time for the next one.
   uint64_t ahead = kPrefetchBytes;
