@@ -24,7 +24,7 @@ enum class KvType : uint8_t {
 
 constexpr bool IsCoded(KvType type) { return type >= KvType::kPlanes; }
 // Coded within ranges.
-constexpr bool IsRanged(KvType type) { return type >= KvType::kInt8; }
+static constexpr bool IsRanged(KvType type) { return type >= KvType::kInt8; }
 
 enum class MemorySpace : uint8_t { kHost, kDevice };
 

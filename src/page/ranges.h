@@ -25,7 +25,7 @@ constexpr uint32_t kRangeChannels = 32;      // of a range of values
 constexpr uint32_t kRangeGroupsMax = kRangesHeadDimMax / kRangeChannels;
 
 // (2^bits - 1) / 2.
-constexpr float HalfRange(uint32_t bits) { return bits == 4 ? 7.5f : 127.5f; }
+static constexpr float HalfRange(uint32_t bits) { return bits == 4 ? 7.5f : 127.5f; }
 
 // Bytes from a page's start. `channels` is the head size rounded up to 16; channels past it hold
 // the codes of numbers 0, those of keys in a range of 0.
