@@ -4,8 +4,9 @@
 It starts `PROGRAM serve --model MODEL` for each selector and prints rows of tables for RESULTS.md:
 
 tax:    tokens/s of eight greedy streams over HTTP, at each depth, and beside it what `PROGRAM bench` makes of the same
-        number of sequences at the depth that the streams were at. The client looks at its sockets twenty times
-        a second.
+        number of sequences in as many steps at the depth that the streams were at. Their prompts are in the prefix
+        cache, so that all begin at one depth. The client looks at its sockets twenty times a second; what it takes of
+        the cores is printed, too.
 short:  time to first token of a short prompt, and how much of it is not the engine's own.
 turns:  time to first token of a conversation's second turn (a message of 32 tokens) after a first of 4096 tokens:
         beside the first turn's, and beside what `bench` needs for the tokens that are new, at that depth.
@@ -29,7 +30,6 @@ import time
 
 STREAMS = 8
 WINDOW_SECONDS = 5
-BENCH_STEPS = 64
 TOKEN_MARK = b'"finish_reason": null'  # of each chunk but the last ones
 
 
@@ -158,41 +158,46 @@ def spread(values, form):
 
 
 def streams_at(server, depth):
-    """tokens/s of all streams in the window, and the mean depth of their tokens."""
-    streams = [Stream(server, server.part(max(depth, 16)), 3500) for _ in range(STREAMS)]
-    begun = []
+    """Of the window: tokens/s of all streams, their steps, the depth at its begin, and CPU seconds that each token
+    costs this client."""
+    prompts = [server.part(max(depth, 16)) for _ in range(STREAMS)]
+    for prompt in prompts:
+        read(server, prompt, 1)
+    streams = [Stream(server, prompt, 3500) for prompt in prompts]
+    begun, cpu = [], []
 
     def enough(now):
         if not begun and all(stream.arrivals for stream in streams):
             begun.extend([now, *(len(stream.arrivals) for stream in streams)])
+            cpu.append(time.process_time())
         return bool(begun) and now - begun[0] > WINDOW_SECONDS
 
     # Only counted, so that this client need not wake for each token: it has no cores of its own.
     held_up = read_all(streams, enough, rest=0.05)
-    seconds = time.perf_counter() - begun[0]
+    seconds, cpu_seconds = time.perf_counter() - begun[0], time.process_time() - cpu[0]
     counts = [len(stream.arrivals) for stream in streams]
     for stream in streams:
         stream.connection.close()
     if held_up > 2:  # a second is what one look takes where nothing comes
         print(f"this client was held up for {held_up:.1f} s: once more", file=sys.stderr)
         return streams_at(server, depth)
-    at = statistics.mean((a + b) / 2 for a, b in zip(begun[1:], counts))
-    return (sum(counts) - sum(begun[1:])) / seconds, max(depth, 16) + int(at)
+    tokens = sum(counts) - sum(begun[1:])
+    return tokens / seconds, tokens // STREAMS, max(depth, 16) + sum(begun[1:]) // STREAMS, cpu_seconds / tokens
 
 
 def tax(options, selector):
     for depth in options.depth:
-        http, engine, depths = [], [], []
+        http, engine, ends = [], [], []
         for _ in range(options.rounds):
             with Server(options, selector) as server:
-                rate, at = streams_at(server, depth)
+                rate, steps, at, cost = streams_at(server, depth)
             http.append(rate)
-            depths.append(at)
-            engine.append(bench(options, selector, "--prefill", "", "--decode", BENCH_STEPS, "--batch", STREAMS,
-                                "--depth", at - BENCH_STEPS // 2))
+            ends += [at, at + steps]
+            engine.append(bench(options, selector, "--prefill", "", "--decode", steps, "--batch", STREAMS,
+                                "--depth", at))
         ratios = [a / b for a, b in zip(http, engine)]
-        print(f"| tax | {selector} | {depth}: {min(depths)}–{max(depths)} | {spread(http, '%.0f')} | "
-              f"{spread(engine, '%.0f')} | {spread(ratios, '%.3f')} |", flush=True)
+        print(f"| tax | {selector} | {depth}: {min(ends)}–{max(ends)} | {spread(http, '%.0f')} | "
+              f"{spread(engine, '%.0f')} | {spread(ratios, '%.3f')} | client {cost * 1e6:.1f} µs a token |", flush=True)
 
 
 def short(options, selector):

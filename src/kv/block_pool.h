@@ -20,7 +20,9 @@ namespace tinyserve {
 // thread-safe: the engine thread owns it.
 class BlockPool {
  public:
-  explicit BlockPool(uint32_t blocks);
+  // `run_blocks`: how many free blocks a sequence is given room for where it begins to take some
+  // (see Allocate); a power of two.
+  explicit BlockPool(uint32_t blocks, uint32_t run_blocks = 1);
 
   uint32_t total() const { return static_cast<uint32_t>(refs_.size()); }
   uint32_t free() const { return free_; }
@@ -30,9 +32,10 @@ class BlockPool {
   uint32_t used() const { return total() - available(); }
   uint32_t used_max() const { return used_max_; }
 
-  // A free block, the one after `previous` if that is free (so that a sequence's blocks stream),
-  // else the start of the first free run after it. UINT32_MAX when none is free. The new block is
-  // open with one reference.
+  // A free block: the one after `previous` if that is free, so that a sequence's blocks stream;
+  // else the first of the next run_blocks, at a multiple of them, that are all free, so that the
+  // blocks of sequences that grow together do not lie in turns; else the first that is free.
+  // UINT32_MAX when none is. The new block is open with one reference.
   uint32_t Allocate(uint32_t previous);
   void Ref(uint32_t block);    // REQUIRES: sealed
   void Unref(uint32_t block);  // frees it with the last reference
@@ -47,6 +50,9 @@ class BlockPool {
   uint32_t refs(uint32_t block) const { return refs_[block]; }
 
  private:
+  uint32_t FreeRun(uint32_t first) const;
+
+  uint32_t run_blocks_;
   std::vector<uint32_t> refs_;  // 0: free
   std::vector<bool> sealed_, kept_;
   uint32_t free_, idle_ = 0;

@@ -16,6 +16,8 @@ namespace {
 // Bytes of one slab that lie together in an extent: long enough to stream, short enough that a
 // little-used pool touches little memory.
 constexpr uint64_t kRunBytes = 64 << 10;
+// A sequence takes blocks from runs of so many tokens where the pool has such.
+constexpr uint32_t kRunTokens = 256;
 // Of an extent that is made resident before it is needed. More would count: what a pool that is
 // little used holds resident is measured.
 constexpr uint64_t kTouchedBytesMax = 16 << 20;
@@ -160,21 +162,22 @@ Status KvCache::AddGroup(const LayerGroup& group, uint32_t blocks) {
   const PageGeometry page = space_.GeometryOf(shape);
   const uint64_t run_pages =
       std::bit_ceil(std::max<uint64_t>(kRunBytes / page.page_bytes, pages_per_block));
-  GroupStorage s{.shape = group,
-                 .pool = BlockPool(blocks),
-                 .kv = shape,
-                 .page_bytes = page.page_bytes,
-                 .v_offset = page.v_offset,
-                 .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
-                 .run_bytes = run_pages * page.page_bytes,
-                 .extent_stride = 0,
-                 .meta = MetaLayoutOf(options_.kept.metadata, group.head_dim),
-                 .memory = {},
-                 .records = {},
-                 .summaries = {},
-                 .states = {},
-                 .open = {},
-                 .touch = {}};
+  GroupStorage s{
+      .shape = group,
+      .pool = BlockPool(blocks, std::bit_floor(std::max(1u, kRunTokens / options_.block_tokens))),
+      .kv = shape,
+      .page_bytes = page.page_bytes,
+      .v_offset = page.v_offset,
+      .extent_shift = static_cast<uint32_t>(std::countr_zero(run_pages)),
+      .run_bytes = run_pages * page.page_bytes,
+      .extent_stride = 0,
+      .meta = MetaLayoutOf(options_.kept.metadata, group.head_dim),
+      .memory = {},
+      .records = {},
+      .summaries = {},
+      .states = {},
+      .open = {},
+      .touch = {}};
   s.extent_stride = s.run_bytes * group.layers * group.kv_heads;
   const uint64_t extents = (uint64_t{blocks} * pages_per_block + run_pages - 1) / run_pages;
   const Checked bytes = Checked(extents) * Checked(s.extent_stride);

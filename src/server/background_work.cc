@@ -31,8 +31,8 @@ void BackgroundWork::Run(std::unique_ptr<ReplyWork> work) {
   changed_.notify_one();
 }
 
-// Called by the engine's thread while a queue of events is locked: nothing here locks one while it
-// holds mutex_.
+// Called by the engine's thread while a queue of events holds its wake: nothing here sets one while
+// it holds mutex_.
 void BackgroundWork::Wake() {
   {
     std::lock_guard lock(mutex_);
@@ -56,7 +56,7 @@ void BackgroundWork::Loop() {
   std::string unsent;
   while (AwaitWork(&taken)) {
     for (std::unique_ptr<ReplyWork>& work : taken) {
-      work->SetWake([this] { Wake(); });
+      work->SetWake([this](News) { Wake(); });
       works.push_back(std::move(work));
     }
     std::erase_if(works, [&](const auto& work) { return work->Advance(&unsent); });

@@ -11,9 +11,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <chrono>
-#include <cstddef>
 #include <optional>
-#include <string_view>
 #include <utility>
 
 namespace tinyserve {
@@ -46,14 +44,9 @@ class ClientStream {
                 : tcp_.async_write_some(buffers, std::forward<Token>(token));
   }
 
-  // Bytes that the system took at once, without a wait; 0 by TLS, whose bytes need
+  // The socket, to which bytes may be written past this; -1 by TLS, whose bytes need
   // async_write_some.
-  size_t WriteAtOnce(std::string_view data) {
-    if (tls_) return 0;
-    boost::system::error_code error;  // the next write finds it again
-    if (!tcp_.socket().non_blocking()) tcp_.socket().non_blocking(true, error);
-    return error ? 0 : tcp_.socket().write_some(boost::asio::buffer(data), error);
-  }
+  int PlainSocket() { return tls_ ? -1 : tcp_.socket().native_handle(); }
 
   // False: the client speaks no TLS that is allowed, or too slowly.
   boost::asio::awaitable<bool> Handshake() {

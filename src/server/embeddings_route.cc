@@ -90,7 +90,7 @@ class EmbeddingWork : public ReplyWork {
   }
   const std::optional<ApiError>& error() const { return error_; }
 
-  void SetWake(std::function<void()> wake) override { queue_->SetWake(std::move(wake)); }
+  void SetWake(Wake wake) override { queue_->SetWake(std::move(wake)); }
   bool Advance(std::string*) override {
     for (const Arrival& arrival : queue_->Take()) {
       Observe(arrival);

@@ -4,15 +4,19 @@
 
 namespace tinyserve {
 
-void EventQueue::SetWake(std::function<void()> wake) {
-  std::lock_guard lock(mutex_);
+void EventQueue::SetWake(ReplyWork::Wake wake) {
+  std::lock_guard wake_lock(wake_mutex_);
   wake_ = std::move(wake);
-  if (wake_ && (!events_.empty() || overflowed_)) wake_();
+  if (!wake_) return;
+  std::unique_lock lock(mutex_);
+  const bool waiting = !events_.empty() || overflowed_;
+  lock.unlock();
+  if (waiting) wake_(News::kEnd);
 }
 
 bool EventQueue::Push(uint32_t choice, const TokenEvent& event) {
   if (event.kind == TokenEvent::Kind::kPrefill) return true;
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (overflowed_) return false;
   const bool was_empty = events_.empty();
   if (events_.size() >= events_max_) {
@@ -21,9 +25,13 @@ bool EventQueue::Push(uint32_t choice, const TokenEvent& event) {
   } else {
     events_.push_back({choice, event, std::chrono::steady_clock::now()});
   }
-  // Under the lock: whoever takes the wake away may go on to destroy what it points to.
-  if (wake_ && (was_empty || overflowed_)) wake_();
-  return !overflowed_;
+  const bool lost = overflowed_;
+  lock.unlock();
+  if (!was_empty && !lost) return true;
+  const bool ended = lost || event.kind == TokenEvent::Kind::kFinished;
+  std::lock_guard wake_lock(wake_mutex_);
+  if (wake_) wake_(ended ? News::kEnd : News::kTokens);
+  return !lost;
 }
 
 std::vector<Arrival> EventQueue::Take() {

@@ -5,10 +5,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <vector>
 
+#include "server/http_types.h"
 #include "tinyserve/engine.h"
 
 namespace tinyserve {
@@ -25,8 +25,9 @@ class EventQueue {
   // `events_max`: what may wait here; more than that is given up (see Push).
   explicit EventQueue(size_t events_max) : events_max_(events_max) {}
 
-  // Called once something is there to take. Any thread may be in it when a new one is set.
-  void SetWake(std::function<void()> wake);
+  // `wake` is called once something is there to take, and may take it. Waits for an earlier one
+  // that runs.
+  void SetWake(ReplyWork::Wake wake);
   // False: the queue is full, because whoever takes is too slow. The event is lost, and all that
   // follow; the request should be cancelled.
   bool Push(uint32_t choice, const TokenEvent& event);
@@ -38,8 +39,11 @@ class EventQueue {
   const size_t events_max_;
   mutable std::mutex mutex_;
   std::vector<Arrival> events_;
-  std::function<void()> wake_;
   bool overflowed_ = false;
+  // Held while wake_ runs: whoever takes it away may go on to destroy what it points to. Never
+  // locked by who holds mutex_.
+  std::mutex wake_mutex_;
+  ReplyWork::Wake wake_;
 };
 
 }  // namespace tinyserve

@@ -31,7 +31,7 @@ class Generation {
   Generation& operator=(const Generation&) = delete;
 
   uint32_t choices() const { return static_cast<uint32_t>(ids_.size()); }
-  void SetWake(std::function<void()> wake) { queue_->SetWake(std::move(wake)); }
+  void SetWake(ReplyWork::Wake wake) { queue_->SetWake(std::move(wake)); }
   // Cancels what still runs, from any thread, as long as the engine lives.
   std::function<void()> canceller() const;
   // Events since the last call.

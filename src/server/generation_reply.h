@@ -58,7 +58,7 @@ class GenerationReply : public ReplyWork {
                   const GenerationOptions& options, std::vector<uint32_t> prompt_tokens,
                   std::string model);
 
-  void SetWake(std::function<void()> wake) override { generation_->SetWake(std::move(wake)); }
+  void SetWake(Wake wake) override { generation_->SetWake(std::move(wake)); }
   bool Advance(std::string* out) override;
   HttpReply Whole() override;
 

@@ -31,6 +31,7 @@
 #include "server/http_text.h"
 #include "server/reply_id.h"
 #include "server/sse.h"
+#include "server/stream_turn.h"
 
 namespace tinyserve {
 namespace {
@@ -125,7 +126,9 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   ConnectionContext& context_;
   HttpHandler& handler_;
   ClientStream stream_;
+  StreamTurn turn_;                 // of the stream that is sent, while WaitForWork waits
   std::function<void()> waiter_;    // goes on after WaitForWork; empty: nothing waits
+  Clock::duration silence_max_{};   // of the wait
   Clock::time_point silent_until_;  // then the wait is over
   net::steady_timer timer_;         // set for that, or for an earlier wait's end
   bool timing_ = false;             // timer_ runs
@@ -135,7 +138,7 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   bool idle_ = false;
   bool woken_ = false;      // the work has more
   bool gone_ = false;       // the client has left, or Abort
-  uint64_t turn_ = 0;       // of watching; one that is over is not listened to
+  uint64_t watch_ = 0;      // counts up; a watch that is over is not listened to
   uint64_t body_sent_ = 0;  // bytes of the reply's body
 };
 
@@ -157,6 +160,7 @@ void Connection::CloseIfIdle() {
 void Connection::Abort() {
   net::post(stream_.get_executor(), [self = shared_from_this()] {
     self->gone_ = true;
+    self->turn_.Take();  // nobody writes to what is closed
     self->Wake();
     self->stream_.close();
   });
@@ -328,8 +332,10 @@ net::awaitable<bool> Connection::Answer(const HttpRequest& request, HttpReply re
   body_sent_ = 0;
   bool sent = true;
   if (reply.work != nullptr) {
-    reply.work->SetWake([weak = weak_from_this(), executor = stream_.get_executor()] {
-      net::post(executor, [weak] {
+    // The work is this coroutine's, which holds the connection.
+    reply.work->SetWake([this, executor = stream_.get_executor()](News news) {
+      if (news == News::kTokens && turn_.Deliver()) return;
+      net::post(executor, [weak = weak_from_this()] {
         if (const std::shared_ptr<Connection> self = weak.lock()) self->Wake();
       });
     });
@@ -386,15 +392,26 @@ net::awaitable<bool> Connection::SendStream(const HttpRequest& request, const Ht
   const BodyFraming framing{
       .content_bytes = {}, .chunked = http11_, .keep_alive = keep_alive && http11_};
   std::string data = FormatHead(reply, handler_.CommonHeaders(request), framing), body;
+  // However this ends, nobody else uses the work after it.
+  const std::unique_ptr<StreamTurn, decltype([](StreamTurn* turn) { turn->Take(); })> own(&turn_);
   for (bool done = false; !done;) {
     woken_ = false;
     body.clear();
     done = reply.work->Advance(&body);
     if (body.empty() && data.empty() && !done) {
+      if (const int socket = stream_.PlainSocket(); socket >= 0)
+        turn_.Give(reply.work.get(), socket, http11_);
       const bool silent = !co_await WaitForWork(ForSeconds(context_.options.heartbeat_seconds));
-      if (gone_) co_return false;
-      if (!silent) continue;
-      body = kHeartbeat;
+      StreamTurn::Past past = turn_.Take();
+      body_sent_ += past.body_bytes;
+      if (gone_ || past.failed) co_return false;
+      data = std::move(past.unsent);
+      done = past.done;
+      if (silent) {
+        body = kHeartbeat;
+      } else if (data.empty() && !done) {
+        continue;
+      }
     }
     body_sent_ += body.size();
     if (!body.empty()) data += http11_ ? FormatChunk(body) : body;
@@ -406,7 +423,8 @@ net::awaitable<bool> Connection::SendStream(const HttpRequest& request, const Ht
 }
 
 net::awaitable<bool> Connection::Write(std::string_view data) {
-  if (data.size() <= kWriteBytes) data.remove_prefix(stream_.WriteAtOnce(data));
+  const int socket = stream_.PlainSocket();
+  if (socket >= 0 && data.size() <= kWriteBytes) data.remove_prefix(SendAtOnce(socket, data));
   if (data.empty()) co_return true;
   while (!data.empty()) {
     const std::string_view part = data.substr(0, kWriteBytes);
@@ -436,6 +454,7 @@ net::awaitable<void> Connection::Linger() {
 // True: the work has more, or the client has gone. False: `longest` has passed.
 net::awaitable<bool> Connection::WaitForWork(Clock::duration longest) {
   if (!woken_ && !gone_) {
+    silence_max_ = longest;
     silent_until_ = Clock::now() + longest;
     if (!timing_ || silent_until_ < timer_.expiry()) TimeWait();
     co_await net::async_initiate<decltype(net::use_awaitable), void()>(
@@ -454,10 +473,11 @@ net::awaitable<bool> Connection::WaitForWork(Clock::duration longest) {
 void Connection::TimeWait() {
   timing_ = true;
   timer_.expires_at(silent_until_);
-  timer_.async_wait([self = shared_from_this(), turn = turn_](const ErrorCode& error) {
-    if (error || turn != self->turn_) return;
+  timer_.async_wait([self = shared_from_this(), watch = watch_](const ErrorCode& error) {
+    if (error || watch != self->watch_) return;
     self->timing_ = false;
     if (!self->waiter_) return;
+    self->silent_until_ = std::max(self->silent_until_, self->turn_.written() + self->silence_max_);
     if (Clock::now() < self->silent_until_) return self->TimeWait();
     self->Resume();
   });
@@ -466,8 +486,8 @@ void Connection::TimeWait() {
 // Notices a client that leaves while nothing is sent to it.
 void Connection::WatchClient() {
   stream_.socket().async_wait(net::ip::tcp::socket::wait_read,
-                              [self = shared_from_this(), turn = turn_](const ErrorCode& error) {
-                                if (error || turn != self->turn_) return;
+                              [self = shared_from_this(), watch = watch_](const ErrorCode& error) {
+                                if (error || watch != self->watch_) return;
                                 char byte;
                                 const ssize_t read = recv(self->stream_.socket().native_handle(),
                                                           &byte, 1, MSG_PEEK | MSG_DONTWAIT);
@@ -483,8 +503,8 @@ void Connection::WatchClient() {
 // socket's state tells of it.
 void Connection::WatchBehindBytes() {
   behind_.expires_after(kLookTime);
-  behind_.async_wait([self = shared_from_this(), turn = turn_](const ErrorCode& error) {
-    if (error || turn != self->turn_) return;
+  behind_.async_wait([self = shared_from_this(), watch = watch_](const ErrorCode& error) {
+    if (error || watch != self->watch_) return;
     tcp_info info{};
     socklen_t size = sizeof info;
     const int failed =
@@ -496,7 +516,7 @@ void Connection::WatchBehindBytes() {
 }
 
 void Connection::StopWatching() {
-  ++turn_;
+  ++watch_;
   behind_.cancel();
   timer_.cancel();
   timing_ = false;

@@ -35,12 +35,19 @@ struct HttpRequest {
 
 struct HttpReply;
 
+// What wakes a reply: tokens, whose JSON is a matter of microseconds, or an end, which may take
+// longer.
+enum class News { kTokens, kEnd };
+
 // What the engine still works on for a reply. Its end before that is done cancels it.
 class ReplyWork {
  public:
+  using Wake = std::function<void(News)>;
+
   virtual ~ReplyWork() = default;
-  // `wake` is called, from any thread, when Advance has more to do. It must return quickly.
-  virtual void SetWake(std::function<void()> wake) = 0;
+  // `wake` is called, from any thread, when Advance has more to do, and may call that itself. It
+  // must return quickly. Once this has returned, and at the destructor's end, no earlier one runs.
+  virtual void SetWake(Wake wake) = 0;
   // Takes in what has arrived since the last call. Where the reply streams, appends what is to be
   // sent to `*out`. True: all of it has come.
   virtual bool Advance(std::string* out) = 0;

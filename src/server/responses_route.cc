@@ -89,7 +89,7 @@ class ResponseWork : public ReplyWork {
 
   // As far as it has come.
   std::string Json() const { return ToJson(response_); }
-  void SetWake(std::function<void()> wake) override { generation_->SetWake(std::move(wake)); }
+  void SetWake(Wake wake) override { generation_->SetWake(std::move(wake)); }
   bool Advance(std::string* out) override {
     for (const Arrival& arrival : generation_->Take()) Take(arrival.event);
     if (generation_->overflowed() && !ended_) Fail(SlowReaderError());

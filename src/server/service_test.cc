@@ -234,7 +234,7 @@ TEST_F(ServiceTest, ASlowReaderIsCancelledAndToldSo) {
   HttpReply reply =
       Post("/v1/completions", R"({"prompt": "a", "stream": true, "max_tokens": 120, "n": 1})");
   int woken = 0;
-  reply.work->SetWake([&] { ++woken; });
+  reply.work->SetWake([&](News) { ++woken; });
   for (int i = 0; i < 2000; ++i) engine_.Say(1, "x");
   EXPECT_TRUE(engine_.submitted.at(1).cancelled);
   EXPECT_EQ(woken, 2);  // for the first event, and for giving up
