@@ -274,7 +274,18 @@ void PageChooser::Follow(const Query& query, std::span<const uint32_t> pages,
     for (uint32_t page : pages) counts->pages_reused += bits[page / 64] >> page % 64 & 1;
   }
   std::fill(bits, last + last_words_, 0);
-  for (uint32_t page : pages) bits[page / 64] |= uint64_t{1} << page % 64;
+  // A word is put together before it is written: pages follow each other.
+  uint64_t word = 0;
+  uint32_t at = 0;
+  for (uint32_t page : pages) {
+    if (page / 64 != at) {
+      bits[at] |= word;
+      word = 0;
+      at = page / 64;
+    }
+    word |= uint64_t{1} << page % 64;
+  }
+  bits[at] |= word;
   last[0] = query.position + 1ull;
 }
 

@@ -33,45 +33,71 @@ TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_
   }
 }
 
-// Records between those scored and those prefetched: what a hardware prefetcher loses at the end of
-// a run of pages.
-constexpr uint32_t kRecordsAhead = 32;
+// Where the records of all pages lie, for three phases.
+TS_PHASE void FindSpreads(const CascadeCall& call) {
+  const KvSlab slab = call.args.records;
+  const uint32_t count = call.args.count, at = call.args.layout.spread_at;
+  const uint32_t* pages = call.args.pages;
+  const uint8_t** spread = call.s.spread;
+  for (uint32_t p = 0; p < count; ++p) {
+    spread[p] = PageAt(slab, pages[p]) + at;
+    if (p < kRecordsAhead) {
+      PrefetchLine(spread[p]);
+      PrefetchLine(spread[p] + kLineBytes);
+    }
+  }
+  for (uint32_t p = count; p < count + kPagesScored + kRecordsAhead; ++p) {
+    spread[p] = spread[count - 1];
+  }
+}
 
-// Scores of all pages for kHeads heads from `head` on, and their q.mean.
+// Sums for the scores of all pages, for kHeads heads from `head` on.
 template <uint32_t kHeads, uint32_t kChannels>
 TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
-  constexpr uint32_t kPages = 4;
+  constexpr uint32_t kPages = kPagesScored;
   const CascadeScratch& s = call.s;
   const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
   const uint32_t count = call.args.count;
   const int16_t* q = s.q + (uint64_t)head * channels;
   for (uint32_t p = 0; p < count; p += kPages) {
     VI dots[kHeads][kPages], squares[kHeads][kPages];
-    float scales[2][kPages];
     TS_UNROLL for (uint32_t i = 0; i < kPages; ++i) {
-      const uint8_t* spread = call.Spread(Smaller(p + i, count - 1));
-      const uint8_t* ahead = call.Spread(Smaller(p + i + kRecordsAhead, count - 1));
+      const uint8_t* spread = s.spread[p + i];
+      const uint8_t* ahead = s.spread[p + i + kRecordsAhead];
       PrefetchLine(ahead);
       PrefetchLine(ahead + kLineBytes);
       SpreadScales of_page;
       __builtin_memcpy(&of_page, spread, sizeof of_page);
-      scales[0][i] = of_page.mean;
-      scales[1][i] = of_page.distance;
+      s.mean_scale[p + i] = of_page.mean;
+      s.distance_scale[p + i] = of_page.distance;
       SpreadSums<kHeads>(spread, channels, q, dots[0] + i, squares[0] + i, kPages);
     }
-    const V4 mean_scale = _mm_loadu_ps(scales[0]), distance_scale = _mm_loadu_ps(scales[1]);
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const V4 q_scale = _mm_set1_ps(s.q_scale[head + h]);
-      const V4 sum = _mm_cvtepi32_ps(FoldFourInt(dots[h][0], dots[h][1], dots[h][2], dots[h][3]));
-      const V4 square =
-          _mm_cvtepi32_ps(FoldFourInt(squares[h][0], squares[h][1], squares[h][2], squares[h][3]));
-      const V4 dot = _mm_mul_ps(_mm_mul_ps(sum, mean_scale), q_scale);
-      const V4 far = _mm_mul_ps(_mm_mul_ps(_mm_sqrt_ps(square), distance_scale),
-                                _mm_mul_ps(q_scale, _mm_set1_ps(call.args.alpha * 2048.0f)));
-      _mm_storeu_ps(s.mean_dot + (head + h) * s.pages + p, dot);
-      _mm_storeu_ps(s.scores + (head + h) * s.pages + p, _mm_add_ps(dot, far));
+      _mm_storeu_si128((__m128i*)(s.mean_dot + (head + h) * s.pages + p),
+                       FoldFourInt(dots[h][0], dots[h][1], dots[h][2], dots[h][3]));
+      _mm_storeu_si128((__m128i*)(s.scores + (head + h) * s.pages + p),
+                       FoldFourInt(squares[h][0], squares[h][1], squares[h][2], squares[h][3]));
     }
   }
+}
+
+// Turns one head's sums into q.mean and scores, -inf past the last page. Returns the best score.
+TS_INLINE float FinishScores(const CascadeCall& call, uint32_t h) {
+  const CascadeScratch& s = call.s;
+  const VF dot_scale = Set(s.q_scale[h]), far_scale = Set(s.q_scale[h] * call.args.alpha * 2048.0f);
+  const VF lowest = Set(-__builtin_inff());
+  VF top = lowest;
+  for (uint32_t p = 0; p < call.args.count; p += kLanes) {
+    float* dots = s.mean_dot + h * s.pages + p;
+    float* scores = s.scores + h * s.pages + p;
+    const VF dot = Mul(Mul(ToFloat(LoadInt(dots)), Load(s.mean_scale + p)), dot_scale);
+    const VF far = Mul(Roots(ToFloat(LoadInt(scores))), Mul(Load(s.distance_scale + p), far_scale));
+    const VF score = SelectFirst(Smaller(call.args.count - p, kLanes), Add(dot, far), lowest);
+    Store(dots, dot);
+    Store(scores, score);
+    top = Max(top, score);
+  }
+  return MaxLanes(top);
 }
 
 // The n largest of some ranks: all above the threshold, and the first `ties` of those at it.
@@ -146,10 +172,8 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
   const uint32_t count = call.args.count, padded = RoundUp(count, kWordLanes);
   for (uint32_t h = 0; h < call.args.group; ++h) {
     float* row = s.scores + h * s.pages;
-    for (uint32_t p = count; p < padded; ++p) row[p] = -__builtin_inff();
-    VF top = Set(-__builtin_inff());
-    for (uint32_t p = 0; p < count; p += kLanes) top = Max(top, Load(row + p));
-    const VF highest = Set(MaxLanes(top));
+    const VF highest = Set(FinishScores(call, h));
+    for (uint32_t p = RoundUp(count, kLanes); p < padded; ++p) row[p] = -__builtin_inff();
     VF sum = Zero();
     for (uint32_t p = 0; p < padded; p += kLanes) {
       const VF e = ExpTwo<6>(Sub(Load(row + p), highest));
@@ -185,6 +209,24 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
 }
 
 // ---- 2: approximate logits ----
+
+// What of a candidate gives approximate logits: the upper plane, and with it the mean value and the
+// scales, which are read later.
+TS_INLINE void PrefetchUpper(const uint8_t* page, uint32_t low_at) {
+  for (uint32_t b = 0; b < low_at; b += kLineBytes) PrefetchLine(page + b);
+}
+
+// Where the candidates lie. The first of them are asked for here: nothing else would.
+TS_PHASE void FindCandidates(const CascadeCall& call) {
+  const CascadeScratch& s = call.s;
+  for (uint32_t i = 0; i < kCandidatesAhead; ++i) {
+    s.candidates[call.candidates + i] = s.candidates[call.candidates - 1];
+  }
+  for (uint32_t i = 0; i < call.candidates + kCandidatesAhead; ++i) {
+    s.page[i] = call.Page(s.candidates[i]);
+    if (i < kCandidatesAhead) PrefetchUpper(s.page[i], call.at.low_at);
+  }
+}
 
 // c + the four products u8 * s8 of each lane, of which pairs are summed apart on a target without
 // byte dots.
@@ -295,7 +337,7 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
   constexpr uint32_t kAtOnce = 4;
   const CascadeScratch& s = call.s;
   const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
-  const uint32_t ahead_bytes = kChannels != 0 ? PlanesLayoutOf(kChannels).low_at : call.at.low_at;
+  const uint32_t low_at = kChannels != 0 ? PlanesLayoutOf(kChannels).low_at : call.at.low_at;
   const uint64_t row = s.pages * kPlanesTokens;
   const int16_t* q = s.q + (uint64_t)head * channels;
   const float* mean_dot = s.mean_dot + head * s.pages;
@@ -315,13 +357,15 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
       const uint32_t p = s.candidates[first + j];
       float dots[4] = {};
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) dots[h] = mean_dot[h * s.pages + p];
-      ScaleQueries<kHeads>(call.Spread(p), channels, q,
+      ScaleQueries<kHeads>(s.spread[p], channels, q,
                            _mm_setr_ps(dots[0], dots[1], dots[2], dots[3]), scales, scaled + j);
     }
     for (uint32_t j = 0; j < count; ++j, logits += kPlanesTokens) {
-      // The upper plane, the mean value and the scales lie together.
-      const uint8_t* ahead = s.page[first + j + kCandidatesAhead];
-      TS_UNROLL for (uint32_t b = 0; b < ahead_bytes; b += kLineBytes) PrefetchLine(ahead + b);
+      PrefetchUpper(s.page[first + j + kCandidatesAhead], low_at);
+      const uint8_t* record = s.spread[s.candidates[first + j + kCandidatesAhead]];
+      for (uint32_t b = 0; b < sizeof(SpreadScales) + 2 * channels; b += kLineBytes) {
+        PrefetchLine(record + b);
+      }
       VI sums[kHeads][kTokenVectors];
       UpperSums<kHeads, kChannels>(s.page[first + j], channels, scaled[j].q8, sums);
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
@@ -422,14 +466,13 @@ CascadeCounts AttendCascade(const CascadeArgs* args) {
   CascadeCall call = {.args = *args, .s = s, .at = PlanesLayoutOf(args->shape.head_dim)};
   if (call.at.channels > kPlanesHeadDimMax) __builtin_trap();
   const uint32_t group = args->group;
+  FindSpreads(call);
   CodeQueries(call);
   ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
     ScoreSpreads<kHeads, kChannels>(call, head);
   });
   call.candidates = ChooseCandidates(call);
-  for (uint32_t i = 0; i < call.candidates + kCandidatesAhead; ++i) {
-    s.page[i] = call.Page(s.candidates[Smaller(i, call.candidates - 1)]);
-  }
+  FindCandidates(call);
   ForHeadPasses(call, [&]<uint32_t kHeads, uint32_t kChannels>(uint32_t head) {
     ApproximateLogits<kHeads, kChannels>(call, head);
   });

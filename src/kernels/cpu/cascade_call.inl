@@ -20,8 +20,14 @@ constexpr uint32_t kCascadeHeads = 4;  // of one pass, at most
 constexpr float kQueryTop = 16320;
 // On targets without byte dots, 16-bit sums hold the products of upper codes of a lane.
 static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
-// Candidates between the one that is read and the one that is prefetched.
-constexpr uint32_t kCandidatesAhead = 12;
+// Records between those scored and those prefetched: what a hardware prefetcher loses at the end of
+// a run of pages.
+constexpr uint32_t kRecordsAhead = 32;
+// Pages that are scored at once.
+constexpr uint32_t kPagesScored = 4;
+// Candidates between the one that is read and the one that is prefetched, whose record has left the
+// first cache since it was scored.
+constexpr uint32_t kCandidatesAhead = 24;
 
 // Tokens of a page that are read in full, and those whose value is read.
 struct TokenMasks {
@@ -32,25 +38,28 @@ struct TokenMasks {
 constexpr uint32_t kListSlack = 64;
 
 struct CascadeScratch {
-  int16_t* q;            // [g][channels] codes
-  float* q_scale;        // [g] base 2 logits
-  float* mean_dot;       // [g][pages]
-  float* scores;         // [g][pages]
-  uint16_t* page_rank;   // [pages]
-  uint32_t* candidates;  // [pages] of the call
-  const uint8_t** page;  // [pages] of the candidates
-  float* logits;         // [g][16 * pages], then weights, base 2
-  uint8_t* rank;         // [16 * pages]
-  float* m;              // [g]
-  float* d;              // [g] without the open tokens
-  float* share;          // [g] what makes a weight a share of the softmax
-  TokenMasks* masks;     // [pages] of the candidates
-  uint32_t* exact_page;  // [pages] candidates of which tokens are read in full
-  uint32_t* exact;       // [16 * pages] such tokens: 16 * index in exact_page + token
-  const uint8_t** rows;  // [17 * pages] of values, a page's mean behind its tokens
-  float* row_weights;    // [kCascadeHeads][row_count]
-  float* o;              // [g][row_channels], in the order of OutputAt
-  uint64_t pages;        // rounded up to 64
+  int16_t* q;              // [g][channels] codes
+  float* q_scale;          // [g] base 2 logits
+  const uint8_t** spread;  // [pages] of all pages, then the last one's again
+  float* mean_scale;       // [pages] of the records
+  float* distance_scale;   // [pages]
+  float* mean_dot;         // [g][pages], sums of codes before FinishScores
+  float* scores;           // [g][pages], sums of squares before FinishScores
+  uint16_t* page_rank;     // [pages]
+  uint32_t* candidates;    // [pages] of the call
+  const uint8_t** page;    // [pages] of the candidates
+  float* logits;           // [g][16 * pages], then weights, base 2
+  uint8_t* rank;           // [16 * pages]
+  float* m;                // [g]
+  float* d;                // [g] without the open tokens
+  float* share;            // [g] what makes a weight a share of the softmax
+  TokenMasks* masks;       // [pages] of the candidates
+  uint32_t* exact_page;    // [pages] candidates of which tokens are read in full
+  uint32_t* exact;         // [16 * pages] such tokens: 16 * index in exact_page + token
+  const uint8_t** rows;    // [17 * pages] of values, a page's mean behind its tokens
+  float* row_weights;      // [kCascadeHeads][row_count]
+  float* o;                // [g][row_channels], in the order of OutputAt
+  uint64_t pages;          // rounded up to 64
   uint64_t row_channels;
   uint64_t row_count;  // that rows may hold, padding included
 };
@@ -70,6 +79,9 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   // Whole vectors are read at the end of a head's queries.
   take(&out->q, group * channels + 2 * kWordLanes);
   take(&out->q_scale, heads);
+  take(&out->spread, pages + kRecordsAhead + kPagesScored);
+  take(&out->mean_scale, pages);
+  take(&out->distance_scale, pages);
   take(&out->mean_dot, group * pages);
   take(&out->scores, group * pages);
   take(&out->page_rank, pages);
@@ -100,9 +112,6 @@ struct CascadeCall {
   uint32_t exact_pages, exact_tokens, value_rows, rows_prefetched;
 
   TS_INLINE const uint8_t* Page(uint32_t p) const { return PageAt(args.slab, args.pages[p]); }
-  TS_INLINE const uint8_t* Spread(uint32_t p) const {
-    return PageAt(args.records, args.pages[p]) + args.layout.spread_at;
-  }
 };
 
 // first, first + 1 .. first + 15 by lane.

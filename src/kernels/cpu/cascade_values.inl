@@ -10,6 +10,15 @@ namespace {
 constexpr uint32_t kExactAhead = 24;
 static_assert(kExactAhead + kPlanesTokens <= kListSlack);
 
+// The lower bits of the k-th of those tokens.
+TS_INLINE void PrefetchExact(const CascadeScratch& s, const PlanesLayout& at, uint32_t k) {
+  const uint32_t id = s.exact[k];
+  const uint8_t* low =
+      s.page[s.exact_page[id / kPlanesTokens]] + at.low_at + id % kPlanesTokens * at.low_bytes;
+  PrefetchLine(low);
+  PrefetchLine(low + at.low_bytes - 1);
+}
+
 // Lists the candidates' tokens that are read in full, and the rows of values: those of the tokens
 // whose value is read, then the page's mean. Without branches that hang on what was chosen: nothing
 // foretells them.
@@ -33,6 +42,7 @@ TS_PHASE void ListTokens(CascadeCall& call) {
     s.exact[tokens + k] = tokens == 0 ? 0 : s.exact[tokens - 1];
     s.rows[rows + k] = s.rows[rows - 1];
   }
+  for (uint32_t k = 0; k < kExactAhead; ++k) PrefetchExact(s, call.at, k);
   call.exact_pages = pages;
   call.exact_tokens = tokens;
   call.value_rows = rows;
@@ -105,7 +115,7 @@ TS_PHASE void WeighExactly(CascadeCall& call, uint32_t head) {
     uint32_t end = begin;
     for (uint32_t j = 0; j < pages; ++j) {
       const uint32_t i = s.exact_page[first + j], p = s.candidates[i];
-      const uint8_t* spread = call.Spread(p);
+      const uint8_t* spread = s.spread[p];
       SpreadScales scales;
       __builtin_memcpy(&scales, spread, sizeof scales);
       ScaleQueriesExactly<kHeads>(spread + sizeof scales + at.channels, at.channels,
@@ -121,11 +131,8 @@ TS_PHASE void WeighExactly(CascadeCall& call, uint32_t head) {
       end += (uint32_t)__builtin_popcount(s.masks[i].full);
     }
     for (; token < end; ++token) {
-      const uint32_t id = s.exact[token], ahead = s.exact[token + kExactAhead];
-      const uint8_t* low = s.page[s.exact_page[ahead / kPlanesTokens]] + at.low_at +
-                           ahead % kPlanesTokens * at.low_bytes;
-      PrefetchLine(low);
-      PrefetchLine(low + at.low_bytes - 1);
+      const uint32_t id = s.exact[token];
+      PrefetchExact(s, at, token + kExactAhead);
       PrefetchRows<4>(call, at.channels);
       const uint32_t j = id / kPlanesTokens - first;
       const uint8_t* page = s.page[s.exact_page[id / kPlanesTokens]];
