@@ -29,6 +29,7 @@ const KindNames& NamesOf(TraceKind kind) {
       {"step", {"prompt_tokens", "generated_tokens", "sequences"}},
       {"plan", {}},
       {"forward", {}},
+      {"part", {"tokens", "first_layer", "end_layer"}},
       {"attention", {"layer"}},
       {"logits", {"rows"}},
       {"answer", {"sequences"}},

@@ -63,6 +63,42 @@ uint32_t PromptBudget::Take(uint32_t depth, uint32_t wanted) {
   return tokens;
 }
 
+uint32_t PromptBudget::LayersFitting(uint32_t depth, uint32_t tokens) const {
+  const double fitting = units_ * parts_.layers / cost_.Of(tokens, depth);
+  return static_cast<uint32_t>(std::clamp<double>(fitting, 1, parts_.layers));
+}
+
+uint32_t PromptBudget::TokensByLayers(uint32_t depth, uint32_t wanted) const {
+  constexpr uint32_t kStride = 8;
+  if (parts_.tokens_max == 0 || units_ <= 0) return 0;
+  const uint32_t most = std::min({wanted, tokens_, parts_.tokens_max, cost_.LeftOfWindow(depth)});
+  double best = std::min({cost_.Fitting(units_, depth), wanted, tokens_});  // all layers at once
+  uint32_t best_tokens = best > 0 ? 0 : std::min(most, kLeast);
+  // Whole layers seldom fill a step: those of somewhat fewer tokens may do so better.
+  for (uint32_t tokens = most; tokens >= std::min(most, kLeast); tokens -= kStride) {
+    const uint32_t layers = LayersFitting(depth, tokens);
+    const double a_step = static_cast<double>(tokens) / ((parts_.layers - 1) / layers + 1);
+    const bool fits = cost_.Of(tokens, depth) <= units_ * parts_.layers;
+    if (fits && a_step > best) {
+      best = a_step;
+      best_tokens = tokens;
+    }
+    if (tokens < kStride) break;
+  }
+  return best_tokens;
+}
+
+uint32_t PromptBudget::TakeLayers(uint32_t depth, uint32_t tokens, uint32_t left) {
+  if (units_ <= 0) return 0;
+  // Alike in each of the steps that it takes.
+  const uint32_t steps = (left - 1) / LayersFitting(depth, tokens) + 1;
+  const uint32_t layers = (left - 1) / steps + 1;
+  taken_ = true;
+  tokens_ -= std::min(tokens_, tokens);
+  units_ -= cost_.Of(tokens, depth) * layers / parts_.layers;
+  return layers;
+}
+
 bool ChunkSizer::Knows(uint32_t generating) const {
   return generated_ != 0 && age_ < kStale && Alike(generating, generated_);
 }
@@ -96,13 +132,14 @@ void ChunkSizer::Observe(uint32_t generated, double units, uint32_t depth, doubl
   Follow((seconds - generated_seconds_) / units, kNew, &beside_seconds_[RangeOf(depth)]);
 }
 
-PromptBudget ChunkSizer::BudgetBeside(uint32_t generating, uint32_t depth,
-                                      uint32_t tokens_max) const {
-  if (!Knows(generating)) return {cost_, 0, tokens_max};
+PromptBudget ChunkSizer::BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max,
+                                      double spent) const {
+  if (!Knows(generating)) return {cost_, 0, tokens_max, parts_};
   const double unit = UnitSeconds(depth);
-  // A chunk of the least size will tell.
-  if (unit == 0) return {cost_, 1, tokens_max};
-  return {cost_, kPromptShare * generated_seconds_ / unit, tokens_max};
+  // A chunk of the least size will tell, by all layers.
+  if (unit == 0) return {cost_, 1, tokens_max, {.layers = parts_.layers, .tokens_max = 0}};
+  const double share = parts_.layers == 0 ? kPromptShare : kPartShare;
+  return {cost_, (share * generated_seconds_ - spent) / unit, tokens_max, parts_};
 }
 
 }  // namespace tinyserve

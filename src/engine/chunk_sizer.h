@@ -29,6 +29,12 @@ struct PromptCost {
   uint32_t LeftOfWindow(uint32_t depth) const { return window - depth % window; }
 };
 
+// Chunks that go through the layers by and by, some in each step (Executor::part_tokens_max).
+struct ChunkParts {
+  uint32_t layers = 0;      // of the model; 0: every chunk goes through all in one step
+  uint32_t tokens_max = 0;  // 0: none begins
+};
+
 // What the prompts of one step may cost, and have.
 class PromptBudget {
  public:
@@ -37,17 +43,29 @@ class PromptBudget {
   // a prompt of 6000 tokens beside streams that select took 4 times as long as alone.
   static constexpr uint32_t kLeast = 8;
 
-  PromptBudget(const PromptCost& cost, double units, uint32_t tokens_max = UINT32_MAX)
-      : cost_(cost), units_(units), tokens_(tokens_max) {}
+  PromptBudget(const PromptCost& cost, double units, uint32_t tokens_max = UINT32_MAX,
+               ChunkParts parts = {})
+      : cost_(cost), units_(units), tokens_(tokens_max), parts_(parts) {}
 
   // Tokens for a prompt of which `depth` have been computed and `wanted` have not, at least 1; what
   // they cost is taken off.
   uint32_t Take(uint32_t depth, uint32_t wanted);
+  // The same for a chunk that is to go through the layers by and by: as many as make the most
+  // tokens a step. 0: as many go through all layers in one step, or none may.
+  uint32_t TokensByLayers(uint32_t depth, uint32_t wanted) const;
+  uint32_t layers() const { return parts_.layers; }
+  // How many of the `left` layers that such a chunk has not gone through it goes through in this
+  // step; they are taken off. 0: the budget is empty.
+  uint32_t TakeLayers(uint32_t depth, uint32_t tokens, uint32_t left);
 
  private:
+  // Layers of a chunk that the budget has room for, 1 at least.
+  uint32_t LayersFitting(uint32_t depth, uint32_t tokens) const;
+
   PromptCost cost_;
   double units_;  // left
   uint32_t tokens_;
+  ChunkParts parts_;
   bool taken_ = false;
 };
 
@@ -60,22 +78,26 @@ class PromptBudget {
 // chunks cost more than large ones. To hold 3 and 2.5, with single steps a seventh longer than
 // most: s <= 1.6, and e <= 1.5 then. A chunk's reading of what came before
 // (PromptCost::read_tokens) is what makes e: 1.2 to 1.45 over a prompt of 6000 tokens, as measured.
-// With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading.
+// With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading. Where chunks
+// go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller.
 class ChunkSizer {
  public:
-  static constexpr double kPromptShare = 1.6;
+  static constexpr double kPromptShare = 1.6, kPartShare = 1.2;
   // Steps with a prompt, after which one goes without, so that its time stays known.
   static constexpr uint32_t kStale = 64;
 
-  explicit ChunkSizer(const PromptCost& cost) : cost_(cost) {}
+  explicit ChunkSizer(const PromptCost& cost, ChunkParts parts = {}) : cost_(cost), parts_(parts) {}
 
   const PromptCost& cost() const { return cost_; }
+  const ChunkParts& parts() const { return parts_; }
   // A step took so long: with `generated` tokens of generation, and prompts that cost `units`, the
   // first of them at `depth`.
   void Observe(uint32_t generated, double units, uint32_t depth, double seconds);
-  // For a step that generates so many tokens and goes on with a prompt at `depth`. Empty where the
-  // time of such a step is not known: it will be, by this one.
-  PromptBudget BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max) const;
+  // For a step that generates so many tokens and goes on with a prompt at `depth`, `spent` seconds
+  // after the one before ended. Empty where the time of such a step is not known: it will be, by
+  // this one.
+  PromptBudget BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max,
+                            double spent = 0) const;
 
  private:
   // The costs' form is known only roughly: units are timed by ranges of depth.
@@ -85,6 +107,7 @@ class ChunkSizer {
   double UnitSeconds(uint32_t depth) const;  // 0: not known
 
   const PromptCost cost_;
+  const ChunkParts parts_;
   // Of a step that only generates; 0: none was seen.
   double generated_seconds_ = 0;
   uint32_t generated_ = 0;  // tokens of it

@@ -13,6 +13,8 @@ namespace {
 // As the engine takes it of a model of 135 million weights.
 constexpr PromptCost kCost{.slope = 1.0 / 5600, .read_tokens = 20};
 
+constexpr uint32_t kLayers = 30;
+
 // A machine's own times, which the sizer knows by the steps that it sees alone.
 struct Machine {
   // Roughly those of two cores with that model, and keys in f16.
@@ -23,6 +25,9 @@ struct Machine {
 
   double Chunk(uint32_t tokens, uint32_t depth) const {
     return tokens == 0 ? 0 : token * beside * cost.Of(tokens, depth);
+  }
+  double Part(uint32_t tokens, uint32_t depth, uint32_t layers) const {
+    return Chunk(tokens, depth) * layers / kLayers;
   }
   double Alone(uint32_t tokens, uint32_t chunk) const {
     double seconds = 0;
@@ -108,6 +113,70 @@ TEST(ChunkSizer, StepsThatAreDisturbedDoNotMislead) {
   EXPECT_LT(Sum(steps), 2.5 * (1 + kDisturbed / 2) * machine.Alone(3000, kChunk));
   std::sort(steps.begin(), steps.end());
   EXPECT_LT(steps[steps.size() * 99 / 100], 3 * machine.generation);
+}
+
+// The same where chunks go through the layers by and by.
+std::vector<double> ArriveByLayers(const Machine& machine, uint32_t prompt, ChunkSizer* sizer) {
+  std::vector<double> steps;
+  for (uint32_t done = 0, tokens = 0, layers = 0; done < prompt;) {
+    PromptBudget budget = sizer->BudgetBeside(kStreams, done, UINT32_MAX);
+    if (tokens == 0) {
+      tokens = budget.TokensByLayers(done, prompt - done);
+      layers = 0;
+    }
+    double seconds = machine.generation, units = 0;
+    if (tokens == 0) {
+      const uint32_t whole = budget.Take(done, prompt - done);
+      seconds += machine.Chunk(whole, done);
+      units = whole == 0 ? 0 : kCost.Of(whole, done);
+      sizer->Observe(kStreams, units, done, seconds);
+      done += whole;
+    } else {
+      const uint32_t now = budget.TakeLayers(done, tokens, kLayers - layers);
+      EXPECT_LE(layers + now, kLayers);
+      seconds += machine.Part(tokens, done, now);
+      units = kCost.Of(tokens, done) * now / kLayers;
+      sizer->Observe(kStreams, units, done, seconds);
+      layers += now;
+      if (layers == kLayers) {
+        done += tokens;
+        tokens = 0;
+      }
+    }
+    steps.push_back(seconds);
+  }
+  return steps;
+}
+
+// Steps are shorter, and the prompt is earlier done than by whole chunks.
+TEST(ChunkSizer, ChunksByLayersKeepToTheirShareAtAnyDepth) {
+  for (const double generation : {0.003, 0.005, 0.02}) {
+    for (const double read : {0.7, 1.0, 1.5}) {
+      for (const double beside : {0.8, 1.0, 1.2}) {
+        Machine machine{.generation = generation, .beside = beside};
+        machine.cost.read_tokens = read * kCost.read_tokens;
+        SCOPED_TRACE(testing::Message()
+                     << generation << " s, read " << read << ", beside " << beside);
+        ChunkSizer sizer(kCost, {.layers = kLayers, .tokens_max = 64});
+        Warm(machine, &sizer);
+        Arrive(machine, 500, &sizer);
+        const std::vector<double> steps = ArriveByLayers(machine, 8000, &sizer);
+        for (const double seconds : steps)
+          ASSERT_LE(seconds, generation * (1 + 1.3 * ChunkSizer::kPartShare));
+        EXPECT_LT(Sum(steps), 2.5 * beside * machine.Alone(8000, kChunk));
+      }
+    }
+  }
+}
+
+TEST(ChunkSizer, WhatWasSpentBeforeAStepIsTakenOff) {
+  ChunkSizer sizer(kCost);
+  Warm(Machine(), &sizer);
+  const auto tokens = [&sizer](double spent) {
+    return sizer.BudgetBeside(kStreams, 0, UINT32_MAX, spent).Take(0, 1000);
+  };
+  EXPECT_LT(tokens(0.003), tokens(0));
+  EXPECT_EQ(tokens(0.020), 0u);
 }
 
 // As when the system holds the process up, just before a prompt comes.

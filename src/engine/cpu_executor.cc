@@ -20,6 +20,10 @@ namespace {
 // Rows whose logits are computed at a time; bounds the memory of kLogProbs over long rows.
 constexpr uint32_t kScoreRows = 64;
 
+// Tokens of a prompt row that goes through the layers by and by: more would not make its reading of
+// earlier keys cheaper, for so many rows share one (Attention::kPromptRows), of one window.
+constexpr uint32_t kPartTokens = 64;
+
 // Different selectors, and sets of step plugins, that requests may ask for.
 constexpr uint32_t kSelectorsMax = 64, kStepSetsMax = 64;
 
@@ -78,6 +82,11 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, con
   }
   TS_ASSIGN_OR_RETURN(
       e->step_, Step::Create(model->Sizes(options.step_tokens_max, kScoreRows), kernels, threads));
+  // Its tokens have room in a step beside any number of sequences.
+  const uint32_t part_tokens =
+      std::min(kPartTokens, options.step_tokens_max - options.sequences_max);
+  TS_ASSIGN_OR_RETURN(e->part_, PromptPart::Create(model, e->step_.get(), e->attention_.get(),
+                                                   options.trace, part_tokens));
   const uint64_t row_bytes = uint64_t{config.vocab} * sizeof(float);
   if (options.logits_max == 0) e->options_.logits_max = options.sequences_max;
   TS_ASSIGN_OR_RETURN(e->logits_, Buffer::Allocate(e->options_.logits_max * row_bytes));
@@ -128,14 +137,29 @@ void CpuExecutor::Run(const StepBatch& batch, const LayerHook& hook) {
   const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
   ResolveInputs(batch);
   sampled_.assign(batch.rows.size(), -1);
-  attention_->Plan(runs_);
-  step_->Begin(tokens_, positions_, attention_.get());
   logits_rows_ = 0;
   PlanLogits(batch);
-  RunLayers(batch, hook);
+  RunRows(batch, hook);
   ComputeLogits();
   ComputeLogProbs(batch);
   ++steps_;
+}
+
+void CpuExecutor::RunRows(const StepBatch& batch, const LayerHook& hook) {
+  ran_part_ = !batch.rows.back().part.empty();
+  const size_t apart = ran_part_ ? length_.back() : 0, others = tokens_.size() - apart;
+  const std::span<const int32_t> tokens(tokens_);
+  const std::span<const uint32_t> positions(positions_);
+  if (ran_part_) {
+    part_->Run(runs_.back(), tokens.subspan(others), positions.subspan(others),
+               batch.rows.back().part);
+  }
+  step_->Begin(tokens.first(others), positions.first(others), attention_.get());
+  if (others > 0) {
+    attention_->Plan(std::span(runs_).first(runs_.size() - (ran_part_ ? 1 : 0)));
+    RunLayers(batch, hook);
+  }
+  if (ran_part_ && part_->whole()) step_->Append(part_->states());
 }
 
 void CpuExecutor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
@@ -360,19 +384,22 @@ void CpuExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) const
 }
 
 StepCost CpuExecutor::cost() const {
-  ProductCost products = model_->CostOf(tokens_.size(), logits_rows_);
-  if (exits_->any())
-    products = model_->CostOfExits(exits_->rows_of_layer(), tokens_.size(),
-                                   logits_rows_ + exits_->asked());
+  const DotKind prompt_dot = compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32;
   StepCost cost;
-  cost.weight_bytes = products.weight_bytes;
-  cost.kv_bytes = attention_->kv_bytes();
-  std::copy(std::begin(products.multiply_adds), std::end(products.multiply_adds),
-            std::begin(cost.multiply_adds));
+  if (ran_part_) cost = part_->cost(prompt_dot);
+  const size_t others = tokens_.size() - (ran_part_ ? length_.back() : 0);
+  ProductCost products = model_->CostOf(others, logits_rows_);
+  if (others > 0 && exits_->any())
+    products = model_->CostOfExits(exits_->rows_of_layer(), others, logits_rows_ + exits_->asked());
+  cost.weight_bytes += products.weight_bytes;
+  for (uint32_t kind = 0; kind < kDotKinds; ++kind)
+    cost.multiply_adds[kind] += products.multiply_adds[kind];
+  if (others == 0) return cost;
+  cost.kv_bytes += attention_->kv_bytes();
   const auto add = [&](DotKind kind, TokenClass token_class) {
     cost.multiply_adds[static_cast<uint32_t>(kind)] += attention_->multiply_adds(token_class);
   };
-  add(compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32, TokenClass::kPrompt);
+  add(prompt_dot, TokenClass::kPrompt);
   add(DotKind::kF32, TokenClass::kGenerated);
   return cost;
 }

@@ -15,6 +15,7 @@
 #include "base/trace.h"
 #include "engine/early_exits.h"
 #include "engine/executor.h"
+#include "engine/prompt_part.h"
 #include "engine/step_batch.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
@@ -35,12 +36,13 @@ class CpuExecutor : public Executor {
                                                      const ExecutorOptions& options);
 
   KvCache* cache() override { return cache_.get(); }
+  uint32_t part_tokens_max() const override { return part_->tokens_max(); }
 
   Status RunStep(const StepBatch& batch) override {
     Run(batch);
     return Status();
   }
-  // The same, with a hook after each layer; it may be empty.
+  // The same, with a hook after each layer of the rows that go through all; it may be empty.
   void Run(const StepBatch& batch, const LayerHook& hook = {});
 
   bool finite(size_t row) const override;
@@ -86,6 +88,9 @@ class CpuExecutor : public Executor {
  private:
   CpuExecutor() = default;
   void ResolveInputs(const StepBatch& batch);
+  // The layers that are to run of the part, and the other rows' results with its own if it is
+  // whole.
+  void RunRows(const StepBatch& batch, const LayerHook& hook);
   void RunLayers(const StepBatch& batch, const LayerHook& hook);
   void PlanLogits(const StepBatch& batch);
   void ComputeLogits();
@@ -102,6 +107,8 @@ class CpuExecutor : public Executor {
   std::vector<std::unique_ptr<Selector>> selectors_;
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Step> step_;
+  std::unique_ptr<PromptPart> part_;
+  bool ran_part_ = false;            // in the last step
   std::vector<int32_t> tokens_;      // [rows]
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SequenceRun> runs_;

@@ -115,7 +115,10 @@ Status EngineImpl::OpenExecutor() {
   const KvCache& cache = *executor_->cache();
   info_.kv_pool_bytes = cache.pool_bytes();
   stats_.blocks_total = cache.pool(0).total();
-  chunks_ = std::make_unique<ChunkSizer>(PromptCostOf(config, cache.codec()));
+  const uint32_t part_tokens = executor_->part_tokens_max();
+  chunks_ = std::make_unique<ChunkSizer>(
+      PromptCostOf(config, cache.codec()),
+      ChunkParts{.layers = part_tokens > 0 ? config.layers : 0, .tokens_max = part_tokens});
   TS_RETURN_IF_ERROR(OpenTuner(selector));
   sessions_ = std::make_unique<SessionTable>(
       SessionLimits{.sessions_max = o.sessions_max, .ttl_seconds = o.session_ttl_seconds});

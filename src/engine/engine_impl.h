@@ -105,7 +105,15 @@ class EngineImpl : public Engine {
   void AddRow(const ScheduledRow& row);
   // How the token after a row is drawn, where an executor may draw it.
   DrawRule RuleFor(const Job& job) const;
-  void ObserveTime(double seconds);
+  // What a step's time is to be told by.
+  struct StepLoad {
+    uint32_t generated = 0;  // tokens
+    double prompts = 0;      // in units of PromptCost
+    uint32_t depth = 0;      // of the first of them
+    bool replays = false;    // what was generated before
+  };
+  StepLoad LoadOf(const ScheduledStep& step) const;
+  void ObserveTime(const StepLoad& load, double seconds);
   void Retune();
   void Share(const Job& job);
   void KeepForSession(const Job& job, const Usage& usage);
@@ -167,6 +175,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<ChunkSizer> chunks_;
   std::unique_ptr<LatencyTuner> tuner_;    // or null
   std::vector<uint32_t> tuned_selectors_;  // by its rungs: the executor's
+  double touch_seconds_ = 0;               // that the cache took between the last step and the next
   StepBatch batch_;
   uint64_t shadow_checks_ = 0;  // that stats_ tells of
   std::vector<Draw> draws_;     // of the step's rows

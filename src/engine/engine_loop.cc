@@ -15,7 +15,9 @@ void EngineImpl::Loop() {
     EndCancelledAndLate();
     StartAdmitted();
     RunStep();
+    const double begin = NowSeconds();
     executor_->cache()->TouchAhead(threads_.get());
+    touch_seconds_ = NowSeconds() - begin;
   }
   while (!jobs_.empty()) Finish(jobs_.begin()->second.get(), FinishReason::kCancelled, "");
 }
@@ -97,7 +99,9 @@ void EngineImpl::StartAdmitted() {
     job->planned = true;
     const StepPlugins* steps = executor_->steps_of(job->steps);
     const bool prunes = steps != nullptr && steps->prunes();
-    scheduler_->Start(id, job->done, prunes ? executor_->cache()->share_tokens() : 0);
+    // What plugins measure of prompts they learn of whole chunks alone.
+    scheduler_->Start(id, job->done, prunes ? executor_->cache()->share_tokens() : 0,
+                      /*by_layers=*/steps == nullptr);
     return true;
   });
 }

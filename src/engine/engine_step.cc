@@ -21,9 +21,9 @@ uint32_t TopWanted(const Request& request) {
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
   const uint32_t chunk_max = tuner_ != nullptr ? tuner_->setting().chunk_tokens : UINT32_MAX;
-  scheduler_->Plan(
-      chunks_->BudgetBeside(scheduler_->generating(), scheduler_->prompt_depth(), chunk_max),
-      &step_);
+  scheduler_->Plan(chunks_->BudgetBeside(scheduler_->generating(), scheduler_->prompt_depth(),
+                                         chunk_max, touch_seconds_),
+                   &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
   batch_.Clear();
@@ -44,7 +44,7 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
   const Job& job = *jobs_.at(row.id);
   const bool sampled = Answers(row);
   // Those of a job that has generated are known already.
-  const bool scored = row.prompt && job.request.prompt_logprobs && job.generated() == 0;
+  const bool scored = row.done && row.prompt && job.request.prompt_logprobs && job.generated() == 0;
   batch_.rows.push_back({.slot = job.slot,
                          .first_position = row.first_position,
                          .length = row.length,
@@ -56,7 +56,8 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
                          .top_logprobs = TopWanted(job.request),
                          .selector = job.selector,
                          .steps = job.steps,
-                         .draw = sampled && !scored ? RuleFor(job) : DrawRule()});
+                         .draw = sampled && !scored ? RuleFor(job) : DrawRule(),
+                         .part = row.part});
   const auto first = job.tokens.begin() + row.first_position;
   batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
   // The scheduler has promised these blocks.
@@ -77,6 +78,9 @@ void EngineImpl::RunStep() {
   if (step_.rows.empty()) return;
   const double begin = NowSeconds();
   if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
+  const StepLoad load = LoadOf(step_);
+  // Nothing comes of a chunk before its last layer.
+  if (!step_.rows.back().done) step_.rows.pop_back();
   const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
   CountDecode();
   for (const ScheduledRow& row : step_.rows) {
@@ -86,7 +90,7 @@ void EngineImpl::RunStep() {
   ShowPages();
   DrawTokens();
   for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
-  ObserveTime(NowSeconds() - begin);
+  ObserveTime(load, NowSeconds() - begin);
 }
 
 // Whatever they have committed is still there for those that come.
@@ -101,21 +105,24 @@ void EngineImpl::FailStep(const Status& status) {
   }
 }
 
-void EngineImpl::ObserveTime(double seconds) {
-  uint32_t generated = 0, depth = 0;
-  double prompts = 0;
-  bool replays = false;
-  for (const ScheduledRow& row : step_.rows) {
+EngineImpl::StepLoad EngineImpl::LoadOf(const ScheduledStep& step) const {
+  StepLoad load;
+  for (const ScheduledRow& row : step.rows) {
     if (row.prompt) {
-      if (prompts == 0) depth = row.first_position;
-      prompts += chunks_->cost().Of(row.length, row.first_position);
+      if (load.prompts == 0) load.depth = row.first_position;
+      const double whole = chunks_->cost().Of(row.length, row.first_position);
+      load.prompts += row.part.empty() ? whole : whole * row.part.count() / info_.layers;
     } else {
-      generated += row.length;
-      replays = replays || row.length > 1;
+      load.generated += row.length;
+      load.replays = load.replays || row.length > 1;
     }
   }
-  if (!replays) chunks_->Observe(generated, prompts, depth, seconds);
-  if (tuner_ != nullptr && generated > 0 && tuner_->Observe(seconds)) Retune();
+  return load;
+}
+
+void EngineImpl::ObserveTime(const StepLoad& load, double seconds) {
+  if (!load.replays) chunks_->Observe(load.generated, load.prompts, load.depth, seconds);
+  if (tuner_ != nullptr && load.generated > 0 && tuner_->Observe(seconds)) Retune();
 }
 
 void EngineImpl::Retune() {

@@ -64,6 +64,12 @@ class Executor {
 
   virtual KvCache* cache() = 0;
 
+  // How many tokens a prompt row may have that goes through the layers by and by, some in each
+  // step (StepRow::part); 0: there are none. One such row is in the making at a time, the last of
+  // its batch, uncommitted until its last layer has run; where it begins with layer 0, what was in
+  // the making is forgotten. Other steps may come between. Its bits are those of a whole row.
+  virtual uint32_t part_tokens_max() const { return 0; }
+
   // Runs the batch. REQUIRES: at most step_tokens_max tokens, room reserved in the cache for all of
   // them, token ids inside the vocabulary. Results stay valid until the next step. The caller
   // commits to the cache. Errors: those of a device (a CPU has none); then there are no results,

@@ -77,6 +77,7 @@ std::vector<Scheduler::Running>::iterator Scheduler::FindRunning(RequestId id) {
 }
 
 bool Scheduler::Remove(RequestId id) {
+  if (part_.id == id) part_ = {};
   const auto running = FindRunning(id);
   if (running != running_.end()) {
     blocks_promised_ -= running->blocks;
@@ -125,12 +126,13 @@ std::vector<RequestId> Scheduler::Admit() {
 
 // ---- what runs ----------------------------------------------------------------------------------
 
-void Scheduler::Start(RequestId id, uint32_t done, uint32_t row_multiple) {
+void Scheduler::Start(RequestId id, uint32_t done, uint32_t row_multiple, bool by_layers) {
   const auto at = FindRunning(id);
   TS_CHECK(at != running_.end() && !at->started && done < at->request.prompt_tokens);
   at->started = true;
   at->done = done;
   at->row_multiple = row_multiple;
+  at->by_layers = by_layers;
 }
 
 void Scheduler::Drop(RequestId id, uint32_t tokens) {
@@ -144,6 +146,7 @@ void Scheduler::Drop(RequestId id, uint32_t tokens) {
 
 void Scheduler::Preempt(size_t index, ScheduledStep* step) {
   const Running victim = running_[index];
+  if (part_.id == victim.request.id) part_ = {};
   running_.erase(running_.begin() + static_cast<long>(index));
   blocks_promised_ -= victim.blocks;
   Enqueue({.request = victim.request, .known = victim.known}, /*first=*/true);
@@ -174,20 +177,29 @@ uint32_t Scheduler::generating() const {
 }
 
 uint32_t Scheduler::prompt_depth() const {
-  const auto first = std::find_if(running_.begin(), running_.end(),
-                                  [](const Running& r) { return r.started && !Generates(r); });
+  const auto first = std::find_if(running_.begin(), running_.end(), [this](const Running& r) {
+    return part_.tokens > 0 ? r.request.id == part_.id : r.started && !Generates(r);
+  });
   return first == running_.end() ? 0 : first->done;
 }
 
-void Scheduler::PlanRow(Running* r, uint32_t length, ScheduledStep* step) {
-  step->rows.push_back({.id = r->request.id,
-                        .first_position = r->done,
-                        .length = length,
-                        .prompt = r->done < r->request.prompt_tokens,
-                        .sampled = r->done + length == r->known});
-  r->done += length;
+ScheduledRow Scheduler::RowOf(const Running& r, uint32_t length) const {
+  return {.id = r.request.id,
+          .first_position = r.done,
+          .length = length,
+          .prompt = r.done < r.request.prompt_tokens,
+          .sampled = r.done + length == r.known};
+}
+
+void Scheduler::CountAsDone(const ScheduledRow& row, Running* r) {
+  r->done += row.length;
   if (r->done == r->known) ++r->known;
-  clients_.at(r->request.client).served += length;
+  clients_.at(r->request.client).served += row.length;
+}
+
+void Scheduler::PlanRow(Running* r, uint32_t length, ScheduledStep* step) {
+  step->rows.push_back(RowOf(*r, length));
+  CountAsDone(step->rows.back(), r);
 }
 
 void Scheduler::Plan(PromptBudget budget, ScheduledStep* step) {
@@ -198,18 +210,52 @@ void Scheduler::Plan(PromptBudget budget, ScheduledStep* step) {
     if (!Generates(running_[i])) continue;
     if (Promise(running_[i].request.id, running_[i].known, step)) PlanRow(&running_[i], 1, step);
   }
-  const auto decodes = static_cast<uint32_t>(step->rows.size());
-  uint32_t left = limits_.step_tokens_max - decodes;
+  PlanPrompts(step->rows.empty() ? nullptr : &budget, step);
+}
+
+void Scheduler::PlanPrompts(PromptBudget* budget, ScheduledStep* step) {
+  // Room for what is in the making is kept also where it rests.
+  auto left = limits_.step_tokens_max - static_cast<uint32_t>(step->rows.size()) - part_.tokens;
+  std::optional<ScheduledRow> part;
+  if (part_.tokens > 0) part = GoOn(budget);
   for (Running& r : running_) {
-    if (!r.started || Generates(r)) continue;
+    if (part_.tokens > 0) break;
+    if (!r.started || Generates(r) || (part && part->id == r.request.id)) continue;
     uint32_t length = std::min(left, LeftOf(r));
-    if (r.row_multiple != 0 && r.done >= r.request.prompt_tokens)
+    const bool prompt = r.done < r.request.prompt_tokens;
+    if (r.row_multiple != 0 && !prompt)
       length = std::min(length, r.row_multiple - r.done % r.row_multiple);
-    if (decodes > 0 && length > 0) length = budget.Take(r.done, length);
+    if (budget != nullptr && length > 0) {
+      if (r.by_layers && prompt && !part) {
+        part_ = {r.request.id, budget->TokensByLayers(r.done, length), {0, budget->layers()}};
+        if (part_.tokens > 0) part = GoOn(budget);
+        if (part) break;
+      }
+      length = budget->Take(r.done, length);
+    }
     if (length == 0) break;
     PlanRow(&r, length, step);
     left -= length;
   }
+  if (part) step->rows.push_back(*part);
+}
+
+std::optional<ScheduledRow> Scheduler::GoOn(PromptBudget* budget) {
+  Running* r = &*FindRunning(part_.id);
+  LayerRange* left = &part_.left;
+  const uint32_t layers =
+      budget == nullptr ? left->count() : budget->TakeLayers(r->done, part_.tokens, left->count());
+  if (layers == 0) return std::nullopt;
+  ScheduledRow row = RowOf(*r, part_.tokens);
+  row.part = {left->begin, left->begin + layers};
+  left->begin += layers;
+  row.done = left->empty();
+  row.sampled = row.sampled && row.done;
+  if (row.done) {
+    CountAsDone(row, r);
+    part_ = {};
+  }
+  return row;
 }
 
 }  // namespace tinyserve

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "engine/chunk_sizer.h"
+#include "model/layer_range.h"
 #include "tinyserve/engine.h"
 
 namespace tinyserve {
@@ -37,9 +39,13 @@ struct ScheduledRow {
   bool prompt;   // a chunk of the prompt; else generated tokens, more than one where they are
                  // replayed
   bool sampled;  // a token is sampled after it
+  // Of a chunk that goes through the layers by and by: those of this step. Empty: all.
+  LayerRange part = {};
+  bool done = true;  // with this step it has gone through all
 };
 
 struct ScheduledStep {
+  // A chunk that goes through the layers by and by comes last.
   std::vector<ScheduledRow> rows;
   // Lost their blocks and wait again, first in their line: what they generated is replayed once
   // they are admitted.
@@ -76,14 +82,17 @@ class Scheduler {
   std::vector<RequestId> Admit();
   // An admitted request may be planned from now on: the first `done` tokens of its prompt, not all,
   // need not be computed. Rows of its generated tokens end at multiples of row_multiple where that
-  // is not 0, also where they are replayed.
-  void Start(RequestId id, uint32_t done, uint32_t row_multiple = 0);
+  // is not 0, also where they are replayed. by_layers: chunks of its prompt may go through the
+  // layers by and by.
+  void Start(RequestId id, uint32_t done, uint32_t row_multiple = 0, bool by_layers = false);
   // Of what a running request has done, so many tokens no longer need blocks, until it is
   // preempted.
   void Drop(RequestId id, uint32_t tokens);
   // The next step: the next token of each sequence that generates, then what others have to
   // compute, in order of class and admission, of those that have started; beside tokens of
-  // generation as much as the budget has. Planned tokens count as done.
+  // generation as much as the budget has. Planned tokens count as done, those of a chunk that goes
+  // through the layers by and by with the last layer. There is one of them at a time; it goes first
+  // until it is done or its request has ended or is preempted.
   void Plan(PromptBudget budget, ScheduledStep* step);
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
@@ -102,7 +111,14 @@ class Scheduler {
     bool started = false;
     uint32_t blocks = 0;  // promised
     uint32_t row_multiple = 0;
+    bool by_layers = false;
     uint32_t dropped = 0;  // tokens
+  };
+  // A chunk of a running request's prompt that has gone through some layers, and not all.
+  struct Part {
+    RequestId id = 0;
+    uint32_t tokens = 0;  // 0: there is none
+    LayerRange left = {};
   };
   struct Waiting {
     ScheduledRequest request;
@@ -131,6 +147,13 @@ class Scheduler {
   // What is known of it and not done.
   static uint32_t LeftOf(const Running& r);
   void PlanRow(Running* r, uint32_t length, ScheduledStep* step);
+  ScheduledRow RowOf(const Running& r, uint32_t length) const;
+  void CountAsDone(const ScheduledRow& row, Running* r);
+  // Rows of those that do not generate; beside others as much as the budget has, null: they are
+  // alone.
+  void PlanPrompts(PromptBudget* budget, ScheduledStep* step);
+  // The next layers of part_; none where the budget is empty.
+  std::optional<ScheduledRow> GoOn(PromptBudget* budget);
   std::vector<Running>::iterator FindRunning(RequestId id);
 
   SchedulerLimits limits_;
@@ -141,6 +164,7 @@ class Scheduler {
   uint64_t pass_ = 0;        // of the last admission
   std::map<uint64_t, Client> clients_;
   std::vector<Running> running_;  // by class, then in order of admission
+  Part part_;
   uint32_t blocks_promised_ = 0;
 };
 

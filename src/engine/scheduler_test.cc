@@ -170,6 +170,78 @@ TEST(Scheduler, WhoCameLastGivesWayAndIsReplayed) {
   EXPECT_EQ(rows.at(0).length, 1u);
 }
 
+// Rows of a step whose prompts may cost so much, where chunks go through eight layers by and by.
+std::vector<ScheduledRow> PlanByLayers(Scheduler* scheduler, double units) {
+  ScheduledStep step;
+  scheduler->Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units, UINT32_MAX,
+                               {.layers = 8, .tokens_max = 64}),
+                  &step);
+  return step.rows;
+}
+
+void ExpectPart(const ScheduledRow& row, RequestId id, uint32_t tokens, LayerRange layers) {
+  EXPECT_EQ(row.id, id);
+  EXPECT_EQ(row.length, tokens);
+  EXPECT_EQ(row.part.begin, layers.begin);
+  EXPECT_EQ(row.part.end, layers.end);
+  EXPECT_EQ(row.done, layers.end == 8);
+}
+
+TEST(Scheduler, AChunkGoesThroughTheLayersByAndBy) {
+  Scheduler scheduler(
+      {.step_tokens_max = 100, .sequences_max = 4, .blocks = 100, .block_tokens = 32});
+  scheduler.Submit(Ask(1, 1, 20));
+  AdmitAndStart(&scheduler);
+  Plan(&scheduler);
+  scheduler.Submit(Ask(2, 100, 10));
+  scheduler.Submit(Ask(3, 16, 10, Priority::kHigh));
+  scheduler.Admit();
+  scheduler.Start(2, 50, 0, /*by_layers=*/true);
+  // One layer of 34 tokens costs 7.7, its reading of what came before included.
+  std::vector<ScheduledRow> rows = PlanByLayers(&scheduler, 8);
+  ASSERT_EQ(rows.size(), 2u);
+  ExpectPart(rows[1], 2, 34, {0, 1});
+  EXPECT_EQ(rows[1].first_position, 50u);
+  EXPECT_EQ(scheduler.prompt_depth(), 50u);
+  // It goes on, whoever comes, and rests where the budget is empty.
+  scheduler.Start(3, 0, 0, /*by_layers=*/true);
+  rows = PlanByLayers(&scheduler, 16);
+  ASSERT_EQ(rows.size(), 2u);
+  ExpectPart(rows[1], 2, 34, {1, 3});
+  EXPECT_EQ(PlanByLayers(&scheduler, 0).size(), 1u);
+  rows = PlanByLayers(&scheduler, 1000);
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[1].id, 3u);
+  EXPECT_TRUE(rows[1].part.empty() && rows[1].sampled);
+  ExpectPart(rows[2], 2, 34, {3, 8});
+  EXPECT_FALSE(rows[2].sampled);
+  // What is left of it fits as a whole.
+  rows = PlanByLayers(&scheduler, 1000);
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[2].first_position, 84u);
+  EXPECT_TRUE(rows[2].part.empty() && rows[2].sampled);
+}
+
+TEST(Scheduler, AChunkByLayersEndsWithItsRequestAndIsNotHeldUpByNobody) {
+  Scheduler scheduler(
+      {.step_tokens_max = 100, .sequences_max = 4, .blocks = 100, .block_tokens = 32});
+  scheduler.Submit(Ask(1, 1, 20));
+  AdmitAndStart(&scheduler);
+  Plan(&scheduler);
+  for (const RequestId id : {2, 3}) {
+    scheduler.Submit(Ask(id, 100, 10));
+    scheduler.Admit();
+    scheduler.Start(id, 50, 0, /*by_layers=*/true);
+  }
+  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {0, 1});
+  scheduler.Remove(2);
+  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 3, 34, {0, 1});
+  scheduler.Remove(1);
+  const std::vector<ScheduledRow> rows = PlanByLayers(&scheduler, 0);
+  ASSERT_EQ(rows.size(), 1u);
+  ExpectPart(rows[0], 3, 34, {1, 8});
+}
+
 // ---- a simulated load ---------------------------------------------------------------------------
 
 // Random arrivals, ends and cancels in a random pool. What is checked at each step: promises and
@@ -201,14 +273,18 @@ class Simulation {
     EXPECT_EQ(scheduler_.running() + scheduler_.waiting(), 0u);
   }
   uint32_t preemptions() const { return preemptions_; }
+  uint32_t parts() const { return parts_; }
 
  private:
+  static constexpr uint32_t kLayers = 7;
   struct Live {
     ScheduledRequest request;
     uint32_t done = 0, sampled = 0;
     bool started = false;
     bool prunes = false;  // drops tokens at the ends of blocks
     uint32_t dropped = 0;
+    bool by_layers = false;
+    uint32_t part = 0, layers = 0;  // tokens that have gone through so many layers, not all
   };
 
   uint32_t Random(uint32_t below) { return static_cast<uint32_t>(random_() % below); }
@@ -240,17 +316,21 @@ class Simulation {
       Live& l = live_.at(*at);
       l.done = Random(2) == 0 ? Random(l.request.prompt_tokens) : 0;
       l.started = true;
-      scheduler_.Start(*at, l.done, l.prunes ? limits_.block_tokens : 0);
+      l.by_layers = Random(4) != 0;
+      scheduler_.Start(*at, l.done, l.prunes ? limits_.block_tokens : 0, l.by_layers);
       at = held_.erase(at);
     }
   }
   void Step(int step) {
     // Every other budget is empty.
     const double units = Random(2) * Random(limits_.step_tokens_max);
-    scheduler_.Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units), &step_);
+    const ChunkParts parts{.layers = kLayers,
+                           .tokens_max = limits_.step_tokens_max - limits_.sequences_max};
+    scheduler_.Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units, UINT32_MAX, parts),
+                    &step_);
     for (RequestId id : step_.preempted) {
       Live& l = live_.at(id);
-      l.done = l.dropped = 0;
+      l.done = l.dropped = l.part = l.layers = 0;
       l.started = false;
       held_.erase(id);
       ++preemptions_;
@@ -259,10 +339,12 @@ class Simulation {
     ASSERT_LE(scheduler_.running(), limits_.sequences_max);
     ASSERT_EQ(scheduler_.running() + scheduler_.waiting(), live_.size());
     uint32_t tokens = 0;
+    for (const auto& [id, l] : live_) tokens += l.part;
     std::set<RequestId> seen;
     for (const ScheduledRow& row : step_.rows) {
       ASSERT_TRUE(seen.insert(row.id).second);
-      tokens += row.length;
+      if (live_.at(row.id).part == 0) tokens += row.length;
+      ASSERT_TRUE(row.part.empty() || &row == &step_.rows.back());
       TakeRow(row);
       if (testing::Test::HasFatalFailure()) return;
     }
@@ -273,7 +355,10 @@ class Simulation {
     ASSERT_TRUE(!any || !step_.rows.empty()) << "step " << step;
     uint64_t blocks = 0;
     for (const auto& [id, l] : live_)
-      blocks += (l.done - l.dropped + limits_.block_tokens - 1) / limits_.block_tokens;
+      blocks += (l.done + l.part - l.dropped + limits_.block_tokens - 1) / limits_.block_tokens;
+    ASSERT_LE(
+        std::count_if(live_.begin(), live_.end(), [](const auto& l) { return l.second.part > 0; }),
+        1);
     ASSERT_LE(blocks, scheduler_.blocks_promised());
   }
   // Some of what is done leaves the cache once the prompt is, or where a row ends on a block.
@@ -285,12 +370,29 @@ class Simulation {
     scheduler_.Drop(l->request.id, tokens);
     l->dropped += tokens;
   }
+  // Layers follow each other, of the same tokens.
+  void TakePart(const ScheduledRow& row, Live* l) {
+    ASSERT_TRUE(l->by_layers && row.prompt);
+    ASSERT_EQ(row.part.begin, l->layers);
+    ASSERT_LT(row.part.begin, row.part.end);
+    ASSERT_TRUE(l->part == 0 || l->part == row.length);
+    ASSERT_EQ(row.done, row.part.end == kLayers);
+    ASSERT_TRUE(row.done || !row.sampled);
+    ASSERT_LE(l->done + row.length, l->request.prompt_tokens);
+    l->part = row.done ? 0 : row.length;
+    l->layers = row.done ? 0 : row.part.end;
+    ++parts_;
+  }
   void TakeRow(const ScheduledRow& row) {
     Live& l = live_.at(row.id);
     const uint32_t known = l.request.prompt_tokens + l.sampled;
     ASSERT_TRUE(l.started);
     ASSERT_EQ(row.first_position, l.done);
     ASSERT_GE(row.length, 1u);
+    if (l.part > 0 || !row.part.empty()) {
+      TakePart(row, &l);
+      if (!row.done || testing::Test::HasFatalFailure()) return;
+    }
     l.done += row.length;
     ASSERT_LE(l.done, known);
     ASSERT_EQ(row.prompt, row.first_position < l.request.prompt_tokens);
@@ -314,19 +416,21 @@ class Simulation {
   std::map<RequestId, Live> live_;
   std::set<RequestId> held_;  // admitted and not started
   RequestId next_ = 1;
-  uint32_t finished_ = 0, cancelled_ = 0, preemptions_ = 0;
+  uint32_t finished_ = 0, cancelled_ = 0, preemptions_ = 0, parts_ = 0;
 };
 
 TEST(Scheduler, SimulatedLoadKeepsItsPromises) {
-  uint32_t preemptions = 0;
+  uint32_t preemptions = 0, parts = 0;
   for (uint32_t seed = 1; seed <= 60; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Simulation simulation(seed);
     simulation.Run(600);
     if (HasFatalFailure()) return;
     preemptions += simulation.preemptions();
+    parts += simulation.parts();
   }
   EXPECT_GT(preemptions, 100u);
+  EXPECT_GT(parts, 1000u);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attend/attention.h"
+#include "model/layer_range.h"
 
 namespace tinyserve {
 
@@ -42,6 +43,9 @@ struct StepRow {
   uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the executor's i-th
   uint32_t steps = 0;  // step plugins of generated tokens: 0 is none, i is the executor's i-th set
   DrawRule draw = {};
+  // Of a prompt row that goes through the layers by and by (Executor::part_tokens_max): those of
+  // this step. It has results with the last one. Empty: all layers.
+  LayerRange part = {};
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };
 

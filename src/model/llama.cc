@@ -12,10 +12,10 @@ struct Layer {
 
 class Llama : public Model {
  public:
-  void Forward(Step* step, const LayerHook& hook) const override {
-    step->Embed(embedding_);
+  void ForwardLayers(Step* step, LayerRange layers, const LayerHook& hook) const override {
+    if (layers.begin == 0) step->Embed(embedding_);
     step->PrepareRope(frequencies_, rope_magnitude_);
-    for (uint32_t l = 0; l < config_.layers; ++l) {
+    for (uint32_t l = layers.begin; l < layers.end; ++l) {
       ForwardLayer(layers_[l], l, step);
       if (hook) hook(l, step->x(), step->rows(), config_.dim);
     }

@@ -98,7 +98,9 @@ StepSizes Model::Sizes(uint32_t rows_max, uint32_t logits_max) const {
 
 ProductCost Model::CostOf(uint64_t rows, uint64_t logits_rows) const {
   ProductCost cost;
-  for (const Linear* linear : LayerLinears()) AddCost(*linear, rows, &cost);
+  if (rows > 0) {
+    for (const Linear* linear : LayerLinears()) AddCost(*linear, rows, &cost);
+  }
   if (logits_rows > 0) AddCost(head_tied_ ? embedding_ : head_, logits_rows, &cost);
   return cost;
 }

@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
+#include "model/layer_range.h"
 #include "model/step.h"
 #include "model/weights.h"
 #include "tensor/gguf.h"
@@ -28,7 +29,8 @@ struct ModelLoadOptions {
 
 // What one step of `rows` tokens must read and multiply in products, attention apart.
 struct ProductCost {
-  uint64_t weight_bytes = 0;  // every layer's weights once, the head if any logits are wanted
+  // Every layer's weights once if there are rows, the head if any logits are wanted.
+  uint64_t weight_bytes = 0;
   uint64_t multiply_adds[kDotKinds] = {};  // by the kind of dot that the target uses for them
 };
 
@@ -37,7 +39,11 @@ class Model {
   virtual ~Model() = default;
 
   // The residual stream of the step's tokens after all layers, left in step->x().
-  virtual void Forward(Step* step, const LayerHook& hook) const = 0;
+  void Forward(Step* step, const LayerHook& hook) const {
+    ForwardLayers(step, {0, config_.layers}, hook);
+  }
+  // The same after some of them, begun with what the layers before left in step->x().
+  virtual void ForwardLayers(Step* step, LayerRange layers, const LayerHook& hook) const = 0;
   // Logits of the wanted rows of the step, [wanted.size()][vocab].
   void Logits(Step* step, std::span<const uint32_t> wanted, float* out) const {
     step->Logits(wanted, final_norm_, config_.norm_eps, head_tied_ ? embedding_ : head_, out);

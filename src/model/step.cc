@@ -143,6 +143,16 @@ void Step::Rejoin() {
   place_of_ = row_of_;
 }
 
+void Step::Append(std::span<const float> states) {
+  const uint64_t rows = rows_ + states.size() / sizes_.dim;
+  TS_CHECK(active_ == rows_ && rows <= sizes_.rows_max && states.size() % sizes_.dim == 0);
+  std::memcpy(x() + uint64_t{rows_} * sizes_.dim, states.data(), states.size_bytes());
+  rows_ = active_ = static_cast<uint32_t>(rows);
+  row_of_.resize(rows_);
+  std::iota(row_of_.begin(), row_of_.end(), 0u);
+  place_of_ = row_of_;
+}
+
 void Step::Embed(const Linear& embedding) {
   ForRows(rows_, [&](uint32_t r) {
     kernels_->unpack_row(&embedding.parts[0].matrix, static_cast<uint32_t>(tokens_[r]),

@@ -53,6 +53,8 @@ class Step {
   std::span<const uint32_t> active() const { return std::span(row_of_).first(active_); }
   // All states are in x() in the step's order again. After the last layer.
   void Rejoin();
+  // Rows behind the others, whose states after the last layer, [rows][dim], were computed apart.
+  void Append(std::span<const float> states);
 
   // x[r] = row tokens[r] of the embedding.
   void Embed(const Linear& embedding);

@@ -73,6 +73,77 @@ TEST_P(Reproducible, ChunkedPromptEqualsWhole) {
   }
 }
 
+// Logits after each chunk's last token of a prompt whose chunks go through the layers by and by,
+// while another sequence generates: one layer or a few in each step, sometimes none. Now and then a
+// chunk is given up half way and begun anew.
+std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
+                               const std::vector<uint32_t>& chunks, uint32_t seed) {
+  std::mt19937 random(seed);
+  const uint32_t layers = rig->model->config().layers;
+  Sequence other(rig), sequence(rig);
+  KvCache* cache = rig->executor->cache();
+  StepBatch batch;
+  other.AddRow(rig, &batch, RandomTokens(70, rig->model->config().vocab, seed), TokenClass::kPrompt,
+               Want::kLogits);
+  rig->executor->Run(batch);
+  cache->Commit(other.slot, other.done);
+  std::vector<Logits> all;
+  LayerRange part;
+  for (uint32_t i = 0; sequence.done < prompt.size();) {
+    batch.Clear();
+    const bool beside = random() % 4 != 0;
+    if (beside)
+      other.AddRow(rig, &batch, {static_cast<int32_t>(i)}, TokenClass::kGenerated, Want::kLogits);
+    const uint32_t begun = sequence.done;
+    const uint32_t n =
+        std::min<uint32_t>(chunks[i % chunks.size()], static_cast<uint32_t>(prompt.size()) - begun);
+    const bool rests = beside && random() % 4 == 0;
+    if (!rests) {
+      sequence.AddRow(rig, &batch, {prompt.begin() + begun, prompt.begin() + begun + n},
+                      TokenClass::kPrompt, Want::kLogits);
+      if (part.begin > 0 && random() % 8 == 0) part = {};
+      part.end = part.begin + 1 + static_cast<uint32_t>(random() % (layers - part.begin));
+      batch.rows.back().part = part;
+      if (part.end < layers) batch.rows.back().want = Want::kNothing;
+    }
+    rig->executor->Run(batch);
+    cache->Commit(other.slot, other.done);
+    if (rests) continue;
+    part.begin = part.end;
+    if (part.end < layers) {
+      sequence.done = begun;
+      continue;
+    }
+    cache->Commit(sequence.slot, sequence.done);
+    all.push_back(Copy(rig->executor->logits(batch.rows.size() - 1)));
+    part = {};
+    ++i;
+  }
+  EXPECT_EQ(cache->CheckIntegrity(), "");
+  cache->RemoveSequence(sequence.slot);
+  cache->RemoveSequence(other.slot);
+  return all;
+}
+
+TEST_P(Reproducible, ChunkByLayersEqualsWhole) {
+  Rig rig(GetParam(), 2);
+  rig.steps = 0;  // of prompts they learn once for each token
+  const auto prompt = RandomTokens(200, rig.model->config().vocab, 8);
+  std::vector<std::vector<uint32_t>> chunkings = {{64}, {7, 64, 3}};
+  if (kSanitized) chunkings = {{7, 64, 3}};
+  for (const std::vector<uint32_t>& chunks : chunkings) {
+    const auto found = GoByLayers(&rig, prompt, chunks, chunks[0]);
+    std::vector<int32_t> begin;
+    for (uint32_t i = 0; begin.size() < prompt.size(); ++i) {
+      const size_t n = std::min<size_t>(chunks[i % chunks.size()], prompt.size() - begin.size());
+      begin.insert(begin.end(), prompt.begin() + static_cast<long>(begin.size()),
+                   prompt.begin() + static_cast<long>(begin.size() + n));
+      ASSERT_LT(i, found.size());
+      ASSERT_TRUE(SameBits(found[i], Generate(&rig, begin, {300}, 0)[0])) << "chunk " << i;
+    }
+  }
+}
+
 TEST_P(Reproducible, ThreadCountChangesNothing) {
   std::vector<Logits> reference;
   std::vector<uint32_t> counts = {1, 2, 3, 5};

@@ -1,0 +1,57 @@
+// A prompt row that goes through the layers by and by, some in each step: what lasts from step to
+// step.
+#ifndef TINYSERVE_ENGINE_PROMPT_PART_H_
+#define TINYSERVE_ENGINE_PROMPT_PART_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "attend/attention.h"
+#include "base/buffer.h"
+#include "base/trace.h"
+#include "engine/executor.h"
+#include "model/model.h"
+#include "tinyserve/status.h"
+
+namespace tinyserve {
+
+// Its keys and values lie in the cache, uncommitted, in the layers that have run; its states lie
+// here. One at a time.
+class PromptPart {
+ public:
+  // All must outlive this. Errors: kOutOfMemory.
+  static Result<std::unique_ptr<PromptPart>> Create(const Model* model, Step* step,
+                                                    Attention* attention, Trace* trace,
+                                                    uint32_t tokens_max);
+
+  uint32_t tokens_max() const { return tokens_max_; }
+  // Runs some of the row's layers by themselves, with attention planned for it alone. REQUIRES: the
+  // first ones, or those after what ran of the same row last.
+  void Run(const SequenceRun& run, std::span<const int32_t> tokens,
+           std::span<const uint32_t> positions, LayerRange layers);
+  // Whether all have run.
+  bool whole() const { return next_layer_ == model_->config().layers; }
+  // [rows][dim] of the residual stream after the layers that have run.
+  std::span<const float> states() const;
+  // Work of the last Run.
+  StepCost cost(DotKind attention_dot) const;
+
+ private:
+  PromptPart() = default;
+
+  const Model* model_ = nullptr;
+  Step* step_ = nullptr;
+  Attention* attention_ = nullptr;
+  Trace* trace_ = nullptr;
+  uint32_t tokens_max_ = 0;
+  SequenceRun run_{};
+  uint32_t next_layer_ = 0;
+  double ran_share_ = 0;                       // of all layers, in the last Run
+  uint64_t kv_bytes_ = 0, multiply_adds_ = 0;  // of its attention, all layers
+  Buffer states_;                              // [tokens_max][dim]
+};
+
+}  // namespace tinyserve
+
+#endif  // TINYSERVE_ENGINE_PROMPT_PART_H_
