@@ -33,6 +33,7 @@ struct ServeFlags {
   EngineFlags engine;
   HttpOptions http;
   ServiceOptions service;
+  std::vector<std::string> metadata;
   uint32_t sequences_max = 32;
   uint32_t queue_max = 256;
   uint32_t step_tokens_max = EngineOptions().step_tokens_max;
@@ -127,6 +128,7 @@ Status CheckOpenness(const ServeFlags& flags, const std::vector<std::string>& ke
 
 EngineOptions EngineOptionsOf(const ServeFlags& flags) {
   EngineOptions options = flags.engine.ToOptions();
+  options.metadata = flags.metadata;
   options.sequences_max = flags.sequences_max;
   options.queue_max = flags.queue_max;
   options.step_tokens_max = flags.step_tokens_max;
@@ -269,6 +271,11 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
 
 // What is kept of earlier requests, and what gives way under load.
 void AddReuseOptions(CLI::App* app, ServeFlags* flags) {
+  app->add_option("--metadata", flags->metadata,
+                  "Also keep what this selector needs to know of pages, so that a request may name "
+                  "it; may be repeated")
+      ->type_name("SPEC")
+      ->group("Engine");
   app->add_flag("--no-prefix-cache", flags->no_prefix_cache,
                 "Compute every prompt whole: nothing of earlier ones is used again")
       ->group("Server");

@@ -60,8 +60,10 @@ struct EngineOptions {
   std::string device;
   // What generated tokens read: NAME[:key=value,...] as docs/selection.md lists them. What a
   // selector needs to know of a page is kept from the start, so a request may only ask for another
-  // one that needs no more.
+  // one that needs no more than is kept.
   std::string selector = "full";
+  // Further selectors that requests may name: what they need is kept as well. At most 16.
+  std::vector<std::string> metadata;
   bool time_selection = false;  // whether SelectionStats holds times
   // Share of the tokens made under selection that are held against dense attention, each at one
   // random (layer, KV head): EngineStats::shadow. 0..1; no output changes.

@@ -72,7 +72,15 @@ Status EngineImpl::OpenText(const GgufFile& file) {
 Status EngineImpl::OpenExecutor() {
   const EngineOptions& o = options_;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(o.kv));
-  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(o.selector));
+  std::vector<std::string> named{o.selector};
+  named.insert(named.end(), o.metadata.begin(), o.metadata.end());
+  std::vector<SelectorSpec> selectors;
+  uint32_t kinds = codec->metadata;
+  for (const std::string& text : named) {
+    TS_ASSIGN_OR_RETURN(selectors.emplace_back(), ParseSelector(text));
+    kinds |= selectors.back().needs(codec->metadata);
+  }
+  const SelectorSpec& selector = selectors.front();
   const ModelConfig& config = backend_->config();
   const PageSpace space = backend_->space();
   const std::vector<LayerGroup> groups = {
@@ -87,9 +95,8 @@ Status EngineImpl::OpenExecutor() {
                          .sequence_tokens_max = 0,
                          .uncommitted_tokens_max = o.step_tokens_max};
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, planned));
-  const tinyserve_shape shape = SelectorShapeOf(config, o.page_tokens, config.context,
-                                                codec->metadata | selector.needs(codec->metadata));
-  TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf({&selector, 1}, shape));
+  const tinyserve_shape shape = SelectorShapeOf(config, o.page_tokens, config.context, kinds);
+  TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf(selectors, shape));
   info_.kv_bytes_per_token =
       KvCache::BytesPerToken(groups, *codec, o.page_tokens, space, planned.kept);
   info_.kv_window_bytes = KvCache::WindowBytes(groups, *codec, o.page_tokens, space);
@@ -106,7 +113,7 @@ Status EngineImpl::OpenExecutor() {
                                                 .sequences_max = o.sequences_max,
                                                 .sequence_tokens_max = sizes.context_tokens,
                                                 .step_tokens_max = o.step_tokens_max,
-                                                .selectors = {o.selector},
+                                                .selectors = std::move(named),
                                                 .cache_policy = policy,
                                                 .trace = trace_.get()}));
   TS_RETURN_IF_ERROR(executor_->FindSteps(o.step_plugins).status());

@@ -36,6 +36,7 @@ Status CheckEngineOptions(const EngineOptions& o) {
                   fmt::format("{} is {}: allowed are {} to {}", name, value, low, high));
   };
   TS_RETURN_IF_ERROR(range("threads", o.threads, 0, 1024));
+  TS_RETURN_IF_ERROR(range("metadata's number of selectors", o.metadata.size(), 0, 16));
   TS_RETURN_IF_ERROR(cuda::CheckEngineDevice(o.device));
   if (!(o.shadow_check >= 0 && o.shadow_check <= 1)) {
     return Status(Code::kInvalidArgument,

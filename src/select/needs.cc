@@ -83,7 +83,11 @@ Result<SelectorNeeds> NeedsOf(std::span<const SelectorSpec> specs, const tinyser
 Result<SummaryOffsets> PlaceOf(const SelectorSpec& spec, const tinyserve_shape& shape,
                                const SelectorNeeds& kept, std::span<const SummaryPlace> places) {
   const auto missing = [&](std::string_view what) {
-    return Bad(spec, fmt::format("{} is not kept: choose it when the engine starts", what));
+    return Bad(
+        spec,
+        fmt::format(
+            "{} is not kept: choose it when the engine starts, as its selector or its metadata",
+            what));
   };
   TS_ASSIGN_OR_RETURN(const tinyserve_sizes sizes, SizesOf(spec, shape));
   if ((spec.needs(shape.record_kinds) & ~kept.metadata) != 0) {

@@ -399,9 +399,10 @@ TEST(NeedsOf, MeansOfPagesAreKeptForThoseThatReadThem) {
         .message();
   };
   EXPECT_EQ(message("box"), "");
-  EXPECT_EQ(message("box:rest=mean"),
-            "selector 'box:rest=mean': the mean of the keys and values of pages, which rest=mean "
-            "reads, is not kept: choose it when the engine starts");
+  EXPECT_EQ(
+      message("box:rest=mean"),
+      "selector 'box:rest=mean': the mean of the keys and values of pages, which rest=mean "
+      "reads, is not kept: choose it when the engine starts, as its selector or its metadata");
 }
 
 TEST(Selector, IsNotAskedWhereTheBudgetCoversEverything) {

@@ -119,6 +119,36 @@ TEST(Engine, StorageFollowsTheSelectorUnlessItIsChosen) {
             std::string::npos);
 }
 
+// What is kept for selectors that requests may name is planned for, and serves them as if they had
+// been the engine's own.
+TEST(Engine, MetadataIsKeptForWhatRequestsMayName) {
+  constexpr const char* kBox = "box:ratio=0.2,min_tokens=0,min_context=0";
+  auto own = OpenTiny([](EngineOptions* o) { o->selector = kBox; });
+  auto plain = OpenTiny();
+  auto kept = OpenTiny([](EngineOptions* o) { o->metadata = {"box", "moments:rest=mean"}; });
+  EXPECT_EQ(kept->info().selector, "full");
+  EXPECT_GT(kept->info().kv_bytes_per_token, own->info().kv_bytes_per_token);
+  Request request = MakeRequest(7);
+  const Answer dense = Ask(kept.get(), request);
+  EXPECT_EQ(dense.logprobs, Ask(plain.get(), request).logprobs);
+  const Answer expected = Ask(own.get(), request);
+  request.selector = kBox;
+  const Answer boxed = Ask(kept.get(), request);
+  EXPECT_EQ(boxed.tokens, expected.tokens);
+  EXPECT_EQ(boxed.logprobs, expected.logprobs);
+  EXPECT_NE(boxed.logprobs, dense.logprobs);
+  const Status refused = plain->Submit(request, [](const TokenEvent&) {}).status();
+  EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+  EXPECT_NE(refused.message().find("as its selector or its metadata"), std::string::npos);
+  request.selector = "moments:min_context=0,rest=mean";
+  EXPECT_EQ(Ask(kept.get(), request).finish, FinishReason::kLength);
+  EngineOptions options;
+  options.model_path = TS_SOURCE_DIR "/tests/golden/tiny/llama.gguf";
+  options.metadata = {"cascade"};
+  EXPECT_NE(Engine::Open(options).status().message().find("selector 'cascade': the KV cache is"),
+            std::string::npos);
+}
+
 // Storage of coded pages is planned for, and a request may select among them by what it keeps.
 TEST(Engine, CodedPagesArePlannedFor) {
   auto engine = OpenTiny([](EngineOptions* o) { o->kv = "planes"; });

@@ -245,7 +245,7 @@ TEST_P(SelectorState, WhatIsNotKeptIsRefused) {
   EXPECT_EQ(rig.executor()->FindSelector("subpage:ratio=0.1,keep=0.5").status().message(), "");
   EXPECT_EQ(rig.executor()->FindSelector("subpage:keep=3").status().message(),
             "selector 'subpage:keep=3': the summary of pages that subpage makes with these options "
-            "is not kept: choose it when the engine starts");
+            "is not kept: choose it when the engine starts, as its selector or its metadata");
   Rig plain(GetParam(), {"streaming"});
   EXPECT_FALSE(plain.executor()->FindSelector(kSticky).ok());
 }
