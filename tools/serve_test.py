@@ -45,8 +45,8 @@ class Server:
         with open(self.log.name, encoding="utf-8") as log:
             return log.read()
 
-    def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+    def connect(self, source="127.0.0.1"):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S, source_address=(source, 0))
 
     def ask(self, method, path, body=None, headers=None):
         """-> (status, parsed JSON or text, headers)"""
@@ -283,6 +283,25 @@ class Serve(unittest.TestCase):
                                    "all are cancelled")
             self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 0, "none is left")
         self.assertEqual(self.server.metric("tinyserve:kv_blocks_used"), 0)
+
+    def test_without_keys_addresses_are_served_alike(self):
+        for source, waits_for_all in (("127.0.0.2", False), ("127.0.0.1", True)):
+            ended = []
+            greedy = self.server.connect()
+            greedy.request("POST", "/v1/completions", json.dumps({**LONG, "max_tokens": 60,
+                                                                  "prompt": [f"{i} times" for i in range(8)]}))
+            reading = threading.Thread(target=lambda reply=greedy.getresponse(), ended=ended: ended.extend(
+                1 for event in events_of(reply) if '"finish_reason":"length"' in event.replace(" ", "")))
+            reading.start()
+            self.server.wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 4, "four run, four wait")
+            modest = self.server.connect(source)
+            modest.request("POST", "/v1/completions", json.dumps({"prompt": "Hi", "max_tokens": 2, "ignore_eos": True}))
+            self.assertEqual(modest.getresponse().status, 200)
+            self.assertEqual(len(ended) > 4, waits_for_all, f"{len(ended)} of 8 had ended before {source} was served")
+            reading.join()
+            self.assertEqual(len(ended), 8)
+            for connection in (greedy, modest):
+                connection.close()
 
     def test_bad_requests_are_told_and_the_connection_goes_on(self):
         connection = self.server.connect()

@@ -174,6 +174,9 @@ struct Request {
   std::string session;
   // Whose it is, at most 256 bytes: clients are served alike, however much each asks for.
   std::string client;
+  // Of requests without a client, who is served alike in its place; at most 256 bytes. It owns
+  // nothing: sessions and cached prefixes are the client's.
+  std::string peer;
   std::string salt;  // cached prefixes are shared only among equal salts; at most 256 bytes
   Priority priority = Priority::kNormal;
   uint64_t deadline_ms = 0;  // since submission; 0: none

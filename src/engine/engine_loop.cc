@@ -41,11 +41,12 @@ bool EngineImpl::TakeInbox() {
   }
   for (std::unique_ptr<Job>& job : taken) {
     const RequestId id = job->id;
+    const Request& r = job->request;
     scheduler_->Submit({.id = id,
                         .prompt_tokens = job->prompt_tokens,
-                        .max_tokens = job->request.max_tokens,
-                        .priority = job->request.priority,
-                        .client = std::hash<std::string>()(job->request.client)});
+                        .max_tokens = r.max_tokens,
+                        .priority = r.priority,
+                        .client = std::hash<std::string>()(r.client.empty() ? r.peer : r.client)});
     jobs_.emplace(id, std::move(job));
   }
   return true;

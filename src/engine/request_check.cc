@@ -62,8 +62,10 @@ Status CheckRequest(const Request& r, uint32_t vocab, uint32_t context_tokens) {
       return bad(fmt::format("stop_tokens holds {}: allowed are 0 to {}", token, vocab - 1));
     }
   }
-  for (const auto& [name, text] :
-       {std::pair("salt", &r.salt), {"session", &r.session}, {"client", &r.client}}) {
+  for (const auto& [name, text] : {std::pair("salt", &r.salt),
+                                   {"session", &r.session},
+                                   {"client", &r.client},
+                                   {"peer", &r.peer}}) {
     if (text->size() <= kNameBytesMax) continue;
     return bad(
         fmt::format("{} has {} bytes: at most {} are allowed", name, text->size(), kNameBytesMax));

@@ -83,6 +83,21 @@ ApiError Refused(int status, std::string message, std::string code) {
   return {.status = status, .message = std::move(message), .param = "", .code = std::move(code)};
 }
 
+// HttpRequest::peer. Whoever has an address of IPv6 has a network of them.
+std::string PeerOf(const net::ip::tcp::socket& socket) {
+  ErrorCode error;
+  net::ip::address address = socket.remote_endpoint(error).address();
+  if (error) return "";  // it has left
+  if (address.is_v6() && address.to_v6().is_v4_mapped()) {
+    address = net::ip::make_address_v4(net::ip::v4_mapped, address.to_v6());
+  } else if (address.is_v6()) {
+    auto bytes = address.to_v6().to_bytes();
+    std::fill(bytes.begin() + 8, bytes.end(), 0);
+    address = net::ip::address_v6(bytes);
+  }
+  return address.to_string();
+}
+
 class Connection : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
   Connection(net::ip::tcp::socket socket, ConnectionContext* context)
@@ -91,6 +106,7 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
         stream_(std::move(socket), context->tls.get()),
         timer_(stream_.get_executor()),
         behind_(stream_.get_executor()),
+        peer_(PeerOf(stream_.socket())),
         buffer_(context->options.header_bytes_max + kReadBytes) {}
 
   void Start(std::function<void()> on_end) override;
@@ -133,6 +149,7 @@ class Connection : public HttpConnection, public std::enable_shared_from_this<Co
   net::steady_timer timer_;         // set for that, or for an earlier wait's end
   bool timing_ = false;             // timer_ runs
   net::steady_timer behind_;        // of WatchBehindBytes
+  const std::string peer_;          // HttpRequest::peer
   beast::flat_buffer buffer_;
   bool http11_ = true;
   bool idle_ = false;
@@ -210,6 +227,7 @@ net::awaitable<bool> Connection::ServeOne() {
   parser.body_limit(context_.options.body_bytes_max);
   HttpRequest request;
   request.id = NewReplyId("req-");
+  request.peer = peer_;
   if (!co_await ReadHead(&parser, &request)) co_return false;
   std::optional<HttpReply> refused = handler_.Refuse(&request);
   if (refused) {

@@ -22,6 +22,7 @@ struct HttpRequest {
   HeaderList headers;                                      // names in lower case
   std::string body;
   std::string id;       // of the log line and the reply's X-Request-Id
+  std::string peer;     // the address that it came from; of IPv6 the network, its first 64 bits
   uint64_t client = 0;  // of ApiKeys::Find: whose key it carries; 0: none
 
   // The header's value; "" where it is absent. A header given twice counts once, the first time.

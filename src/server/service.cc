@@ -67,6 +67,7 @@ void Service::SetOwner(const HttpRequest& http, const std::string& cache_salt,
                        Request* request) const {
   request->client = ClientOf(http);
   request->salt = request->client;
+  request->peer = http.peer;
   if (!cache_salt.empty()) request->salt += "/" + cache_salt;
 }
 
