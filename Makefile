@@ -19,7 +19,7 @@ help:
 	@echo 'make cuda     build/cuda/tinyserve, with kernels for NVIDIA GPUs; fetches the compiler where there is none'
 	@echo 'make test     every test, and the fast ones again under AddressSanitizer and UBSan'
 	@echo 'make test-gpu the CUDA kernels on a GPU against the plain loops; skipped where there is none'
-	@echo 'make test-clients  the server with what users have: openai, LangChain, lm-eval, a browser'
+	@echo 'make test-clients  the server with what users have: openai, LangChain, lm-eval, guidellm, a browser'
 	@echo 'make soak     the server under clients of every kind for SOAK_SECONDS (now $(SOAK_SECONDS)) seconds'
 	@echo 'make fuzz     fuzz each parser of outside bytes for FUZZ_SECONDS (now $(FUZZ_SECONDS)) seconds'
 	@echo 'make format   clang-format every C++ file'
