@@ -54,6 +54,7 @@ class PromptBudget {
   // tokens a step. 0: as many go through all layers in one step, or none may.
   uint32_t TokensByLayers(uint32_t depth, uint32_t wanted) const;
   uint32_t layers() const { return parts_.layers; }
+  double units() const { return units_; }  // left
   // How many of the `left` layers that such a chunk has not gone through it goes through in this
   // step; they are taken off. 0: the budget is empty.
   uint32_t TakeLayers(uint32_t depth, uint32_t tokens, uint32_t left);
@@ -98,6 +99,10 @@ class ChunkSizer {
   // this one.
   PromptBudget BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max,
                             double spent = 0) const;
+  // How long such a budget lasts.
+  double SecondsOf(const PromptBudget& budget, uint32_t depth) const {
+    return budget.units() * UnitSeconds(depth);
+  }
 
  private:
   // The costs' form is known only roughly: units are timed by ranges of depth.

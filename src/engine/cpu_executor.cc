@@ -152,7 +152,7 @@ void CpuExecutor::RunRows(const StepBatch& batch, const LayerHook& hook) {
   const std::span<const uint32_t> positions(positions_);
   if (ran_part_) {
     part_->Run(runs_.back(), tokens.subspan(others), positions.subspan(others),
-               batch.rows.back().part);
+               batch.rows.back().part, batch.part_until_ns);
   }
   step_->Begin(tokens.first(others), positions.first(others), attention_.get());
   if (others > 0) {

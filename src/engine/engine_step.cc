@@ -21,13 +21,20 @@ uint32_t TopWanted(const Request& request) {
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
   const uint32_t chunk_max = tuner_ != nullptr ? tuner_->setting().chunk_tokens : UINT32_MAX;
-  scheduler_->Plan(chunks_->BudgetBeside(scheduler_->generating(), scheduler_->prompt_depth(),
-                                         chunk_max, touch_seconds_),
-                   &step_);
+  const uint32_t depth = scheduler_->prompt_depth();
+  const PromptBudget budget =
+      chunks_->BudgetBeside(scheduler_->generating(), depth, chunk_max, touch_seconds_);
+  scheduler_->Plan(budget, &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
   batch_.Clear();
   for (const ScheduledRow& row : step_.rows) AddRow(row);
+  // Where the system holds the part up, the streams beside it are not to wait for the rest of it.
+  constexpr double kPartLate = 1.2;
+  if (!step_.rows.back().done) {
+    const double seconds = kPartLate * chunks_->SecondsOf(budget, depth);
+    batch_.part_until_ns = NowNs() + static_cast<uint64_t>(seconds * 1e9);
+  }
   if (trace_ == nullptr) return;
   trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
                         .label = nullptr,
@@ -78,6 +85,10 @@ void EngineImpl::RunStep() {
   if (step_.rows.empty()) return;
   const double begin = NowSeconds();
   if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
+  if (!step_.rows.back().done) {
+    step_.rows.back().part.end = executor_->part_layer();
+    scheduler_->CameTo(executor_->part_layer());
+  }
   const StepLoad load = LoadOf(step_);
   // Nothing comes of a chunk before its last layer.
   if (!step_.rows.back().done) step_.rows.pop_back();

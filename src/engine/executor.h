@@ -69,6 +69,8 @@ class Executor {
   // its batch, uncommitted until its last layer has run; where it begins with layer 0, what was in
   // the making is forgotten. Other steps may come between. Its bits are those of a whole row.
   virtual uint32_t part_tokens_max() const { return 0; }
+  // The layer that is next for such a row of the last step.
+  virtual uint32_t part_layer() const { return 0; }
 
   // Runs the batch. REQUIRES: at most step_tokens_max tokens, room reserved in the cache for all of
   // them, token ids inside the vocabulary. Results stay valid until the next step. The caller

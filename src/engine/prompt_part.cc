@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/clock.h"
 
 namespace tinyserve {
 
@@ -21,7 +22,7 @@ Result<std::unique_ptr<PromptPart>> PromptPart::Create(const Model* model, Step*
 }
 
 void PromptPart::Run(const SequenceRun& run, std::span<const int32_t> tokens,
-                     std::span<const uint32_t> positions, LayerRange layers) {
+                     std::span<const uint32_t> positions, LayerRange layers, uint64_t until_ns) {
   const TraceScope scope(trace_, TraceKind::kPart, run.rows, layers.begin, layers.end);
   const uint32_t all = model_->config().layers;
   TS_CHECK(run.token_class == TokenClass::kPrompt && run.rows <= tokens_max_);
@@ -34,10 +35,14 @@ void PromptPart::Run(const SequenceRun& run, std::span<const int32_t> tokens,
   attention_->Plan({&run_, 1});
   if (layers.begin > 0) std::memcpy(step_->x(), states_.data(), states().size_bytes());
   step_->Begin(tokens, positions, attention_);
-  model_->ForwardLayers(step_, layers, {});
-  next_layer_ = layers.end;
+  model_->Prepare(step_, layers.begin);
+  const bool may_end = until_ns != 0 && layers.end < all;
+  next_layer_ = layers.begin;
+  do {
+    model_->ForwardLayer(next_layer_++, step_);
+  } while (next_layer_ < layers.end && !(may_end && NowNs() > until_ns));
   std::memcpy(states_.data(), step_->x(), states().size_bytes());
-  ran_share_ = static_cast<double>(layers.end - layers.begin) / all;
+  ran_share_ = static_cast<double>(next_layer_ - layers.begin) / all;
   kv_bytes_ = attention_->kv_bytes();
   multiply_adds_ = attention_->multiply_adds(TokenClass::kPrompt);
 }

@@ -27,9 +27,10 @@ class PromptPart {
 
   uint32_t tokens_max() const { return tokens_max_; }
   // Runs some of the row's layers by themselves, with attention planned for it alone. REQUIRES: the
-  // first ones, or those after what ran of the same row last.
+  // first ones, or those after what ran of the same row last. until_ns: StepBatch::part_until_ns.
   void Run(const SequenceRun& run, std::span<const int32_t> tokens,
-           std::span<const uint32_t> positions, LayerRange layers);
+           std::span<const uint32_t> positions, LayerRange layers, uint64_t until_ns);
+  uint32_t next_layer() const { return next_layer_; }
   // Whether all have run.
   bool whole() const { return next_layer_ == model_->config().layers; }
   // [rows][dim] of the residual stream after the layers that have run.

@@ -94,6 +94,8 @@ class Scheduler {
   // through the layers by and by with the last layer. There is one of them at a time; it goes first
   // until it is done or its request has ended or is preempted.
   void Plan(PromptBudget budget, ScheduledStep* step);
+  // The chunk that the planned step left in the making has come to this layer only.
+  void CameTo(uint32_t layer) { part_.left.begin = layer; }
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
   uint32_t generating() const;  // of them, those whose next token the next step generates

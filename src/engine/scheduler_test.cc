@@ -209,11 +209,16 @@ TEST(Scheduler, AChunkGoesThroughTheLayersByAndBy) {
   ASSERT_EQ(rows.size(), 2u);
   ExpectPart(rows[1], 2, 34, {1, 3});
   EXPECT_EQ(PlanByLayers(&scheduler, 0).size(), 1u);
+  // Where its time was up earlier, it begins there.
+  ExpectPart(PlanByLayers(&scheduler, 24).at(1), 2, 34, {3, 6});
+  scheduler.CameTo(4);
+  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {4, 5});
+  scheduler.CameTo(5);
   rows = PlanByLayers(&scheduler, 1000);
   ASSERT_EQ(rows.size(), 3u);
   EXPECT_EQ(rows[1].id, 3u);
   EXPECT_TRUE(rows[1].part.empty() && rows[1].sampled);
-  ExpectPart(rows[2], 2, 34, {3, 8});
+  ExpectPart(rows[2], 2, 34, {5, 8});
   EXPECT_FALSE(rows[2].sampled);
   // What is left of it fits as a whole.
   rows = PlanByLayers(&scheduler, 1000);
@@ -381,6 +386,10 @@ class Simulation {
     ASSERT_LE(l->done + row.length, l->request.prompt_tokens);
     l->part = row.done ? 0 : row.length;
     l->layers = row.done ? 0 : row.part.end;
+    if (!row.done && Random(3) == 0) {
+      l->layers = row.part.begin + 1;
+      scheduler_.CameTo(l->layers);
+    }
     ++parts_;
   }
   void TakeRow(const ScheduledRow& row) {

@@ -52,10 +52,14 @@ struct StepRow {
 struct StepBatch {
   std::vector<StepRow> rows;
   std::vector<StepInput> inputs;
+  // A row's part (StepRow::part) is cut short after a layer that ends later (NowNs()), but that
+  // with the last layer; 0: it is not.
+  uint64_t part_until_ns = 0;
 
   void Clear() {
     rows.clear();
     inputs.clear();
+    part_until_ns = 0;
   }
 };
 

@@ -12,19 +12,14 @@ struct Layer {
 
 class Gpt2 : public Model {
  public:
-  void ForwardLayers(Step* step, LayerRange layers, const LayerHook& hook) const override {
-    if (layers.begin == 0) {
-      step->Embed(embedding_);
-      step->AddPositions(positions_);
-    }
-    for (uint32_t l = layers.begin; l < layers.end; ++l) {
-      ForwardLayer(layers_[l], l, step);
-      if (hook) hook(l, step->x(), step->rows(), config_.dim);
-    }
+  void Prepare(Step* step, uint32_t first_layer) const override {
+    if (first_layer > 0) return;
+    step->Embed(embedding_);
+    step->AddPositions(positions_);
   }
 
- protected:
-  void ForwardLayer(const Layer& layer, uint32_t l, Step* step) const {
+  void ForwardLayer(uint32_t l, Step* step) const override {
+    const Layer& layer = layers_[l];
     step->NormForQkv(layer.attention_norm, config_.norm_eps, layer.qkv);
     step->ProjectQkv(layer.qkv, config_.dim);
     step->Attend(l, config_.dim, config_.dim);
@@ -35,6 +30,7 @@ class Gpt2 : public Model {
     step->AddDown(layer.down);
   }
 
+ protected:
   void Declare(WeightLoader* loader) override {
     const ModelConfig& c = config_;
     DeclareEnds(loader, /*norm_bias=*/true);

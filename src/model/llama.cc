@@ -12,17 +12,13 @@ struct Layer {
 
 class Llama : public Model {
  public:
-  void ForwardLayers(Step* step, LayerRange layers, const LayerHook& hook) const override {
-    if (layers.begin == 0) step->Embed(embedding_);
+  void Prepare(Step* step, uint32_t first_layer) const override {
+    if (first_layer == 0) step->Embed(embedding_);
     step->PrepareRope(frequencies_, rope_magnitude_);
-    for (uint32_t l = layers.begin; l < layers.end; ++l) {
-      ForwardLayer(layers_[l], l, step);
-      if (hook) hook(l, step->x(), step->rows(), config_.dim);
-    }
   }
 
- protected:
-  void ForwardLayer(const Layer& layer, uint32_t l, Step* step) const {
+  void ForwardLayer(uint32_t l, Step* step) const override {
+    const Layer& layer = layers_[l];
     const uint32_t q_dim = config_.heads * config_.head_dim,
                    kv_dim = config_.kv_heads * config_.head_dim;
     step->NormForQkv(layer.attention_norm, config_.norm_eps, layer.qkv);
@@ -36,6 +32,7 @@ class Llama : public Model {
     step->AddDown(layer.down);
   }
 
+ protected:
   void Declare(WeightLoader* loader) override {
     const ModelConfig& c = config_;
     const uint32_t q_dim = c.heads * c.head_dim, kv_dim = c.kv_heads * c.head_dim;

@@ -96,6 +96,14 @@ StepSizes Model::Sizes(uint32_t rows_max, uint32_t logits_max) const {
           .logits_max = logits_max};
 }
 
+void Model::Forward(Step* step, const LayerHook& hook) const {
+  Prepare(step, 0);
+  for (uint32_t l = 0; l < config_.layers; ++l) {
+    ForwardLayer(l, step);
+    if (hook) hook(l, step->x(), step->rows(), config_.dim);
+  }
+}
+
 ProductCost Model::CostOf(uint64_t rows, uint64_t logits_rows) const {
   ProductCost cost;
   if (rows > 0) {

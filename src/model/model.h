@@ -12,7 +12,6 @@
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
-#include "model/layer_range.h"
 #include "model/step.h"
 #include "model/weights.h"
 #include "tensor/gguf.h"
@@ -39,11 +38,11 @@ class Model {
   virtual ~Model() = default;
 
   // The residual stream of the step's tokens after all layers, left in step->x().
-  void Forward(Step* step, const LayerHook& hook) const {
-    ForwardLayers(step, {0, config_.layers}, hook);
-  }
-  // The same after some of them, begun with what the layers before left in step->x().
-  virtual void ForwardLayers(Step* step, LayerRange layers, const LayerHook& hook) const = 0;
+  void Forward(Step* step, const LayerHook& hook) const;
+  // The same by layers: what the step needs before it goes through those from first_layer on, and
+  // each of them. Where that is not 0, step->x() has the states after the layers before.
+  virtual void Prepare(Step* step, uint32_t first_layer) const = 0;
+  virtual void ForwardLayer(uint32_t layer, Step* step) const = 0;
   // Logits of the wanted rows of the step, [wanted.size()][vocab].
   void Logits(Step* step, std::span<const uint32_t> wanted, float* out) const {
     step->Logits(wanted, final_norm_, config_.norm_eps, head_tied_ ? embedding_ : head_, out);

@@ -105,11 +105,15 @@ std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
       part.end = part.begin + 1 + static_cast<uint32_t>(random() % (layers - part.begin));
       batch.rows.back().part = part;
       if (part.end < layers) batch.rows.back().want = Want::kNothing;
+      // As early as can be: after one layer.
+      batch.part_until_ns = random() % 2;
     }
     rig->executor->Run(batch);
     cache->Commit(other.slot, other.done);
     if (rests) continue;
-    part.begin = part.end;
+    EXPECT_EQ(rig->executor->part_layer(),
+              batch.part_until_ns != 0 && part.end < layers ? part.begin + 1 : part.end);
+    part.begin = rig->executor->part_layer();
     if (part.end < layers) {
       sequence.done = begun;
       continue;
