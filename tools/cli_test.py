@@ -412,8 +412,8 @@ class Measure(unittest.TestCase):
             self.assertTrue(preset["resolved"].startswith("cascade:ratio="), preset)
             if raw["depth"] == 320:  # fewer tokens are as cheap to read whole
                 self.assertLess(sparse["bytes_per_step"], coded["bytes_per_step"])
+                self.assertNotEqual(preset["bytes_per_step"], coded["bytes_per_step"])  # it selects
             self.assertLess(coded["bytes_per_step"], raw["bytes_per_step"])
-            self.assertEqual(preset["bytes_per_step"], coded["bytes_per_step"])  # the context is short
             for case in (sparse, coded, preset):
                 self.assertGreater(case["speedup_over_full"], 0)
         shown = tinyserve(*args).stdout.decode()
