@@ -32,9 +32,8 @@ Result<SelectorNeeds> LoadedModel::NeedsOf(const std::string& kv,
                                            uint32_t page_tokens) const {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
   const ModelConfig& config = this->config();
-  uint32_t kinds = codec->metadata;
-  for (const SelectorSpec& spec : selectors) kinds |= spec.needs(codec->metadata);
-  return tinyserve::NeedsOf(selectors, SelectorShapeOf(config, page_tokens, config.context, kinds));
+  return tinyserve::NeedsOf(selectors, SelectorShapeOf(config, page_tokens, config.context,
+                                                       RecordKindsOf(selectors, *codec)));
 }
 
 Result<uint64_t> LoadedModel::KvBytesPerToken(const std::string& kv, uint32_t page_tokens,
@@ -83,7 +82,7 @@ Result<LoadedModel> LoadWithProgress(const EngineFlags& flags) {
       OpenBackend(*loaded.file, {.name = flags.device,
                                  .device = {.index = 0,
                                             .kv = "f16",
-                                            .selector = "full",
+                                            .selectors = {"full"},
                                             .step_plugins = flags.step_plugins,
                                             .compute = loaded.compute,
                                             .threads = loaded.threads.get(),

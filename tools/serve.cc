@@ -271,11 +271,6 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
 
 // What is kept of earlier requests, and what gives way under load.
 void AddReuseOptions(CLI::App* app, ServeFlags* flags) {
-  app->add_option("--metadata", flags->metadata,
-                  "Also keep what this selector needs to know of pages, so that a request may name "
-                  "it; may be repeated")
-      ->type_name("SPEC")
-      ->group("Engine");
   app->add_flag("--no-prefix-cache", flags->no_prefix_cache,
                 "Compute every prompt whole: nothing of earlier ones is used again")
       ->group("Server");
@@ -353,6 +348,12 @@ void AddServe(CLI::App* parent, Command* run) {
   AddAccessOptions(app, flags.get());
   AddEngineOptions(app, &flags->engine);
   AddSelectorOptions(app, &flags->engine);
+  app->add_option("--metadata", flags->metadata,
+                  "Also keep what this selector needs to know of pages, so that a request may name "
+                  "it (may be repeated)")
+      ->type_name("SPEC")
+      ->allow_extra_args(false)
+      ->group("Engine");
   AddExample(app, "tinyserve serve --model model.gguf --port 8080");
   app->callback([=] { *run = [=] { return RunServe(flags.get(), app); }; });
 }

@@ -295,7 +295,9 @@ class Serve(unittest.TestCase):
             reading.start()
             self.server.wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 4, "four run, four wait")
             modest = self.server.connect(source)
-            modest.request("POST", "/v1/completions", json.dumps({"prompt": "Hi", "max_tokens": 2, "ignore_eos": True}))
+            # Slow enough that the other thread has read what ended before.
+            modest.request("POST", "/v1/completions", json.dumps({"prompt": "Hi", "max_tokens": 8, "ignore_eos": True,
+                                                                  "tinyserve": SLOW}))
             self.assertEqual(modest.getresponse().status, 200)
             self.assertEqual(len(ended) > 4, waits_for_all, f"{len(ended)} of 8 had ended before {source} was served")
             reading.join()

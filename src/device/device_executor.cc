@@ -66,13 +66,9 @@ Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
   const ModelConfig& config = setup_.model->config();
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   TS_RETURN_IF_ERROR(CheckDeviceCodec(*codec));
-  uint32_t kinds = codec->metadata;
-  for (const std::string& text : options.selectors) {
-    TS_ASSIGN_OR_RETURN(const SelectorSpec spec, ParseSelector(text));
-    if (spec.table == nullptr) continue;
-    TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, !codec->identity()).status());
-    kinds |= spec.needs(codec->metadata);
-  }
+  TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> specs, ParseSelectors(options.selectors));
+  TS_RETURN_IF_ERROR(CheckDeviceSelectors(specs, *codec));
+  const uint32_t kinds = RecordKindsOf(specs, *codec);
   shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
   KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*setup_.model));
   cache.kept.metadata = kinds;

@@ -36,4 +36,12 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
   return selector;
 }
 
+Status CheckDeviceSelectors(std::span<const SelectorSpec> specs, const Codec& codec) {
+  for (const SelectorSpec& spec : specs) {
+    if (spec.table == nullptr) continue;
+    TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, !codec.identity()).status());
+  }
+  return Status();
+}
+
 }  // namespace tinyserve::cuda

@@ -2,7 +2,10 @@
 #ifndef TINYSERVE_DEVICE_DEVICE_SELECTOR_H_
 #define TINYSERVE_DEVICE_DEVICE_SELECTOR_H_
 
+#include <span>
+
 #include "kernels/kernels.h"
+#include "kv/codec.h"
 #include "select/selector.h"
 #include "tinyserve/status.h"
 
@@ -21,6 +24,8 @@ struct DeviceSelector {
 // REQUIRES: spec.table is not null ("full" is no selector). `coded`: whether pages are. Errors:
 // kUnsupported, naming what a device does not know and what it does.
 Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded);
+// Whether a device serves all of them, "full" too, over pages of this form. Errors: the same.
+Status CheckDeviceSelectors(std::span<const SelectorSpec> specs, const Codec& codec);
 
 }  // namespace tinyserve::cuda
 

@@ -41,7 +41,8 @@ Result<std::unique_ptr<Backend>> OpenCpuBackend(const GgufFile& file,
 // What a device is asked to compute; all of it is checked before weights are read.
 struct DeviceBackendOptions {
   uint32_t index;  // of the CUDA device
-  std::string kv, selector;
+  std::string kv;
+  std::vector<std::string> selectors;
   std::vector<std::string> step_plugins = {};
   Compute compute = Compute::kFast;
   bool graphs = true;  // whether steps that decode alone are recorded and replayed

@@ -57,16 +57,12 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, con
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   const std::vector<LayerGroup> groups = {
       {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}};
-  std::vector<SelectorSpec> specs;
-  uint32_t kinds = codec->metadata;
-  for (const std::string& text : options.selectors) {
-    TS_ASSIGN_OR_RETURN(specs.emplace_back(), ParseSelector(text));
-    TS_RETURN_IF_ERROR(CheckStored(specs.back(), *codec));
-    kinds |= specs.back().needs(codec->metadata);
-  }
+  TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> specs, ParseSelectors(options.selectors));
+  for (const SelectorSpec& spec : specs) TS_RETURN_IF_ERROR(CheckStored(spec, *codec));
   KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*model));
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, cache));
-  e->shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
+  e->shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max,
+                              RecordKindsOf(specs, *codec));
   TS_ASSIGN_OR_RETURN(cache.kept, NeedsOf(specs, e->shape_, &e->summaries_));
   TS_ASSIGN_OR_RETURN(e->cache_, KvCache::Create(groups, cache, kernels));
   const AttentionOptions attention{.group_of_layer = std::vector<uint32_t>(config.layers, 0),

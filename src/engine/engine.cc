@@ -38,6 +38,13 @@ std::string Spelled(const VocabSpec& vocab, int64_t id) {
   return id >= 0 ? vocab.tokens[static_cast<size_t>(id)] : std::string();
 }
 
+// The engine's own first, then those that requests may name.
+std::vector<std::string> SelectorsOf(const EngineOptions& options) {
+  std::vector<std::string> selectors{options.selector};
+  selectors.insert(selectors.end(), options.metadata.begin(), options.metadata.end());
+  return selectors;
+}
+
 uint64_t ParametersOf(const GgufFile& file) {
   uint64_t parameters = 0;
   for (const StoredTensor& tensor : file.tensors()) parameters += tensor.rows * tensor.cols;
@@ -72,14 +79,8 @@ Status EngineImpl::OpenText(const GgufFile& file) {
 Status EngineImpl::OpenExecutor() {
   const EngineOptions& o = options_;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(o.kv));
-  std::vector<std::string> named{o.selector};
-  named.insert(named.end(), o.metadata.begin(), o.metadata.end());
-  std::vector<SelectorSpec> selectors;
-  uint32_t kinds = codec->metadata;
-  for (const std::string& text : named) {
-    TS_ASSIGN_OR_RETURN(selectors.emplace_back(), ParseSelector(text));
-    kinds |= selectors.back().needs(codec->metadata);
-  }
+  const std::vector<std::string> named = SelectorsOf(o);
+  TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> selectors, ParseSelectors(named));
   const SelectorSpec& selector = selectors.front();
   const ModelConfig& config = backend_->config();
   const PageSpace space = backend_->space();
@@ -95,7 +96,8 @@ Status EngineImpl::OpenExecutor() {
                          .sequence_tokens_max = 0,
                          .uncommitted_tokens_max = o.step_tokens_max};
   TS_RETURN_IF_ERROR(KvCache::CheckOptions(groups, planned));
-  const tinyserve_shape shape = SelectorShapeOf(config, o.page_tokens, config.context, kinds);
+  const tinyserve_shape shape =
+      SelectorShapeOf(config, o.page_tokens, config.context, RecordKindsOf(selectors, *codec));
   TS_ASSIGN_OR_RETURN(planned.kept, NeedsOf(selectors, shape));
   info_.kv_bytes_per_token =
       KvCache::BytesPerToken(groups, *codec, o.page_tokens, space, planned.kept);
@@ -113,7 +115,7 @@ Status EngineImpl::OpenExecutor() {
                                                 .sequences_max = o.sequences_max,
                                                 .sequence_tokens_max = sizes.context_tokens,
                                                 .step_tokens_max = o.step_tokens_max,
-                                                .selectors = std::move(named),
+                                                .selectors = named,
                                                 .cache_policy = policy,
                                                 .trace = trace_.get()}));
   TS_RETURN_IF_ERROR(executor_->FindSteps(o.step_plugins).status());
@@ -180,11 +182,12 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
   for (const std::string& path : options.plugins) TS_RETURN_IF_ERROR(LoadPlugin(path));
   // What costs nothing to refuse is refused before anything is read.
-  TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(options.selector));
+  const std::vector<std::string> named = SelectorsOf(options);
+  TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> selectors, ParseSelectors(named));
   TS_RETURN_IF_ERROR(CheckStepPlugins(options.step_plugins, options.prefix_cache));
-  const std::string kv = options.kv.empty() ? KvFor(selector) : options.kv;
+  const std::string kv = options.kv.empty() ? KvFor(selectors.front()) : options.kv;
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(kv));
-  TS_RETURN_IF_ERROR(CheckStored(selector, *codec));
+  for (const SelectorSpec& spec : selectors) TS_RETURN_IF_ERROR(CheckStored(spec, *codec));
   auto engine = std::make_unique<EngineImpl>();
   EngineImpl& e = *engine;
   e.options_ = options;
@@ -199,7 +202,7 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options) {
                       OpenBackend(*file, {.name = options.device,
                                           .device = {.index = 0,
                                                      .kv = kv,
-                                                     .selector = options.selector,
+                                                     .selectors = named,
                                                      .step_plugins = options.step_plugins,
                                                      .compute = compute,
                                                      .threads = e.threads_.get(),

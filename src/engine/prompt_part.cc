@@ -26,7 +26,7 @@ void PromptPart::Run(const SequenceRun& run, std::span<const int32_t> tokens,
   const TraceScope scope(trace_, TraceKind::kPart, run.rows, layers.begin, layers.end);
   const uint32_t all = model_->config().layers;
   TS_CHECK(run.token_class == TokenClass::kPrompt && run.rows <= tokens_max_);
-  TS_CHECK(!layers.empty() && layers.begin < layers.end && layers.end <= all);
+  TS_CHECK(layers.begin < layers.end && layers.end <= all);
   const bool follows = run.slot == run_.slot && run.first_position == run_.first_position &&
                        run.rows == run_.rows && layers.begin == next_layer_;
   TS_CHECK(layers.begin == 0 || follows);

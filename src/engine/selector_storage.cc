@@ -19,6 +19,12 @@ Status CheckStored(const SelectorSpec& spec, const Codec& codec) {
                             spec.typed, codec.name));
 }
 
+uint32_t RecordKindsOf(std::span<const SelectorSpec> specs, const Codec& codec) {
+  uint32_t kinds = codec.metadata;
+  for (const SelectorSpec& spec : specs) kinds |= spec.needs(codec.metadata);
+  return kinds;
+}
+
 tinyserve_shape SelectorShapeOf(const ModelConfig& config, uint32_t page_tokens,
                                 uint32_t tokens_max, uint32_t record_kinds) {
   return {.struct_size = sizeof(tinyserve_shape),

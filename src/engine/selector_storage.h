@@ -2,6 +2,8 @@
 #ifndef TINYSERVE_ENGINE_SELECTOR_STORAGE_H_
 #define TINYSERVE_ENGINE_SELECTOR_STORAGE_H_
 
+#include <cstdint>
+#include <span>
 #include <string>
 
 #include "kv/codec.h"
@@ -17,6 +19,9 @@ std::string KvFor(const SelectorSpec& spec);
 
 // Whether a selector can read what a codec stores. Errors: kInvalidArgument, naming both.
 Status CheckStored(const SelectorSpec& spec, const Codec& codec);
+
+// The kinds of record that a cache keeps for its codec and for these selectors.
+uint32_t RecordKindsOf(std::span<const SelectorSpec> specs, const Codec& codec);
 
 // What selectors are opened for: sequences of at most `tokens_max` tokens over pages of which
 // `record_kinds` are kept.

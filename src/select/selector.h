@@ -53,6 +53,7 @@ struct SelectorSpec {
 
 // Errors: kInvalidArgument, naming the option and what is allowed.
 Result<SelectorSpec> ParseSelector(const std::string& text);
+Result<std::vector<SelectorSpec>> ParseSelectors(std::span<const std::string> texts);
 // The same with a table that the name, whatever it is, stands for. REQUIRES: CheckSelectorTable
 // accepts it.
 Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const std::string& text);

@@ -213,6 +213,14 @@ Result<SelectorSpec> ParseSelector(const std::string& text) {
   return ParseSelectorFor(*table, text);
 }
 
+Result<std::vector<SelectorSpec>> ParseSelectors(std::span<const std::string> texts) {
+  std::vector<SelectorSpec> specs;
+  for (const std::string& text : texts) {
+    TS_ASSIGN_OR_RETURN(specs.emplace_back(), ParseSelector(text));
+  }
+  return specs;
+}
+
 Result<SelectorSpec> ParseSelectorFor(const tinyserve_selector_v2& table, const std::string& text) {
   SelectorSpec spec;
   spec.typed = text;

@@ -140,7 +140,7 @@ class DeviceExecutors : public testing::Test {
   std::unique_ptr<Backend> Device(bool graphs = true) {
     auto backend = OpenDeviceBackend(*file_, {.index = 0,
                                               .kv = "f16",
-                                              .selector = "full",
+                                              .selectors = {"full"},
                                               .compute = Compute::kFast,
                                               .graphs = graphs,
                                               .threads = &threads_,

@@ -36,6 +36,7 @@ struct TokenMasks {
 
 // What is listed at the ends of the scratch's lists by whole vectors, or read by whole steps.
 constexpr uint32_t kListSlack = 64;
+static_assert(kCandidatesAhead <= kListSlack);
 
 struct CascadeScratch {
   int16_t* q;              // [g][channels] codes
