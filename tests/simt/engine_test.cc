@@ -114,18 +114,27 @@ TEST(EngineOnADevice, SaysWhatItCannotCompute) {
   ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "device");
   ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "box:rest=mean"; }, "are not kept there");
+  ExpectRefused(
+      [](EngineOptions* o) {
+        o->metadata = {"box", "hierarchical"};
+      },
+      "'hierarchical': there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->step_plugins = {"early_exit"}; }, "run on the host");
   ExpectRefused([](EngineOptions* o) { o->compute = "f32"; }, "compute fast");
   ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; },
                 "heads of 16 channels");
   ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "gpt2.gguf"; }, "gpt2");
   // What may be chosen is: the CPU's.
-  const auto engine = OpenTiny([](EngineOptions* o) {
-    o->device = "auto";
-    o->model_path = kFolder + "llama.gguf";
-  });
-  ASSERT_NE(engine, nullptr);
-  EXPECT_EQ(engine->info().target.find("cuda"), std::string::npos);
+  for (const Change& change :
+       {Change([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; }),
+        Change([](EngineOptions* o) { o->metadata = {"hierarchical"}; })}) {
+    const auto engine = OpenTiny([&](EngineOptions* o) {
+      o->device = "auto";
+      change(o);
+    });
+    ASSERT_NE(engine, nullptr);
+    EXPECT_EQ(engine->info().target.find("cuda"), std::string::npos);
+  }
 }
 
 }  // namespace
