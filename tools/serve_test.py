@@ -293,7 +293,9 @@ class Serve(unittest.TestCase):
             reading = threading.Thread(target=lambda reply=greedy.getresponse(), ended=ended: ended.extend(
                 1 for event in events_of(reply) if '"finish_reason":"length"' in event.replace(" ", "")))
             reading.start()
-            self.server.wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 4, "four run, four wait")
+            # In this order: four that wait for the engine to take them in are none of those that wait while four run.
+            self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 4
+                                   and self.server.metric("vllm:num_requests_waiting") == 4, "four run, four wait")
             modest = self.server.connect(source)
             # Slow enough that the other thread has read what ended before.
             modest.request("POST", "/v1/completions", json.dumps({"prompt": "Hi", "max_tokens": 8, "ignore_eos": True,
