@@ -43,6 +43,8 @@ TEST(EngineOnADevice, TokensAreTheSameWhoeverDrawsThem) {
   }
 }
 
+// Both code activations in 8 bits, each CPU target in its own way: 0.11 apart at most where this was
+// tried (AVX2). Scores of other positions are several units away.
 TEST(EngineOnADevice, PromptsAreScored) {
   Request request = Prompt(12, 3, 1);
   request.prompt_logprobs = true;
@@ -51,7 +53,7 @@ TEST(EngineOnADevice, PromptsAreScored) {
   ASSERT_EQ(on_device.prompt_logprobs.size(), 11u) << on_device.status.message();
   ASSERT_EQ(on_cpu.prompt_logprobs.size(), 11u);
   for (size_t i = 0; i < 11; ++i)
-    EXPECT_NEAR(on_device.prompt_logprobs[i], on_cpu.prompt_logprobs[i], 0.08) << i;
+    EXPECT_NEAR(on_device.prompt_logprobs[i], on_cpu.prompt_logprobs[i], 0.2) << i;
 }
 
 TEST(EngineOnADevice, PoolsStates) {
