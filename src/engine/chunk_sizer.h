@@ -99,9 +99,9 @@ class ChunkSizer {
   // this one.
   PromptBudget BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max,
                             double spent = 0) const;
-  // How long such a budget lasts.
-  double SecondsOf(const PromptBudget& budget, uint32_t depth) const {
-    return budget.units() * UnitSeconds(depth);
+  // How long a step takes that uses up such a budget.
+  double SecondsWith(const PromptBudget& budget, uint32_t depth) const {
+    return generated_seconds_ + budget.units() * UnitSeconds(depth);
   }
 
  private:

@@ -81,7 +81,7 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, con
   // Its tokens have room in a step beside any number of sequences.
   const uint32_t part_tokens =
       std::min(kPartTokens, options.step_tokens_max - options.sequences_max);
-  TS_ASSIGN_OR_RETURN(e->part_, PromptPart::Create(model, e->step_.get(), e->attention_.get(),
+  TS_ASSIGN_OR_RETURN(e->part_, PromptPart::Create(model, kernels, threads, e->attention_.get(),
                                                    options.trace, part_tokens));
   const uint64_t row_bytes = uint64_t{config.vocab} * sizeof(float);
   if (options.logits_max == 0) e->options_.logits_max = options.sequences_max;
@@ -94,6 +94,7 @@ Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const Model* model, con
   e->runs_.reserve(options.step_tokens_max);
   e->logits_index_.reserve(options.step_tokens_max);
   e->logits_count_.reserve(options.step_tokens_max);
+  e->reads_.reserve(options.step_tokens_max);
   e->sampled_.reserve(options.step_tokens_max);
   return e;
 }
@@ -133,29 +134,42 @@ void CpuExecutor::Run(const StepBatch& batch, const LayerHook& hook) {
   const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
   ResolveInputs(batch);
   sampled_.assign(batch.rows.size(), -1);
+  ran_part_ = !batch.rows.back().part.empty();
   logits_rows_ = 0;
   PlanLogits(batch);
+  const bool part_wanted = ran_part_ && logits_index_.back() >= 0;
+  const size_t others = part_wanted ? static_cast<size_t>(logits_index_.back()) : wanted_.size();
   RunRows(batch, hook);
-  ComputeLogits();
+  ComputeLogits(0, others);
+  // Last, so that it has what the step's time leaves.
+  if (ran_part_) RunPart(batch);
+  if (part_wanted && part_->whole()) ComputeLogits(others, wanted_.size());
   ComputeLogProbs(batch);
   ++steps_;
 }
 
 void CpuExecutor::RunRows(const StepBatch& batch, const LayerHook& hook) {
-  ran_part_ = !batch.rows.back().part.empty();
-  const size_t apart = ran_part_ ? length_.back() : 0, others = tokens_.size() - apart;
-  const std::span<const int32_t> tokens(tokens_);
-  const std::span<const uint32_t> positions(positions_);
-  if (ran_part_) {
-    part_->Run(runs_.back(), tokens.subspan(others), positions.subspan(others),
-               batch.rows.back().part, batch.part_until_ns);
+  const size_t rows = tokens_.size() - part_rows();
+  step_->Begin(std::span(tokens_).first(rows), std::span(positions_).first(rows), attention_.get());
+  reads_.assign(batch.rows.size(), {});
+  kv_bytes_ = multiply_adds_[0] = multiply_adds_[1] = 0;
+  if (rows == 0) return;
+  attention_->Plan(std::span(runs_).first(runs_.size() - (ran_part_ ? 1 : 0)));
+  RunLayers(batch, hook);
+  kv_bytes_ = attention_->kv_bytes();
+  for (const TokenClass c : {TokenClass::kPrompt, TokenClass::kGenerated})
+    multiply_adds_[static_cast<size_t>(c)] = attention_->multiply_adds(c);
+  for (size_t r = 0; r < runs_.size(); ++r) {
+    if (runs_[r].token_class == TokenClass::kGenerated)
+      reads_[r] = attention_->ReadsOf(static_cast<uint32_t>(r));
   }
-  step_->Begin(tokens.first(others), positions.first(others), attention_.get());
-  if (others > 0) {
-    attention_->Plan(std::span(runs_).first(runs_.size() - (ran_part_ ? 1 : 0)));
-    RunLayers(batch, hook);
-  }
-  if (ran_part_ && part_->whole()) step_->Append(part_->states());
+}
+
+void CpuExecutor::RunPart(const StepBatch& batch) {
+  const size_t first = first_row_.back();
+  part_->Run(runs_.back(), std::span(tokens_).subspan(first), std::span(positions_).subspan(first),
+             batch.rows.back().part, batch.part_until_ns);
+  if (part_->whole()) step_->Append(part_->states());
 }
 
 void CpuExecutor::RunLayers(const StepBatch& batch, const LayerHook& hook) {
@@ -201,20 +215,20 @@ void CpuExecutor::PlanLogits(const StepBatch& batch) {
   have_logits_.assign(wanted_.size(), 0);
 }
 
-void CpuExecutor::ComputeLogits() {
-  const TraceScope scope(options_.trace, TraceKind::kLogits, wanted_.size());
+void CpuExecutor::ComputeLogits(size_t first, size_t end) {
+  const TraceScope scope(options_.trace, TraceKind::kLogits, end - first);
   const uint64_t vocab = model_->config().vocab;
-  for (size_t i = 0; i < wanted_.size();) {
+  for (size_t i = first; i < end;) {
     if (have_logits_[i] != 0) {
       ++i;
       continue;
     }
     size_t n = 1;
-    while (n < kScoreRows && i + n < wanted_.size() && have_logits_[i + n] == 0) ++n;
+    while (n < kScoreRows && i + n < end && have_logits_[i + n] == 0) ++n;
     model_->Logits(step_.get(), std::span(wanted_).subspan(i, n), logits_.as<float>() + i * vocab);
     i += n;
   }
-  logits_rows_ += wanted_.size();
+  logits_rows_ += end - first;
 }
 
 void CpuExecutor::ComputeLogProbs(const StepBatch& batch) {
@@ -224,7 +238,8 @@ void CpuExecutor::ComputeLogProbs(const StepBatch& batch) {
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     logprobs_[r].clear();
     top_logprobs_[r].clear();
-    if (batch.rows[r].want != Want::kLogProbs) continue;
+    const bool whole = batch.rows[r].part.empty() || part_->whole();
+    if (batch.rows[r].want != Want::kLogProbs || !whole) continue;
     const uint32_t targets = length_[r] - 1;
     logprobs_[r].resize(targets);
     top_logprobs_[r].resize(targets);
@@ -383,17 +398,17 @@ StepCost CpuExecutor::cost() const {
   const DotKind prompt_dot = compute_ == Compute::kFast ? kernels_->prompt_dot : DotKind::kF32;
   StepCost cost;
   if (ran_part_) cost = part_->cost(prompt_dot);
-  const size_t others = tokens_.size() - (ran_part_ ? length_.back() : 0);
+  const size_t others = tokens_.size() - part_rows();
   ProductCost products = model_->CostOf(others, logits_rows_);
   if (others > 0 && exits_->any())
     products = model_->CostOfExits(exits_->rows_of_layer(), others, logits_rows_ + exits_->asked());
   cost.weight_bytes += products.weight_bytes;
   for (uint32_t kind = 0; kind < kDotKinds; ++kind)
     cost.multiply_adds[kind] += products.multiply_adds[kind];
-  if (others == 0) return cost;
-  cost.kv_bytes += attention_->kv_bytes();
+  cost.kv_bytes += kv_bytes_;
   const auto add = [&](DotKind kind, TokenClass token_class) {
-    cost.multiply_adds[static_cast<uint32_t>(kind)] += attention_->multiply_adds(token_class);
+    cost.multiply_adds[static_cast<uint32_t>(kind)] +=
+        multiply_adds_[static_cast<size_t>(token_class)];
   };
   add(prompt_dot, TokenClass::kPrompt);
   add(DotKind::kF32, TokenClass::kGenerated);

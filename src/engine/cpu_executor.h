@@ -59,9 +59,7 @@ class CpuExecutor : public Executor {
 
   StepCost cost() const override;
   SelectionCounts selection_counts() const override { return attention_->selection_counts(); }
-  SelectionCounts ReadsOf(size_t row) const override {
-    return attention_->ReadsOf(static_cast<uint32_t>(row));
-  }
+  SelectionCounts ReadsOf(size_t row) const override { return reads_[row]; }
   std::vector<SelectionCounts> strip_counts() const override { return attention_->strip_counts(); }
   std::span<const uint64_t> PagesRead(SequenceSlot slot, uint32_t layer, uint32_t kv_head,
                                       uint32_t position) const override {
@@ -89,12 +87,15 @@ class CpuExecutor : public Executor {
  private:
   CpuExecutor() = default;
   void ResolveInputs(const StepBatch& batch);
-  // The layers that are to run of the part, and the other rows' results with its own if it is
-  // whole.
+  size_t part_rows() const { return ran_part_ ? length_.back() : 0; }  // of activations
+  // Rows that go through all layers, and what was read for them.
   void RunRows(const StepBatch& batch, const LayerHook& hook);
   void RunLayers(const StepBatch& batch, const LayerHook& hook);
+  // The layers that are to run of the part; if it is whole, its states join the others.
+  void RunPart(const StepBatch& batch);
   void PlanLogits(const StepBatch& batch);
-  void ComputeLogits();
+  // Of wanted_ from `first` to before `end`.
+  void ComputeLogits(size_t first, size_t end);
   void ComputeLogProbs(const StepBatch& batch);
 
   ExecutorOptions options_;
@@ -109,7 +110,11 @@ class CpuExecutor : public Executor {
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Step> step_;
   std::unique_ptr<PromptPart> part_;
-  bool ran_part_ = false;            // in the last step
+  bool ran_part_ = false;  // in the last step
+  // Of the last step's rows that went through all layers: their attention's work, and what
+  // generated ones read, by batch row.
+  uint64_t kv_bytes_ = 0, multiply_adds_[2] = {};  // by TokenClass
+  std::vector<SelectionCounts> reads_;
   std::vector<int32_t> tokens_;      // [rows]
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SequenceRun> runs_;

@@ -129,7 +129,7 @@ class EngineImpl : public Engine {
   void RunStep();
   // Ends the requests of a step that its device could not run.
   void FailStep(const Status& status);
-  void CountDecode();
+  void CountDecode(const StepLoad& load);
   bool Answers(const ScheduledRow& row) const;  // whether a token of its answer follows
   void DrawTokens();                            // draws_, on all compute threads
   void DrawRow(const ScheduledRow& row, size_t index, Draw* draw);

@@ -21,19 +21,18 @@ uint32_t TopWanted(const Request& request) {
 void EngineImpl::PlanStep() {
   const uint64_t begin_ns = NowNs();
   const uint32_t chunk_max = tuner_ != nullptr ? tuner_->setting().chunk_tokens : UINT32_MAX;
-  const uint32_t depth = scheduler_->prompt_depth();
-  const PromptBudget budget =
-      chunks_->BudgetBeside(scheduler_->generating(), depth, chunk_max, touch_seconds_);
+  const uint32_t depth = scheduler_->prompt_depth(), generating = scheduler_->generating();
+  const PromptBudget budget = chunks_->BudgetBeside(generating, depth, chunk_max, touch_seconds_);
   scheduler_->Plan(budget, &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
   batch_.Clear();
   for (const ScheduledRow& row : step_.rows) AddRow(row);
-  // Where the system holds the part up, the streams beside it are not to wait for the rest of it.
-  constexpr double kPartLate = 1.2;
-  if (!step_.rows.back().done) {
-    const double seconds = kPartLate * chunks_->SecondsOf(budget, depth);
-    batch_.part_until_ns = NowNs() + static_cast<uint64_t>(seconds * 1e9);
+  // Where the system holds a step up, the streams are not to wait for the rest of a part, too.
+  constexpr double kLate = 1.1;
+  if (generating > 0 && !step_.rows.back().part.empty()) {
+    const double seconds = kLate * chunks_->SecondsWith(budget, depth);
+    batch_.part_until_ns = begin_ns + static_cast<uint64_t>(seconds * 1e9);
   }
   if (trace_ == nullptr) return;
   trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
@@ -85,15 +84,15 @@ void EngineImpl::RunStep() {
   if (step_.rows.empty()) return;
   const double begin = NowSeconds();
   if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
-  if (!step_.rows.back().done) {
-    step_.rows.back().part.end = executor_->part_layer();
-    scheduler_->CameTo(executor_->part_layer());
+  if (ScheduledRow& last = step_.rows.back(); !last.part.empty()) {
+    last.part.end = executor_->part_layer();
+    last.done = scheduler_->CameTo(last.part.end);
   }
   const StepLoad load = LoadOf(step_);
   // Nothing comes of a chunk before its last layer.
   if (!step_.rows.back().done) step_.rows.pop_back();
   const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
-  CountDecode();
+  CountDecode(load);
   for (const ScheduledRow& row : step_.rows) {
     const Job& job = *jobs_.at(row.id);
     executor_->cache()->Commit(job.slot, HeldOf(job, row.first_position + row.length));
@@ -146,7 +145,7 @@ void EngineImpl::Retune() {
   if (options_.on_tuning) options_.on_tuning(tuning);
 }
 
-void EngineImpl::CountDecode() {
+void EngineImpl::CountDecode(const StepLoad& load) {
   const SelectionCounts counts = executor_->selection_counts();
   const uint64_t checks = executor_->shadow_checks();
   std::vector<ShadowStats> shadow;
@@ -158,9 +157,7 @@ void EngineImpl::CountDecode() {
   stats_.step_plugins = std::move(steps);
   if (checks != shadow_checks_) stats_.shadow = std::move(shadow);
   shadow_checks_ = checks;
-  for (const ScheduledRow& row : step_.rows) {
-    if (row.prompt || row.length > 1) return;
-  }
+  if (load.prompts > 0 || load.replays) return;
   stats_.decode_kv_bytes += executor_->cost().kv_bytes;
   stats_.decode_tokens += step_.rows.size();
 }

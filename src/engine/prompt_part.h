@@ -8,24 +8,26 @@
 #include <span>
 
 #include "attend/attention.h"
-#include "base/buffer.h"
+#include "base/thread_pool.h"
 #include "base/trace.h"
 #include "engine/executor.h"
+#include "kernels/kernels.h"
 #include "model/model.h"
+#include "model/step.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve {
 
 // Its keys and values lie in the cache, uncommitted, in the layers that have run; its states lie
-// here. One at a time.
+// here, in activations of its own. One at a time.
 class PromptPart {
  public:
   // All must outlive this. Errors: kOutOfMemory.
-  static Result<std::unique_ptr<PromptPart>> Create(const Model* model, Step* step,
-                                                    Attention* attention, Trace* trace,
-                                                    uint32_t tokens_max);
+  static Result<std::unique_ptr<PromptPart>> Create(const Model* model, const Kernels* kernels,
+                                                    ThreadPool* threads, Attention* attention,
+                                                    Trace* trace, uint32_t tokens_max);
 
-  uint32_t tokens_max() const { return tokens_max_; }
+  uint32_t tokens_max() const { return step_->sizes().rows_max; }
   // Runs some of the row's layers by themselves, with attention planned for it alone. REQUIRES: the
   // first ones, or those after what ran of the same row last. until_ns: StepBatch::part_until_ns.
   void Run(const SequenceRun& run, std::span<const int32_t> tokens,
@@ -42,15 +44,13 @@ class PromptPart {
   PromptPart() = default;
 
   const Model* model_ = nullptr;
-  Step* step_ = nullptr;
+  std::unique_ptr<Step> step_;
   Attention* attention_ = nullptr;
   Trace* trace_ = nullptr;
-  uint32_t tokens_max_ = 0;
   SequenceRun run_{};
   uint32_t next_layer_ = 0;
   double ran_share_ = 0;                       // of all layers, in the last Run
   uint64_t kv_bytes_ = 0, multiply_adds_ = 0;  // of its attention, all layers
-  Buffer states_;                              // [tokens_max][dim]
 };
 
 }  // namespace tinyserve

@@ -219,7 +219,7 @@ void Scheduler::PlanPrompts(PromptBudget* budget, ScheduledStep* step) {
   std::optional<ScheduledRow> part;
   if (part_.tokens > 0) part = GoOn(budget);
   for (Running& r : running_) {
-    if (part_.tokens > 0) break;
+    if (part_.tokens > 0 && !(part && part->done)) break;
     if (!r.started || Generates(r) || (part && part->id == r.request.id)) continue;
     uint32_t length = std::min(left, LeftOf(r));
     const bool prompt = r.done < r.request.prompt_tokens;
@@ -248,14 +248,19 @@ std::optional<ScheduledRow> Scheduler::GoOn(PromptBudget* budget) {
   if (layers == 0) return std::nullopt;
   ScheduledRow row = RowOf(*r, part_.tokens);
   row.part = {left->begin, left->begin + layers};
-  left->begin += layers;
-  row.done = left->empty();
+  row.done = row.part.end == left->end;
   row.sampled = row.sampled && row.done;
-  if (row.done) {
-    CountAsDone(row, r);
-    part_ = {};
-  }
   return row;
+}
+
+bool Scheduler::CameTo(uint32_t layer) {
+  TS_CHECK(part_.tokens > 0 && layer <= part_.left.end);
+  part_.left.begin = layer;
+  if (!part_.left.empty()) return false;
+  Running* r = &*FindRunning(part_.id);
+  CountAsDone(RowOf(*r, part_.tokens), r);
+  part_ = {};
+  return true;
 }
 
 }  // namespace tinyserve

@@ -41,7 +41,7 @@ struct ScheduledRow {
   bool sampled;  // a token is sampled after it
   // Of a chunk that goes through the layers by and by: those of this step. Empty: all.
   LayerRange part = {};
-  bool done = true;  // with this step it has gone through all
+  bool done = true;  // with these it has gone through all
 };
 
 struct ScheduledStep {
@@ -90,12 +90,13 @@ class Scheduler {
   void Drop(RequestId id, uint32_t tokens);
   // The next step: the next token of each sequence that generates, then what others have to
   // compute, in order of class and admission, of those that have started; beside tokens of
-  // generation as much as the budget has. Planned tokens count as done, those of a chunk that goes
-  // through the layers by and by with the last layer. There is one of them at a time; it goes first
-  // until it is done or its request has ended or is preempted.
+  // generation as much as the budget has. Planned tokens count as done, but those of a chunk that
+  // goes through the layers by and by, of which CameTo is to tell. There is one of them at a time;
+  // it goes first until it is done or its request has ended or is preempted.
   void Plan(PromptBudget budget, ScheduledStep* step);
-  // The chunk that the planned step left in the making has come to this layer only.
-  void CameTo(uint32_t layer) { part_.left.begin = layer; }
+  // The planned step's chunk that goes through the layers by and by has come to this layer, or has
+  // gone through all that there are. Returns whether it has: its tokens are done.
+  bool CameTo(uint32_t layer);
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
   uint32_t generating() const;  // of them, those whose next token the next step generates

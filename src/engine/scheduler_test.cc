@@ -171,11 +171,17 @@ TEST(Scheduler, WhoCameLastGivesWayAndIsReplayed) {
 }
 
 // Rows of a step whose prompts may cost so much, where chunks go through eight layers by and by.
-std::vector<ScheduledRow> PlanByLayers(Scheduler* scheduler, double units) {
+// late: the one that does comes to this layer only; 0: as far as planned.
+std::vector<ScheduledRow> PlanByLayers(Scheduler* scheduler, double units, uint32_t late = 0) {
   ScheduledStep step;
   scheduler->Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units, UINT32_MAX,
                                {.layers = 8, .tokens_max = 64}),
                   &step);
+  const ScheduledRow& last = step.rows.back();
+  if (!last.part.empty()) {
+    const uint32_t layer = late != 0 ? late : last.part.end;
+    EXPECT_EQ(scheduler->CameTo(layer), layer == 8);
+  }
   return step.rows;
 }
 
@@ -210,15 +216,18 @@ TEST(Scheduler, AChunkGoesThroughTheLayersByAndBy) {
   ExpectPart(rows[1], 2, 34, {1, 3});
   EXPECT_EQ(PlanByLayers(&scheduler, 0).size(), 1u);
   // Where its time was up earlier, it begins there.
-  ExpectPart(PlanByLayers(&scheduler, 24).at(1), 2, 34, {3, 6});
-  scheduler.CameTo(4);
+  ExpectPart(PlanByLayers(&scheduler, 24, /*late=*/4).at(1), 2, 34, {3, 6});
   ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {4, 5});
-  scheduler.CameTo(5);
-  rows = PlanByLayers(&scheduler, 1000);
+  // Others have the room that the last layers leave, also where those come late.
+  rows = PlanByLayers(&scheduler, 1000, /*late=*/7);
   ASSERT_EQ(rows.size(), 3u);
   EXPECT_EQ(rows[1].id, 3u);
   EXPECT_TRUE(rows[1].part.empty() && rows[1].sampled);
   ExpectPart(rows[2], 2, 34, {5, 8});
+  EXPECT_EQ(scheduler.prompt_depth(), 50u);
+  rows = PlanByLayers(&scheduler, 1000);
+  ASSERT_EQ(rows.size(), 3u);
+  ExpectPart(rows[2], 2, 34, {7, 8});
   EXPECT_FALSE(rows[2].sampled);
   // What is left of it fits as a whole.
   rows = PlanByLayers(&scheduler, 1000);
@@ -375,31 +384,30 @@ class Simulation {
     scheduler_.Drop(l->request.id, tokens);
     l->dropped += tokens;
   }
-  // Layers follow each other, of the same tokens.
-  void TakePart(const ScheduledRow& row, Live* l) {
-    ASSERT_TRUE(l->by_layers && row.prompt);
-    ASSERT_EQ(row.part.begin, l->layers);
-    ASSERT_LT(row.part.begin, row.part.end);
-    ASSERT_TRUE(l->part == 0 || l->part == row.length);
-    ASSERT_EQ(row.done, row.part.end == kLayers);
-    ASSERT_TRUE(row.done || !row.sampled);
-    ASSERT_LE(l->done + row.length, l->request.prompt_tokens);
-    l->part = row.done ? 0 : row.length;
-    l->layers = row.done ? 0 : row.part.end;
-    if (!row.done && Random(3) == 0) {
-      l->layers = row.part.begin + 1;
-      scheduler_.CameTo(l->layers);
-    }
+  // Layers follow each other, of the same tokens; some come late.
+  void TakePart(Live* l, ScheduledRow* row) {
+    ASSERT_TRUE(l->by_layers && row->prompt);
+    ASSERT_EQ(row->part.begin, l->layers);
+    ASSERT_LT(row->part.begin, row->part.end);
+    ASSERT_TRUE(l->part == 0 || l->part == row->length);
+    ASSERT_EQ(row->done, row->part.end == kLayers);
+    ASSERT_TRUE(row->done || !row->sampled);
+    ASSERT_LE(l->done + row->length, l->request.prompt_tokens);
+    if (Random(3) == 0) row->part.end = row->part.begin + 1;
+    row->done = row->part.end == kLayers;
+    ASSERT_EQ(scheduler_.CameTo(row->part.end), row->done);
+    l->part = row->done ? 0 : row->length;
+    l->layers = row->done ? 0 : row->part.end;
     ++parts_;
   }
-  void TakeRow(const ScheduledRow& row) {
+  void TakeRow(ScheduledRow row) {
     Live& l = live_.at(row.id);
     const uint32_t known = l.request.prompt_tokens + l.sampled;
     ASSERT_TRUE(l.started);
     ASSERT_EQ(row.first_position, l.done);
     ASSERT_GE(row.length, 1u);
     if (l.part > 0 || !row.part.empty()) {
-      TakePart(row, &l);
+      TakePart(&l, &row);
       if (!row.done || testing::Test::HasFatalFailure()) return;
     }
     l.done += row.length;

@@ -44,7 +44,7 @@ struct StepRow {
   uint32_t steps = 0;  // step plugins of generated tokens: 0 is none, i is the executor's i-th set
   DrawRule draw = {};
   // Of a prompt row that goes through the layers by and by (Executor::part_tokens_max): those of
-  // this step. It has results with the last one. Empty: all layers.
+  // this step, after the other rows'. It has results where the last one has run. Empty: all layers.
   LayerRange part = {};
   int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
 };
@@ -52,8 +52,8 @@ struct StepRow {
 struct StepBatch {
   std::vector<StepRow> rows;
   std::vector<StepInput> inputs;
-  // A row's part (StepRow::part) is cut short after a layer that ends later (NowNs()), but that
-  // with the last layer; 0: it is not.
+  // A row's part (StepRow::part) ends before a layer that is likely to end later (NowNs()), but not
+  // before its first; 0: it does not.
   uint64_t part_until_ns = 0;
 
   void Clear() {

@@ -111,10 +111,9 @@ std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
     rig->executor->Run(batch);
     cache->Commit(other.slot, other.done);
     if (rests) continue;
-    EXPECT_EQ(rig->executor->part_layer(),
-              batch.part_until_ns != 0 && part.end < layers ? part.begin + 1 : part.end);
+    EXPECT_EQ(rig->executor->part_layer(), batch.part_until_ns != 0 ? part.begin + 1 : part.end);
     part.begin = rig->executor->part_layer();
-    if (part.end < layers) {
+    if (part.begin < layers) {
       sequence.done = begun;
       continue;
     }
