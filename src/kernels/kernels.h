@@ -186,10 +186,9 @@ struct ScoreArgs {
 };
 
 // Decode that reads less and less of what matters less, over coded pages in two planes:
-//   1. pages are scored by their spread, q.mean + alpha * sqrt(sum_c (q_c * distance_c)^2), pooled
-//      over the heads by the sum of their softmaxes: the best `candidates` of them go on;
-//   2. the keys' upper plane gives approximate logits of the candidates' tokens; a token's weight
-//   is
+//   1. pages are scored by their spread, q.mean + alpha * |q| * radius; softmaxes of the heads,
+//      summed, rank them: the best `candidates` go on;
+//   2. the keys' upper plane gives approximate logits of the candidates' tokens; a token weighs
 //      the sum over the heads of its share of the softmax over those tokens and what `open` covers;
 //   3. the `full_tokens` of largest weight get exact logits;
 //   4. the `value_tokens` of largest weight, those included, give their value;

@@ -64,8 +64,8 @@ static inline uint8_t* PageAt(const KvSlab& slab, uint32_t page) {
 enum MetaKind : uint32_t {
   kMetaBox = 1,      // the least and the largest value of each key channel (TinyServe, Quest)
   kMetaMoments = 2,  // mean and variance of each key channel
-  kMetaSpread = 4,   // mean of each key channel and the largest distance from it, in 8 bits: what
-                     // the codes of kPlanes pages are relative to (page/planes.h)
+  kMetaSpread = 4,   // mean of each key channel in 8 bits, which the codes of kPlanes pages are
+                     // relative to, and a radius for all channels (page/planes.h)
   kMetaRange = 8,    // middle and reach of each key channel in 8 bits: what the codes of pages
                      // within ranges are relative to (page/ranges.h)
 };
@@ -73,9 +73,9 @@ enum MetaKind : uint32_t {
 // Layout of a page's record. Kinds follow in the order of their bits. Box and moments are two rows
 // of `channels` f16: least and largest value (rounded outward, so that they bound the stored keys),
 // or mean and variance (nearest). All are finite: what lies beyond the largest f16 counts as that.
-// Spread and range, of which there is one at most: a SpreadScales or RangeScales, then `channels`
-// signed bytes and `channels` unsigned ones. Records of a slab lie like its pages do, with
-// record_bytes in place of page_bytes. Padding holds zeros.
+// Spread and range, of which there is one at most: SpreadScales, then `channels` signed bytes; or
+// RangeScales, then `channels` signed bytes and `channels` unsigned ones. Records of a slab lie
+// like its pages do, with record_bytes in place of page_bytes. Padding holds zeros.
 struct MetaLayout {
   uint32_t kinds;
   uint32_t channels;      // head_dim rounded up to 16
@@ -85,10 +85,11 @@ struct MetaLayout {
   uint32_t record_bytes;  // a multiple of 8, of 64 without spread and range; 0 without kinds
 };
 
-// mean = mean * code, largest distance = distance * code.
+// mean = mean * code; radius: the root of the mean square of the channels' largest distances from
+// their means, as they are decoded.
 struct SpreadScales {
   float mean;
-  float distance;
+  float radius;
 };
 
 // Of a channel's keys: middle = key_middle * code, reach = key_reach * code. The others are those
@@ -103,7 +104,7 @@ static inline MetaLayout MetaLayoutOf(uint32_t kinds, uint32_t head_dim) {
   const uint32_t box = (kinds & kMetaBox) != 0 ? kind_bytes : 0;
   const uint32_t moments = (kinds & kMetaMoments) != 0 ? kind_bytes : 0;
   const uint32_t halves = (box + moments + 63) / 64 * 64;
-  const uint32_t spread = (kinds & kMetaSpread) != 0  ? sizeof(SpreadScales) + 2 * channels
+  const uint32_t spread = (kinds & kMetaSpread) != 0  ? sizeof(SpreadScales) + channels
                           : (kinds & kMetaRange) != 0 ? sizeof(RangeScales) + 2 * channels
                                                       : 0;
   return {kinds, channels, 0, box, halves, halves + spread};

@@ -1,7 +1,7 @@
 // Sealed pages of 8-bit codes in two planes (KvType::kPlanes), the same bytes on every target.
 //
-// Keys are coded by page and channel, relative to the page's mean and its largest distance from it
-// (the kMetaSpread of its record), as they are decoded from their own 8 bits:
+// Keys are coded by page and channel, relative to the page's mean (the kMetaSpread of its record)
+// and its largest distance from it, as they are decoded from their own 8 bits:
 //
 //   code = round(96 * (k - mean) / distance) + 128, 0 .. 255;   k = mean + distance * (code - 128)
 //   / 96
@@ -28,9 +28,9 @@ struct PlanesLayout {
   // The keys' upper two bits: [channels / 16][16 tokens][4 bytes]; bits 2i of byte j are those of
   // channel 16 * group + 4 * i + j.
   uint32_t upper_at;
-  uint32_t mean_v_at;  // [channels] signed bytes, then padding
-  // [16] bfloat16 scales of the tokens' values, then f32, the scale of mean_v; then padding.
-  uint32_t scales_at;
+  uint32_t distances_at;  // [channels] unsigned bytes: the keys' largest distances; then padding
+  uint32_t mean_v_at;     // [channels] signed bytes, then padding
+  uint32_t scales_at;     // PlanesScales, then padding
   // The keys' lower six bits, a row of 3/4 channels bytes each token:
   // [channels / 16][8]: byte j has bits 0-3 of channel 16 * group + j, and above them those of
   // channel 16 * group + 8 + j; then [channels / 16][4]: bits 4-5, placed as in the upper plane.
@@ -40,13 +40,21 @@ struct PlanesLayout {
   uint32_t page_bytes;
 };
 
+// What codes stand for.
+struct PlanesScales {
+  uint16_t values[kPlanesTokens];  // bfloat16
+  float mean_value;
+  float distance;
+};
+
 static constexpr PlanesLayout PlanesLayoutOf(uint32_t head_dim) {
-  const uint32_t channels = (head_dim + 15) / 16 * 16;
+  const uint32_t channels = (head_dim + 15) / 16 * 16, lines = (channels + 63) / 64 * 64;
   PlanesLayout at = {};
   at.channels = channels;
   at.upper_at = 0;
-  at.mean_v_at = at.upper_at + channels / 4 * kPlanesTokens;
-  at.scales_at = at.mean_v_at + (channels + 63) / 64 * 64;
+  at.distances_at = at.upper_at + channels / 4 * kPlanesTokens;
+  at.mean_v_at = at.distances_at + lines;
+  at.scales_at = at.mean_v_at + lines;
   at.low_at = at.scales_at + 64;
   at.low_bytes = channels / 4 * 3;
   at.v_at = at.low_at + at.low_bytes * kPlanesTokens;

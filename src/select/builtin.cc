@@ -218,7 +218,7 @@ struct Cascade {
 // The budget's own options may have other defaults here.
 constexpr char kCascadeSchema[] = R"({"type":"object","properties":{
   "ratio":{"type":"number","default":0.32},
-  "min_tokens":{"type":"integer","default":2304},
+  "min_tokens":{"type":"integer","default":3072},
   "min_context":{"type":"integer","default":128},
   "full":{"type":"number","minimum":0,"maximum":1,"default":0.02},
   "min_full":{"type":"integer","minimum":0,"maximum":16777216,"default":128},

@@ -27,7 +27,7 @@ TEST(ParseSelector, ResolvesEveryOption) {
   EXPECT_EQ(ParseSelector("box:rest=none")->resolved, ParseSelector("box")->resolved);
   // A table may have other defaults of what all have in common.
   EXPECT_EQ(ParseSelector("cascade:full=0.05")->resolved,
-            "cascade:ratio=0.32,min_tokens=2304,dense_layers=0,sink=1,recent=2,min_context=128,"
+            "cascade:ratio=0.32,min_tokens=3072,dense_layers=0,sink=1,recent=2,min_context=128,"
             "full=0.05,min_full=128,values=0.15,min_values=768,wide_layers=1,alpha=1,"
             "least_share=8e-05");
   // A preset is the selector that it stands for.

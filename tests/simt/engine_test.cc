@@ -43,8 +43,8 @@ TEST(EngineOnADevice, TokensAreTheSameWhoeverDrawsThem) {
   }
 }
 
-// Both code activations in 8 bits, each CPU target in its own way: 0.11 apart at most where this was
-// tried (AVX2). Scores of other positions are several units away.
+// Both code activations in 8 bits, each CPU target in its own way: 0.11 apart at most where this
+// was tried (AVX2). Scores of other positions are several units away.
 TEST(EngineOnADevice, PromptsAreScored) {
   Request request = Prompt(12, 3, 1);
   request.prompt_logprobs = true;

@@ -8,28 +8,21 @@ namespace {
 
 // ---- 1: pages ----
 
-// Sums of q * mean and of (q * distance / 2^11)^2 of one page.
+// Sums of q * mean of some pages.
 template <uint32_t kHeads>
-TS_INLINE void SpreadSums(const uint8_t* spread, uint32_t channels, const int16_t* q, VI* dots,
-                          VI* squares, uint32_t stride) {
-  VI dot[kHeads], square[kHeads];
-  TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) { dot[h] = square[h] = ZeroInt(); }
-  const uint8_t* means = spread + sizeof(SpreadScales);
-  for (uint32_t c = 0; c < channels; c += kWordLanes) {
-    const VI mean = LoadWordsSigned(means + c, channels - c);
-    const VI distance = ShiftLeftWords(LoadWordsUnsigned(means + channels + c, channels - c), 4);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const VI code = LoadInt(q + (uint64_t)h * channels + c);
-      const VI product = MulHighWords(code, distance);
-      dot[h] = DotInt16(dot[h], code, mean);
-      square[h] = DotInt16(square[h], product, product);
-      Pin(dot[h]);
-      Pin(square[h]);
-    }
-  }
+TS_INLINE void MeanSums(const uint8_t* const* spread, uint32_t channels, const int16_t* q,
+                        VI (&dots)[kHeads][kPagesScored]) {
   TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-    dots[h * stride] = dot[h];
-    squares[h * stride] = square[h];
+    TS_UNROLL for (uint32_t i = 0; i < kPagesScored; ++i) dots[h][i] = ZeroInt();
+  }
+  for (uint32_t c = 0; c < channels; c += kWordLanes) {
+    TS_UNROLL for (uint32_t i = 0; i < kPagesScored; ++i) {
+      const VI mean = LoadWordsSigned(spread[i] + sizeof(SpreadScales) + c, channels - c);
+      TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
+        dots[h][i] = DotInt16(dots[h][i], mean, LoadInt(q + (uint64_t)h * channels + c));
+        Pin(dots[h][i]);
+      }
+    }
   }
 }
 
@@ -60,7 +53,6 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
   const uint32_t count = call.args.count;
   const int16_t* q = s.q + (uint64_t)head * channels;
   for (uint32_t p = 0; p < count; p += kPages) {
-    VI dots[kHeads][kPages], squares[kHeads][kPages];
     TS_UNROLL for (uint32_t i = 0; i < kPages; ++i) {
       const uint8_t* spread = s.spread[p + i];
       const uint8_t* ahead = s.spread[p + i + kRecordsAhead];
@@ -69,14 +61,13 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
       SpreadScales of_page;
       __builtin_memcpy(&of_page, spread, sizeof of_page);
       s.mean_scale[p + i] = of_page.mean;
-      s.distance_scale[p + i] = of_page.distance;
-      SpreadSums<kHeads>(spread, channels, q, dots[0] + i, squares[0] + i, kPages);
+      s.radius[p + i] = of_page.radius;
     }
+    VI dots[kHeads][kPages];
+    MeanSums<kHeads>(s.spread + p, channels, q, dots);
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
       _mm_storeu_si128((__m128i*)(s.mean_dot + (head + h) * s.pages + p),
                        FoldFourInt(dots[h][0], dots[h][1], dots[h][2], dots[h][3]));
-      _mm_storeu_si128((__m128i*)(s.scores + (head + h) * s.pages + p),
-                       FoldFourInt(squares[h][0], squares[h][1], squares[h][2], squares[h][3]));
     }
   }
 }
@@ -84,15 +75,15 @@ TS_PHASE void ScoreSpreads(const CascadeCall& call, uint32_t head) {
 // Turns one head's sums into q.mean and scores, -inf past the last page. Returns the best score.
 TS_INLINE float FinishScores(const CascadeCall& call, uint32_t h) {
   const CascadeScratch& s = call.s;
-  const VF dot_scale = Set(s.q_scale[h]), far_scale = Set(s.q_scale[h] * call.args.alpha * 2048.0f);
+  const VF dot_scale = Set(s.q_scale[h]), far_scale = Set(s.q_far[h]);
   const VF lowest = Set(-__builtin_inff());
   VF top = lowest;
   for (uint32_t p = 0; p < call.args.count; p += kLanes) {
     float* dots = s.mean_dot + h * s.pages + p;
     float* scores = s.scores + h * s.pages + p;
     const VF dot = Mul(Mul(ToFloat(LoadInt(dots)), Load(s.mean_scale + p)), dot_scale);
-    const VF far = Mul(Roots(ToFloat(LoadInt(scores))), Mul(Load(s.distance_scale + p), far_scale));
-    const VF score = SelectFirst(Smaller(call.args.count - p, kLanes), Add(dot, far), lowest);
+    const VF far = Fma(Load(s.radius + p), far_scale, dot);
+    const VF score = SelectFirst(Smaller(call.args.count - p, kLanes), far, lowest);
     Store(dots, dot);
     Store(scores, score);
     top = Max(top, score);
@@ -210,8 +201,8 @@ TS_PHASE uint32_t ChooseCandidates(const CascadeCall& call) {
 
 // ---- 2: approximate logits ----
 
-// What of a candidate gives approximate logits: the upper plane, and with it the mean value and the
-// scales, which are read later.
+// What of a candidate gives approximate logits: the upper plane, distances and their scale, and
+// with them the mean value and the other scales, which are read later.
 TS_INLINE void PrefetchUpper(const uint8_t* page, uint32_t low_at) {
   for (uint32_t b = 0; b < low_at; b += kLineBytes) PrefetchLine(page + b);
 }
@@ -255,11 +246,10 @@ struct ScaledQueries {
 // q times the page's distances over 2^15 as bytes. mean_dots: of the page, by head. scales: what a
 // sum of codes times q8 is worth, for a page whose distances have a scale of 1.
 template <uint32_t kHeads>
-TS_INLINE void ScaleQueries(const uint8_t* spread, uint32_t channels, const int16_t* q,
+TS_INLINE void ScaleQueries(const uint8_t* page, const PlanesLayout& at, const int16_t* q,
                             V4 mean_dots, V4 scales, ScaledQueries<kHeads>* out) {
-  SpreadScales of_page;
-  __builtin_memcpy(&of_page, spread, sizeof of_page);
-  const uint8_t* distances = spread + sizeof of_page + channels;
+  const uint8_t* distances = page + at.distances_at;
+  const uint32_t channels = at.channels;
   VI total[4];
   TS_UNROLL for (uint32_t h = 0; h < 4; ++h) total[h] = ZeroInt();
   for (uint32_t c = 0; c < channels; c += 2 * kWordLanes) {
@@ -281,7 +271,7 @@ TS_INLINE void ScaleQueries(const uint8_t* spread, uint32_t channels, const int1
     }
   }
   const V4 totals = _mm_cvtepi32_ps(FoldFourInt(total[0], total[1], total[2], total[3]));
-  const V4 steps = _mm_mul_ps(scales, _mm_set1_ps(of_page.distance));
+  const V4 steps = _mm_mul_ps(scales, _mm_set1_ps(DistanceScale(page, at)));
   _mm_storeu_ps(out->step, steps);
   _mm_storeu_ps(out->base, _mm_fnmadd_ps(_mm_mul_ps(steps, totals), _mm_set1_ps(1.5f), mean_dots));
 }
@@ -336,10 +326,9 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
   // after vectors of them were written would wait for the writes to settle.
   constexpr uint32_t kAtOnce = 4;
   const CascadeScratch& s = call.s;
-  const uint32_t channels = kChannels != 0 ? kChannels : call.at.channels;
-  const uint32_t low_at = kChannels != 0 ? PlanesLayoutOf(kChannels).low_at : call.at.low_at;
+  const PlanesLayout at = kChannels != 0 ? PlanesLayoutOf(kChannels) : call.at;
   const uint64_t row = s.pages * kPlanesTokens;
-  const int16_t* q = s.q + (uint64_t)head * channels;
+  const int16_t* q = s.q + (uint64_t)head * at.channels;
   const float* mean_dot = s.mean_dot + head * s.pages;
   float* logits = s.logits + head * row;
   ScaledQueries<kHeads> scaled[kAtOnce];
@@ -357,17 +346,13 @@ TS_PHASE void ApproximateLogits(const CascadeCall& call, uint32_t head) {
       const uint32_t p = s.candidates[first + j];
       float dots[4] = {};
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) dots[h] = mean_dot[h * s.pages + p];
-      ScaleQueries<kHeads>(s.spread[p], channels, q,
+      ScaleQueries<kHeads>(s.page[first + j], at, q,
                            _mm_setr_ps(dots[0], dots[1], dots[2], dots[3]), scales, scaled + j);
     }
     for (uint32_t j = 0; j < count; ++j, logits += kPlanesTokens) {
-      PrefetchUpper(s.page[first + j + kCandidatesAhead], low_at);
-      const uint8_t* record = s.spread[s.candidates[first + j + kCandidatesAhead]];
-      for (uint32_t b = 0; b < sizeof(SpreadScales) + 2 * channels; b += kLineBytes) {
-        PrefetchLine(record + b);
-      }
+      PrefetchUpper(s.page[first + j + kCandidatesAhead], at.low_at);
       VI sums[kHeads][kTokenVectors];
-      UpperSums<kHeads, kChannels>(s.page[first + j], channels, scaled[j].q8, sums);
+      UpperSums<kHeads, kChannels>(s.page[first + j], at.channels, scaled[j].q8, sums);
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
         const VF step = Set(scaled[j].step[h]), base = Set(scaled[j].base[h]);
         TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {

@@ -25,8 +25,7 @@ static_assert(kPlanesHeadDimMax / 4 * 2 * 3 * 127 < 1 << 15);
 constexpr uint32_t kRecordsAhead = 32;
 // Pages that are scored at once.
 constexpr uint32_t kPagesScored = 4;
-// Candidates between the one that is read and the one that is prefetched, whose record has left the
-// first cache since it was scored.
+// Candidates between the one that is read and the one that is prefetched.
 constexpr uint32_t kCandidatesAhead = 24;
 
 // Tokens of a page that are read in full, and those whose value is read.
@@ -41,11 +40,12 @@ static_assert(kCandidatesAhead <= kListSlack);
 struct CascadeScratch {
   int16_t* q;              // [g][channels] codes
   float* q_scale;          // [g] base 2 logits
+  float* q_far;            // [g] alpha times the query's norm, in base 2 logits
   const uint8_t** spread;  // [pages] of all pages, then the last one's again
   float* mean_scale;       // [pages] of the records
-  float* distance_scale;   // [pages]
+  float* radius;           // [pages]
   float* mean_dot;         // [g][pages], sums of codes before FinishScores
-  float* scores;           // [g][pages], sums of squares before FinishScores
+  float* scores;           // [g][pages]
   uint16_t* page_rank;     // [pages]
   uint32_t* candidates;    // [pages] of the call
   const uint8_t** page;    // [pages] of the candidates
@@ -80,9 +80,10 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   // Whole vectors are read at the end of a head's queries.
   take(&out->q, group * channels + 2 * kWordLanes);
   take(&out->q_scale, heads);
+  take(&out->q_far, heads);
   take(&out->spread, pages + kRecordsAhead + kPagesScored);
   take(&out->mean_scale, pages);
-  take(&out->distance_scale, pages);
+  take(&out->radius, pages);
   take(&out->mean_dot, group * pages);
   take(&out->scores, group * pages);
   take(&out->page_rank, pages);
@@ -114,6 +115,13 @@ struct CascadeCall {
 
   TS_INLINE const uint8_t* Page(uint32_t p) const { return PageAt(args.slab, args.pages[p]); }
 };
+
+// What a page's distances are multiplied by.
+TS_INLINE float DistanceScale(const uint8_t* page, const PlanesLayout& at) {
+  float scale;
+  __builtin_memcpy(&scale, page + at.scales_at + offsetof(PlanesScales, distance), sizeof scale);
+  return scale;
+}
 
 // first, first + 1 .. first + 15 by lane.
 TS_INLINE void CountFrom(uint32_t first, VI (&lanes)[kTokenVectors]) {
@@ -157,9 +165,16 @@ TS_INLINE void ForHeadPasses(const CascadeCall& call, F f) {
 TS_PHASE void CodeQueries(const CascadeCall& call) {
   const uint32_t dim = call.args.shape.head_dim, channels = call.at.channels;
   for (uint32_t h = 0; h < call.args.group; ++h) {
-    call.s.q_scale[h] = call.args.scale * kLog2E *
-                        CodeQuery(call.args.q + (uint64_t)h * dim, dim, channels, kQueryTop,
-                                  call.s.q + (uint64_t)h * channels);
+    const float* q = call.args.q + (uint64_t)h * dim;
+    const float unit = CodeQuery(q, dim, channels, kQueryTop, call.s.q + (uint64_t)h * channels);
+    const VF to_codes = Set(unit == 0 ? 0.0f : 1.0f / unit);
+    VF squares = Zero();
+    for (uint32_t c = 0; c < dim; c += kLanes) {
+      const VF x = Mul(LoadFirst(q + c, Smaller(kLanes, dim - c)), to_codes);
+      squares = Fma(x, x, squares);
+    }
+    call.s.q_scale[h] = call.args.scale * kLog2E * unit;
+    call.s.q_far[h] = call.args.alpha * call.s.q_scale[h] * Sqrt(SumLanes(squares));
   }
 }
 

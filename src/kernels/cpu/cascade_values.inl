@@ -115,18 +115,15 @@ TS_PHASE void WeighExactly(CascadeCall& call, uint32_t head) {
     uint32_t end = begin;
     for (uint32_t j = 0; j < pages; ++j) {
       const uint32_t i = s.exact_page[first + j], p = s.candidates[i];
-      const uint8_t* spread = s.spread[p];
-      SpreadScales scales;
-      __builtin_memcpy(&scales, spread, sizeof scales);
-      ScaleQueriesExactly<kHeads>(spread + sizeof scales + at.channels, at.channels,
+      ScaleQueriesExactly<kHeads>(s.page[i] + at.distances_at, at.channels,
                                   s.q + (uint64_t)head * at.channels, q16[j]);
       float base[4] = {}, q_scale[4] = {};
       TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
         q_scale[h] = s.q_scale[head + h];
         base[h] = s.mean_dot[(head + h) * s.pages + p] - s.m[head + h];
       }
-      steps[j] =
-          _mm_mul_ps(_mm_loadu_ps(q_scale), _mm_set1_ps(scales.distance * (256.0f / kPlanesTop)));
+      steps[j] = _mm_mul_ps(_mm_loadu_ps(q_scale),
+                            _mm_set1_ps(DistanceScale(s.page[i], at) * (256.0f / kPlanesTop)));
       bases[j] = _mm_loadu_ps(base);
       end += (uint32_t)__builtin_popcount(s.masks[i].full);
     }
@@ -179,7 +176,8 @@ TS_PHASE void ScaleWeights(CascadeCall& call, uint32_t head) {
     const uint32_t mask = s.masks[i].value;
     VF scales[kTokenVectors], others[4];
     TS_UNROLL for (uint32_t v = 0; v < kTokenVectors; ++v) {
-      scales[v] = LoadBF16((const uint16_t*)(page + at.scales_at) + v * kLanes);
+      scales[v] = LoadBF16((const uint16_t*)(page + at.scales_at + offsetof(PlanesScales, values)) +
+                           v * kLanes);
     }
     TS_UNROLL for (uint32_t h = 0; h < 4; ++h) others[h] = Zero();
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
@@ -193,7 +191,7 @@ TS_PHASE void ScaleWeights(CascadeCall& call, uint32_t head) {
     }
     n += (uint32_t)__builtin_popcount(mask);
     float mean_scale, rest[4];
-    __builtin_memcpy(&mean_scale, page + at.scales_at + 2 * kPlanesTokens, 4);
+    __builtin_memcpy(&mean_scale, page + at.scales_at + offsetof(PlanesScales, mean_value), 4);
     _mm_storeu_ps(rest, _mm_mul_ps(FoldFour<SumOp>(others), _mm_set1_ps(mean_scale)));
     TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) s.row_weights[h * s.row_count + n] = rest[h];
     ++n;

@@ -27,14 +27,15 @@ TS_INLINE float TopOf(const float* x, uint32_t n) {
   return MaxLanes(top);
 }
 
-// Means and largest distances of the page's key channels, coded and as they are decoded.
+// Means, largest distances and radius of the page's key channels, coded and as they are decoded.
 template <class Page>
-void SealSpread(const typename Page::Elem* k, uint32_t dim, uint32_t channels, uint8_t* spread,
-                SealScratch& s) {
+void SealSpread(const typename Page::Elem* k, uint32_t dim, const PlanesLayout& at, uint8_t* spread,
+                uint8_t* page, SealScratch& s) {
   constexpr uint32_t kParts = kPlanesTokens / kLanes;
+  const uint32_t channels = at.channels;
   const auto load = [&](uint32_t c, uint32_t part) __attribute__((always_inline)) {
-    const uint64_t at = (uint64_t)Smaller(c, dim - 1) * kPlanesTokens + part * kLanes;
-    return c < dim ? ClampFinite(Page::LoadLanes(k + at)) : Zero();
+    const uint64_t first = (uint64_t)Smaller(c, dim - 1) * kPlanesTokens + part * kLanes;
+    return c < dim ? ClampFinite(Page::LoadLanes(k + first)) : Zero();
   };
   for (uint32_t c = 0; c < channels; c += 4) {
     VF sums[4];
@@ -46,7 +47,7 @@ void SealSpread(const typename Page::Elem* k, uint32_t dim, uint32_t channels, u
   }
   SpreadScales scales;
   int8_t* mean_codes = (int8_t*)(spread + sizeof scales);
-  uint8_t* distance_codes = spread + sizeof scales + channels;
+  uint8_t* distance_codes = page + at.distances_at;
   float top = TopOf(s.mean, channels);
   const float to_mean = CodesPerUnit(top, 127);
   scales.mean = to_mean == 0 ? 0 : top * (1.0f / 127.0f);
@@ -66,15 +67,21 @@ void SealSpread(const typename Page::Elem* k, uint32_t dim, uint32_t channels, u
   }
   top = TopOf(s.distance, channels);
   const float to_distance = CodesPerUnit(top, 255);
-  scales.distance = to_distance == 0 ? 0 : top * (1.0f / 255.0f);
+  const float unit = to_distance == 0 ? 0 : top * (1.0f / 255.0f);
+  V4 squares = _mm_setzero_ps();  // of codes: whole numbers below 2^24, in any order
   for (uint32_t c = 0; c < channels; c += 4) {
     const V4 codes = StoreCodesUp(_mm_load_ps(s.distance + c), to_distance, distance_codes + c);
-    const V4 distance = _mm_mul_ps(codes, _mm_set1_ps(scales.distance));
+    squares = _mm_fmadd_ps(codes, codes, squares);
+    const V4 distance = _mm_mul_ps(codes, _mm_set1_ps(unit));
     const V4 present = _mm_cmpneq_ps(distance, _mm_setzero_ps());
     _mm_store_ps(s.to_codes + c,
                  _mm_and_ps(present, _mm_div_ps(_mm_set1_ps(kPlanesTop), distance)));
   }
+  const V4 pairs = _mm_add_ps(squares, _mm_movehl_ps(squares, squares));
+  const float sum = _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+  scales.radius = unit * Sqrt(sum / (float)dim);
   __builtin_memcpy(spread, &scales, sizeof scales);
+  __builtin_memcpy(page + at.scales_at + offsetof(PlanesScales, distance), &unit, sizeof unit);
 }
 
 template <class Page>
@@ -175,7 +182,7 @@ void SealValues(const typename Page::Elem* v, uint32_t dim, const PlanesLayout& 
     bits = (bits + 0xffffu) & 0xffff0000u;
     __builtin_memcpy(&scale, &bits, 4);
     const uint16_t half = (uint16_t)(bits >> 16);
-    __builtin_memcpy(page + at.scales_at + 2 * t, &half, 2);
+    __builtin_memcpy(page + at.scales_at + offsetof(PlanesScales, values) + 2 * t, &half, 2);
     const VF to_codes = Set(scale == 0 ? 0.0f : 1.0f / scale);
     int8_t* row = (int8_t*)(page + at.v_at + t * at.channels);
     for (uint32_t c = 0; c < at.channels; c += kLanes) {
@@ -189,7 +196,7 @@ void SealValues(const typename Page::Elem* v, uint32_t dim, const PlanesLayout& 
   }
   const float top = TopOf(mean, at.channels), to_codes = CodesPerUnit(top, 127);
   const float scale = to_codes == 0 ? 0 : top * (1.0f / 127.0f);
-  __builtin_memcpy(page + at.scales_at + 2 * kPlanesTokens, &scale, 4);
+  __builtin_memcpy(page + at.scales_at + offsetof(PlanesScales, mean_value), &scale, 4);
   for (uint32_t c = 0; c < at.channels; c += kLanes) {
     StoreBytes((int8_t*)page + at.mean_v_at + c, ToInt(Mul(Load(mean + c), Set(to_codes))));
   }
@@ -205,10 +212,10 @@ void SealPlanes(const SealArgs& args) {
   const Elem* k = (const Elem*)open;
   SealScratch s;
   // Padding is zeros, so that equal tokens make equal bytes.
-  for (uint32_t i = at.mean_v_at; i < at.low_at; i += 32) {
+  for (uint32_t i = at.distances_at; i < at.low_at; i += 32) {
     _mm256_store_si256((__m256i*)(page + i), _mm256_setzero_si256());
   }
-  SealSpread<Page>(k, dim, at.channels, PageAt(args.records, args.page) + args.layout.spread_at, s);
+  SealSpread<Page>(k, dim, at, PageAt(args.records, args.page) + args.layout.spread_at, page, s);
   CodeKeys<Page>(k, dim, at.channels, s);
   StoreKeyPlanes(at, s, page);
   SealValues<Page>((const Elem*)(open + args.open_slab.v_offset), dim, at, page, s);
@@ -291,10 +298,12 @@ TS_INLINE void UnpackKeys(const PlanesLayout& at, const uint8_t* page, const uin
   SpreadScales scales;
   __builtin_memcpy(&scales, spread, sizeof scales);
   const int8_t* mean = (const int8_t*)(spread + sizeof scales);
-  const uint8_t* distance = spread + sizeof scales + at.channels;
+  const uint8_t* distance = page + at.distances_at;
+  float unit;
+  __builtin_memcpy(&unit, page + at.scales_at + offsetof(PlanesScales, distance), sizeof unit);
   alignas(64) float scale[kPlanesHeadDimMax], offset[kPlanesHeadDimMax];
   for (uint32_t c = 0; c < at.channels; c += kLanes) {
-    const VF far = Mul(ToFloat(LoadBytesUnsigned(distance + c)), Set(scales.distance));
+    const VF far = Mul(ToFloat(LoadBytesUnsigned(distance + c)), Set(unit));
     Store(scale + c, Mul(far, Set(1.0f / kPlanesTop)));
     Store(offset + c, Mul(ToFloat(LoadBytesSigned(mean + c)), Set(scales.mean)));
   }
@@ -319,7 +328,7 @@ void UnpackPlanes(const uint8_t* page, const uint8_t* spread, uint32_t dim, floa
   const uint32_t v_stride = RoundUp(dim, kLanes);
   for (uint32_t t = 0; t < kPlanesTokens; ++t, v += v_stride) {
     uint16_t half;
-    __builtin_memcpy(&half, page + at.scales_at + 2 * t, 2);
+    __builtin_memcpy(&half, page + at.scales_at + offsetof(PlanesScales, values) + 2 * t, 2);
     const uint32_t bits = (uint32_t)half << 16;
     float scale;
     __builtin_memcpy(&scale, &bits, 4);

@@ -357,9 +357,7 @@ TS_INLINE void PrefetchRange(const uint8_t* p) {
   for (uint32_t i = 0; i < kBytes; i += 64) Prefetch(p + i);
 }
 
-// ---- square roots, correctly rounded ----
-
-TS_INLINE VF Roots(VF a) { return _mm256_sqrt_ps(a); }
+// ---- square root, correctly rounded ----
 
 TS_INLINE float Sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -52,8 +53,10 @@ void SetKeyCode(const PlanesLayout& at, uint8_t* page, uint32_t slot, uint32_t c
       static_cast<uint8_t>((code >> 4 & 3u) << place.shift);
 }
 
-// The spread of a page's keys [16][channels], written to `spread`.
-void CodeSpread(const std::vector<float>& keys, uint32_t channels, uint8_t* spread) {
+// The spread of a page's keys [16][channels], written to `spread`, and their distances, to `page`.
+void CodeSpread(const std::vector<float>& keys, uint32_t head_dim, const PlanesLayout& at,
+                uint8_t* spread, uint8_t* page) {
+  const uint32_t channels = at.channels;
   std::vector<float> mean(channels), distance(channels);
   float top = 0;
   for (uint32_t c = 0; c < channels; ++c) {
@@ -66,9 +69,9 @@ void CodeSpread(const std::vector<float>& keys, uint32_t channels, uint8_t* spre
     top = std::max(top, std::fabs(mean[c]));
   }
   const float to_mean = ToCodes(top, 127);
-  SpreadScales scales = {.mean = to_mean == 0 ? 0 : top * (1.0f / 127.0f), .distance = 0};
+  SpreadScales scales = {.mean = to_mean == 0 ? 0 : top * (1.0f / 127.0f), .radius = 0};
   auto* mean_codes = reinterpret_cast<int8_t*>(spread + sizeof scales);
-  uint8_t* distance_codes = spread + sizeof scales + channels;
+  uint8_t* distance_codes = page + at.distances_at;
   top = 0;
   for (uint32_t c = 0; c < channels; ++c) {
     mean_codes[c] = static_cast<int8_t>(Code(mean[c] * to_mean, -127, 127));
@@ -79,27 +82,31 @@ void CodeSpread(const std::vector<float>& keys, uint32_t channels, uint8_t* spre
     top = std::max(top, distance[c]);
   }
   const float to_distance = ToCodes(top, 255);
-  scales.distance = to_distance == 0 ? 0 : top * (1.0f / 255.0f);
+  const float unit = to_distance == 0 ? 0 : top * (1.0f / 255.0f);
+  uint32_t squares = 0;
   for (uint32_t c = 0; c < channels; ++c) {
     distance_codes[c] = static_cast<uint8_t>(Code(std::ceil(distance[c] * to_distance), 0, 255));
+    squares += uint32_t{distance_codes[c]} * distance_codes[c];
   }
+  scales.radius = unit * std::sqrt(static_cast<float>(squares) / static_cast<float>(head_dim));
   Write(scales, spread);
+  Write(unit, page + at.scales_at + offsetof(PlanesScales, distance));
 }
 
 // Mean and largest distance of channel c, as decoded.
-void ReadSpread(const uint8_t* spread, uint32_t channels, uint32_t c, float* mean,
-                float* distance) {
+float ReadMean(const uint8_t* spread, uint32_t c) {
   const auto scales = Read<SpreadScales>(spread);
-  const auto mean_code = static_cast<int8_t>(spread[sizeof scales + c]);
-  *mean = static_cast<float>(mean_code) * scales.mean;
-  *distance = static_cast<float>(spread[sizeof scales + channels + c]) * scales.distance;
+  return static_cast<float>(static_cast<int8_t>(spread[sizeof scales + c])) * scales.mean;
+}
+float ReadDistance(const PlanesLayout& at, const uint8_t* page, uint32_t c) {
+  const auto unit = Read<float>(page + at.scales_at + offsetof(PlanesScales, distance));
+  return static_cast<float>(page[at.distances_at + c]) * unit;
 }
 
 void CodeKeys(const std::vector<float>& keys, const PlanesLayout& at, const uint8_t* spread,
               uint8_t* page) {
   for (uint32_t c = 0; c < at.channels; ++c) {
-    float mean, distance;
-    ReadSpread(spread, at.channels, c, &mean, &distance);
+    const float mean = ReadMean(spread, c), distance = ReadDistance(at, page, c);
     const float to_codes = distance == 0 ? 0 : kPlanesTop / distance;
     for (uint32_t t = 0; t < kPlanesTokens; ++t) {
       const float offset = keys[uint64_t{t} * at.channels + c] - mean;
@@ -117,7 +124,7 @@ void CodeValues(const std::vector<float>& values, const PlanesLayout& at, uint8_
     for (uint32_t c = 0; c < at.channels; ++c) top = std::max(top, std::fabs(v[c]));
     const uint16_t bits = ValueScale(top);
     const float scale = BF16ToF32(bits), to_codes = scale == 0 ? 0 : 1.0f / scale;
-    Write(bits, page + at.scales_at + 2 * t);
+    Write(bits, page + at.scales_at + offsetof(PlanesScales, values) + 2 * t);
     auto* row = reinterpret_cast<int8_t*>(page + at.v_at + t * at.channels);
     for (uint32_t c = 0; c < at.channels; ++c) {
       row[c] = static_cast<int8_t>(Code(v[c] * to_codes, -127, 127));
@@ -130,7 +137,8 @@ void CodeValues(const std::vector<float>& values, const PlanesLayout& at, uint8_
     top = std::max(top, std::fabs(m));
   }
   const float to_codes = ToCodes(top, 127);
-  Write(to_codes == 0 ? 0.0f : top * (1.0f / 127.0f), page + at.scales_at + 2 * kPlanesTokens);
+  Write(to_codes == 0 ? 0.0f : top * (1.0f / 127.0f),
+        page + at.scales_at + offsetof(PlanesScales, mean_value));
   for (uint32_t c = 0; c < at.channels; ++c) {
     page[at.mean_v_at + c] = static_cast<uint8_t>(Code(mean[c] * to_codes, -127, 127));
   }
@@ -141,7 +149,7 @@ void CodeValues(const std::vector<float>& values, const PlanesLayout& at, uint8_
 void SealPlanes(const KvShape& shape, const PageNumbers& numbers, uint8_t* page, uint8_t* spread) {
   const PlanesLayout at = PlanesLayoutOf(shape.head_dim);
   std::memset(page, 0, at.page_bytes);
-  CodeSpread(numbers.keys, at.channels, spread);
+  CodeSpread(numbers.keys, shape.head_dim, at, spread, page);
   CodeKeys(numbers.keys, at, spread, page);
   CodeValues(numbers.values, at, page);
 }
@@ -149,13 +157,13 @@ void SealPlanes(const KvShape& shape, const PageNumbers& numbers, uint8_t* page,
 void ReadPlanes(uint32_t head_dim, const uint8_t* page, const uint8_t* spread, uint32_t slot,
                 float* k, float* v) {
   const PlanesLayout at = PlanesLayoutOf(head_dim);
-  const float scale = BF16ToF32(Read<uint16_t>(page + at.scales_at + 2 * slot));
+  const float scale =
+      BF16ToF32(Read<uint16_t>(page + at.scales_at + offsetof(PlanesScales, values) + 2 * slot));
   const auto* row = reinterpret_cast<const int8_t*>(page + at.v_at + slot * at.channels);
   for (uint32_t c = 0; c < head_dim; ++c) {
-    float mean, distance;
-    ReadSpread(spread, at.channels, c, &mean, &distance);
     const int code = static_cast<int>(KeyCode(at, page, slot, c)) - 128;
-    k[c] = mean + distance * (static_cast<float>(code) * (1.0f / kPlanesTop));
+    k[c] = ReadMean(spread, c) +
+           ReadDistance(at, page, c) * (static_cast<float>(code) * (1.0f / kPlanesTop));
     v[c] = static_cast<float>(row[c]) * scale;
   }
 }
@@ -224,12 +232,11 @@ class Cascade {
     const float* q = args_.q + uint64_t{h} * dim_;
     float dot = 0, squares = 0;
     for (uint32_t c = 0; c < dim_; ++c) {
-      float mean, distance;
-      ReadSpread(Spread(page), at_.channels, c, &mean, &distance);
-      dot += q[c] * mean;
-      squares += q[c] * distance * q[c] * distance;
+      dot += q[c] * ReadMean(Spread(page), c);
+      squares += q[c] * q[c];
     }
-    return args_.scale * (dot + args_.alpha * std::sqrt(squares));
+    const float far = std::sqrt(squares) * Read<SpreadScales>(Spread(page)).radius;
+    return args_.scale * (dot + args_.alpha * far);
   }
 
   void SetLogits(uint32_t t, bool exact) {
@@ -237,12 +244,12 @@ class Cascade {
     for (uint32_t h = 0; h < args_.group; ++h) {
       float sum = 0;
       for (uint32_t c = 0; c < dim_; ++c) {
-        float mean, distance;
-        ReadSpread(Spread(page), at_.channels, c, &mean, &distance);
         uint32_t code = KeyCode(at_, Page(page), t % kPlanesTokens, c);
         if (!exact) code = (code & 192u) | 32u;
         const float offset = static_cast<float>(static_cast<int>(code) - 128);
-        sum += args_.q[uint64_t{h} * dim_ + c] * (mean + distance * (offset * (1 / kPlanesTop)));
+        const float key = ReadMean(Spread(page), c) +
+                          ReadDistance(at_, Page(page), c) * (offset * (1 / kPlanesTop));
+        sum += args_.q[uint64_t{h} * dim_ + c] * key;
       }
       logits_[h][t] = args_.scale * sum;
     }
@@ -322,7 +329,7 @@ class Cascade {
   }
 
   void ReadMeanValue(const uint8_t* page, float* v) const {
-    const auto scale = Read<float>(page + at_.scales_at + 2 * kPlanesTokens);
+    const auto scale = Read<float>(page + at_.scales_at + offsetof(PlanesScales, mean_value));
     const auto* codes = reinterpret_cast<const int8_t*>(page + at_.mean_v_at);
     for (uint32_t c = 0; c < dim_; ++c) v[c] = static_cast<float>(codes[c]) * scale;
   }
