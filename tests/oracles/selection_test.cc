@@ -159,8 +159,7 @@ TEST_P(Selection, CountsOverCodedPagesEqualARecount) {
   const uint64_t tokens = read * kPageTokens + kTokens % 64;
   EXPECT_EQ(c.tokens_read, kKvHeads * tokens);
   // A coded page is read with its spread, and scored by its moments alone.
-  const uint64_t spread_bytes = sizeof(SpreadScales) + 2 * kHeadDim,
-                 record_bytes = 2 * kHeadDim * 2;
+  const uint64_t spread_bytes = sizeof(SpreadScales) + kHeadDim, record_bytes = 2 * kHeadDim * 2;
   const uint64_t page_bytes = rig.cache()->slab(0, 0, 0).page_bytes + spread_bytes;
   const uint64_t open_bytes = open * rig.cache()->open_slab(0, 0, 0).page_bytes;
   EXPECT_EQ(c.bytes_read, kKvHeads * (read * page_bytes + open_bytes + (coded - 1) * record_bytes));
