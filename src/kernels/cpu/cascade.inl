@@ -26,7 +26,7 @@ TS_INLINE void MeanSums(const uint8_t* const* spread, uint32_t channels, const i
   }
 }
 
-// Where the records of all pages lie, for three phases.
+// Where the records of all pages lie.
 TS_PHASE void FindSpreads(const CascadeCall& call) {
   const KvSlab slab = call.args.records;
   const uint32_t count = call.args.count, at = call.args.layout.spread_at;
@@ -82,8 +82,8 @@ TS_INLINE float FinishScores(const CascadeCall& call, uint32_t h) {
     float* dots = s.mean_dot + h * s.pages + p;
     float* scores = s.scores + h * s.pages + p;
     const VF dot = Mul(Mul(ToFloat(LoadInt(dots)), Load(s.mean_scale + p)), dot_scale);
-    const VF far = Fma(Load(s.radius + p), far_scale, dot);
-    const VF score = SelectFirst(Smaller(call.args.count - p, kLanes), far, lowest);
+    const VF highest = Fma(Load(s.radius + p), far_scale, dot);
+    const VF score = SelectFirst(Smaller(call.args.count - p, kLanes), highest, lowest);
     Store(dots, dot);
     Store(scores, score);
     top = Max(top, score);
