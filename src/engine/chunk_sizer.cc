@@ -12,7 +12,7 @@ constexpr double kNew = 0.3;
 // A step may be held up, but none is too fast: of generation, whose time is seldom seen while
 // prompts run, what took longer counts less, and nothing counts as more than twice as long.
 constexpr double kLonger = 0.1, kHeldUp = 2;
-// Cheaper chunks say nothing of a unit's time.
+// Cheaper chunks that all layers took say nothing of a unit's time.
 constexpr double kFewUnits = 4;
 // Before the first chunk beside generation: a unit there may take so much longer than one alone.
 constexpr double kCaution = 1.5;
@@ -115,21 +115,26 @@ double ChunkSizer::UnitSeconds(uint32_t depth) const {
   return kCaution * alone_seconds_;
 }
 
-void ChunkSizer::Observe(uint32_t generated, double units, uint32_t depth, double seconds) {
-  if (units == 0) {
-    if (generated == 0) return;
-    if (generated_ == 0 || !Alike(generated, generated_)) generated_seconds_ = 0;
-    Follow(seconds, seconds > generated_seconds_ ? kLonger : kNew, &generated_seconds_);
-    generated_ = generated;
+void ChunkSizer::Observe(const StepTimes& step) {
+  const bool known = generated_ != 0 && Alike(step.generated, generated_);
+  if (step.units == 0) {
+    if (step.generated == 0) return;
+    if (!known) generated_seconds_ = 0;
+    Follow(step.seconds, step.seconds > generated_seconds_ ? kLonger : kNew, &generated_seconds_);
+    generated_ = step.generated;
     age_ = 0;
     return;
   }
-  if (generated > 0) ++age_;
-  if (units < kFewUnits) return;
-  if (generated == 0) return Follow(seconds / units, kNew, &alone_seconds_);
+  if (step.generated > 0) ++age_;
+  double* beside = &beside_seconds_[RangeOf(step.depth)];
+  // Timed by itself: one layer of few tokens tells, or else who once took its time for too long
+  // would never learn better, for no step would have more.
+  if (step.part_seconds > 0) return Follow(step.part_seconds / step.units, kNew, beside);
+  if (step.units < kFewUnits) return;
+  if (step.generated == 0) return Follow(step.seconds / step.units, kNew, &alone_seconds_);
   // Less than generation alone took says nothing.
-  if (generated_ == 0 || !Alike(generated, generated_) || seconds <= generated_seconds_) return;
-  Follow((seconds - generated_seconds_) / units, kNew, &beside_seconds_[RangeOf(depth)]);
+  if (!known || step.seconds <= generated_seconds_) return;
+  Follow((step.seconds - generated_seconds_) / step.units, kNew, beside);
 }
 
 PromptBudget ChunkSizer::BudgetBeside(uint32_t generating, uint32_t depth, uint32_t tokens_max,

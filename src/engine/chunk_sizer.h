@@ -35,6 +35,15 @@ struct ChunkParts {
   uint32_t tokens_max = 0;  // 0: none begins
 };
 
+// What a step was of, and what it took.
+struct StepTimes {
+  uint32_t generated = 0;  // tokens
+  double units = 0;        // that its prompts cost, 0 to all of a chunk's
+  uint32_t depth = 0;      // of the first prompt
+  double seconds = 0;
+  double part_seconds = 0;  // of these: a chunk's that goes by layers, all that prompts took; or 0
+};
+
 // What the prompts of one step may cost, and have.
 class PromptBudget {
  public:
@@ -83,7 +92,7 @@ class PromptBudget {
 // go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller.
 class ChunkSizer {
  public:
-  static constexpr double kPromptShare = 1.6, kPartShare = 1.2;
+  static constexpr double kPromptShare = 1.6, kPartShare = 1.1;
   // Steps with a prompt, after which one goes without, so that its time stays known.
   static constexpr uint32_t kStale = 64;
 
@@ -91,9 +100,7 @@ class ChunkSizer {
 
   const PromptCost& cost() const { return cost_; }
   const ChunkParts& parts() const { return parts_; }
-  // A step took so long: with `generated` tokens of generation, and prompts that cost `units`, the
-  // first of them at `depth`.
-  void Observe(uint32_t generated, double units, uint32_t depth, double seconds);
+  void Observe(const StepTimes& step);
   // For a step that generates so many tokens and goes on with a prompt at `depth`, `spent` seconds
   // after the one before ended. Empty where the time of such a step is not known: it will be, by
   // this one.

@@ -41,8 +41,8 @@ constexpr uint32_t kStreams = 4, kChunk = 512;
 // The streams' own prompts, then streams alone.
 void Warm(const Machine& machine, ChunkSizer* sizer) {
   for (int i = 0; i < 8; ++i)
-    sizer->Observe(0, kCost.Of(kChunk, 512), 512, machine.token * machine.cost.Of(kChunk, 512));
-  for (int i = 0; i < 20; ++i) sizer->Observe(kStreams, 0, 0, machine.generation);
+    sizer->Observe({0, kCost.Of(kChunk, 512), 512, machine.token * machine.cost.Of(kChunk, 512)});
+  for (int i = 0; i < 20; ++i) sizer->Observe({kStreams, 0, 0, machine.generation});
 }
 
 // The steps from a prompt's arrival to its end, in seconds.
@@ -55,7 +55,7 @@ std::vector<double> Arrive(const Machine& machine, uint32_t prompt, ChunkSizer* 
     const uint32_t tokens = budget.Take(done, prompt - done);
     double seconds = machine.generation + machine.Chunk(tokens, done);
     seconds *= 1 + disturbed * static_cast<double>(random() % 1000) / 1000;
-    sizer->Observe(kStreams, tokens == 0 ? 0 : kCost.Of(tokens, done), done, seconds);
+    sizer->Observe({kStreams, tokens == 0 ? 0 : kCost.Of(tokens, done), done, seconds});
     steps.push_back(seconds);
     done += tokens;
   }
@@ -129,14 +129,14 @@ std::vector<double> ArriveByLayers(const Machine& machine, uint32_t prompt, Chun
       const uint32_t whole = budget.Take(done, prompt - done);
       seconds += machine.Chunk(whole, done);
       units = whole == 0 ? 0 : kCost.Of(whole, done);
-      sizer->Observe(kStreams, units, done, seconds);
+      sizer->Observe({kStreams, units, done, seconds});
       done += whole;
     } else {
       const uint32_t now = budget.TakeLayers(done, tokens, kLayers - layers);
       EXPECT_LE(layers + now, kLayers);
       seconds += machine.Part(tokens, done, now);
       units = kCost.Of(tokens, done) * now / kLayers;
-      sizer->Observe(kStreams, units, done, seconds);
+      sizer->Observe({kStreams, units, done, seconds, machine.Part(tokens, done, now)});
       layers += now;
       if (layers == kLayers) {
         done += tokens;
@@ -169,6 +169,30 @@ TEST(ChunkSizer, ChunksByLayersKeepToTheirShareAtAnyDepth) {
   }
 }
 
+// Once a part has taken so long that no step has more than a layer of few tokens, such parts tell
+// that they are short again.
+TEST(ChunkSizer, PartsThatWereHeldUpAreForgotten) {
+  Machine machine;
+  ChunkSizer sizer(kCost, {.layers = kLayers, .tokens_max = 64});
+  Warm(machine, &sizer);
+  constexpr uint32_t kDepth = 2000, kTokens = 64;
+  const auto layers = [&sizer] {
+    return sizer.BudgetBeside(kStreams, kDepth, UINT32_MAX).TakeLayers(kDepth, kTokens, kLayers);
+  };
+  const auto observe = [&](uint32_t now, double slower) {
+    const double part = slower * machine.Part(kTokens, kDepth, now);
+    sizer.Observe({kStreams, kCost.Of(kTokens, kDepth) * now / kLayers, kDepth,
+                   machine.generation + part, part});
+  };
+  observe(8, 1);
+  const uint32_t before = layers();
+  ASSERT_GT(before, 4u);
+  for (int i = 0; i < 10; ++i) observe(layers(), 20);
+  ASSERT_EQ(layers(), 1u);
+  for (int i = 0; i < 20; ++i) observe(layers(), 1);
+  EXPECT_EQ(layers(), before);
+}
+
 TEST(ChunkSizer, WhatWasSpentBeforeAStepIsTakenOff) {
   ChunkSizer sizer(kCost);
   Warm(Machine(), &sizer);
@@ -184,14 +208,14 @@ TEST(ChunkSizer, AStepThatWasHeldUpCountsForLittle) {
   Machine machine;
   ChunkSizer sizer(kCost);
   Warm(machine, &sizer);
-  sizer.Observe(kStreams, 0, 0, 10 * machine.generation);
+  sizer.Observe({kStreams, 0, 0, 10 * machine.generation});
   for (const double seconds : Arrive(machine, 2000, &sizer))
     ASSERT_LE(seconds, 3.1 * machine.generation);
 }
 
 TEST(ChunkSizer, BeginsWithTheLeastChunk) {
   ChunkSizer sizer(kCost);
-  sizer.Observe(1, 0, 0, 0.002);
+  sizer.Observe({1, 0, 0, 0.002});
   EXPECT_EQ(sizer.BudgetBeside(1, 0, UINT32_MAX).Take(0, 100), PromptBudget::kLeast);
   EXPECT_EQ(sizer.BudgetBeside(1, 0, UINT32_MAX).Take(0, 2), 2u);
   EXPECT_EQ(sizer.BudgetBeside(1, 0, 3).Take(0, 100), 3u);
@@ -204,30 +228,30 @@ TEST(ChunkSizer, AStepWhoseTimeIsNotKnownHoldsNoPrompt) {
   };
   ChunkSizer sizer(kCost);
   EXPECT_FALSE(holds(sizer, 4));
-  sizer.Observe(4, 0, 0, 0.005);
+  sizer.Observe({4, 0, 0, 0.005});
   EXPECT_TRUE(holds(sizer, 4));
   EXPECT_TRUE(holds(sizer, 5));
   EXPECT_FALSE(holds(sizer, 8));
   for (uint32_t i = 0; i < ChunkSizer::kStale; ++i) {
     EXPECT_TRUE(holds(sizer, 4));
-    sizer.Observe(4, 10, 0, 0.010);
+    sizer.Observe({4, 10, 0, 0.010});
   }
   EXPECT_FALSE(holds(sizer, 4));
-  sizer.Observe(4, 0, 0, 0.005);
+  sizer.Observe({4, 0, 0, 0.005});
   EXPECT_TRUE(holds(sizer, 4));
 }
 
 TEST(ChunkSizer, IsNotMisledByStepsThatSayNothing) {
   ChunkSizer sizer(kCost);
   const auto tokens = [&sizer] { return sizer.BudgetBeside(4, 0, UINT32_MAX).Take(0, 1000); };
-  sizer.Observe(0, 500, 0, 0.1);
-  sizer.Observe(4, 0, 0, 0.04);
-  sizer.Observe(4, 100, 0, 0.04 + 0.02);
+  sizer.Observe({0, 500, 0, 0.1});
+  sizer.Observe({4, 0, 0, 0.04});
+  sizer.Observe({4, 100, 0, 0.04 + 0.02});
   const uint32_t before = tokens();
   EXPECT_EQ(before, 311u);  // 1.6 * 40 ms / 0.2 ms = 320 units, for tokens that become dearer
-  sizer.Observe(4, 100, 0, 0.03);   // less than generation alone
-  sizer.Observe(4, 2, 0, 0.30);     // of few tokens
-  sizer.Observe(40, 100, 0, 0.30);  // of another generation
+  sizer.Observe({4, 100, 0, 0.03});   // less than generation alone
+  sizer.Observe({4, 2, 0, 0.30});     // of few tokens
+  sizer.Observe({40, 100, 0, 0.30});  // of another generation
   EXPECT_EQ(tokens(), before);
 }
 

@@ -107,10 +107,11 @@ class EngineImpl : public Engine {
   DrawRule RuleFor(const Job& job) const;
   // What a step's time is to be told by.
   struct StepLoad {
-    uint32_t generated = 0;  // tokens
-    double prompts = 0;      // in units of PromptCost
-    uint32_t depth = 0;      // of the first of them
-    bool replays = false;    // what was generated before
+    uint32_t generated = 0;   // tokens
+    double prompts = 0;       // in units of PromptCost
+    uint32_t depth = 0;       // of the first of them
+    bool part_alone = false;  // prompts: layers of one chunk alone
+    bool replays = false;     // what was generated before
   };
   StepLoad LoadOf(const ScheduledStep& step) const;
   void ObserveTime(const StepLoad& load, double seconds);

@@ -29,9 +29,8 @@ void EngineImpl::PlanStep() {
   batch_.Clear();
   for (const ScheduledRow& row : step_.rows) AddRow(row);
   // Where the system holds a step up, the streams are not to wait for the rest of a part, too.
-  constexpr double kLate = 1.1;
   if (generating > 0 && !step_.rows.back().part.empty()) {
-    const double seconds = kLate * chunks_->SecondsWith(budget, depth);
+    const double seconds = chunks_->SecondsWith(budget, depth);
     batch_.part_until_ns = begin_ns + static_cast<uint64_t>(seconds * 1e9);
   }
   if (trace_ == nullptr) return;
@@ -121,7 +120,12 @@ EngineImpl::StepLoad EngineImpl::LoadOf(const ScheduledStep& step) const {
     if (row.prompt) {
       if (load.prompts == 0) load.depth = row.first_position;
       const double whole = chunks_->cost().Of(row.length, row.first_position);
-      load.prompts += row.part.empty() ? whole : whole * row.part.count() / info_.layers;
+      if (row.part.empty()) {
+        load.prompts += whole;
+      } else {
+        load.part_alone = load.prompts == 0;
+        load.prompts += whole * row.part.count() / info_.layers;
+      }
     } else {
       load.generated += row.length;
       load.replays = load.replays || row.length > 1;
@@ -131,7 +135,13 @@ EngineImpl::StepLoad EngineImpl::LoadOf(const ScheduledStep& step) const {
 }
 
 void EngineImpl::ObserveTime(const StepLoad& load, double seconds) {
-  if (!load.replays) chunks_->Observe(load.generated, load.prompts, load.depth, seconds);
+  if (!load.replays) {
+    chunks_->Observe({.generated = load.generated,
+                      .units = load.prompts,
+                      .depth = load.depth,
+                      .seconds = seconds,
+                      .part_seconds = load.part_alone ? executor_->part_seconds() : 0});
+  }
   if (tuner_ != nullptr && load.generated > 0 && tuner_->Observe(seconds)) Retune();
 }
 

@@ -71,6 +71,8 @@ class Executor {
   virtual uint32_t part_tokens_max() const { return 0; }
   // The layer that is next for such a row of the last step.
   virtual uint32_t part_layer() const { return 0; }
+  // How long the layers of such a row took in the last step; 0: it had none.
+  virtual double part_seconds() const { return 0; }
 
   // Runs the batch. REQUIRES: at most step_tokens_max tokens, room reserved in the cache for all of
   // them, token ids inside the vocabulary. Results stay valid until the next step. The caller

@@ -38,11 +38,13 @@ void PromptPart::Run(const SequenceRun& run, std::span<const int32_t> tokens,
     const uint64_t now_ns = NowNs(), mean_ns = (now_ns - begin_ns) / (next_layer_ - layers.begin);
     goes_on = until_ns == 0 || now_ns + mean_ns <= until_ns;
   }
+  const uint64_t end_ns = NowNs();
+  seconds_ = static_cast<double>(end_ns - begin_ns) * 1e-9;
   if (trace_ != nullptr) {
     trace_->Add(TraceSpan{.kind = TraceKind::kPart,
                           .label = nullptr,
                           .begin_ns = begin_ns,
-                          .end_ns = NowNs(),
+                          .end_ns = end_ns,
                           .args = {run.rows, layers.begin, next_layer_}});
   }
   ran_share_ = static_cast<double>(next_layer_ - layers.begin) / all;

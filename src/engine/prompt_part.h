@@ -37,7 +37,8 @@ class PromptPart {
   bool whole() const { return next_layer_ == model_->config().layers; }
   // [rows][dim] of the residual stream after the layers that have run.
   std::span<const float> states() const;
-  // Work of the last Run.
+  // Time and work of the last Run.
+  double seconds() const { return seconds_; }
   StepCost cost(DotKind attention_dot) const;
 
  private:
@@ -49,6 +50,7 @@ class PromptPart {
   Trace* trace_ = nullptr;
   SequenceRun run_{};
   uint32_t next_layer_ = 0;
+  double seconds_ = 0;                         // of the last Run
   double ran_share_ = 0;                       // of all layers, in the last Run
   uint64_t kv_bytes_ = 0, multiply_adds_ = 0;  // of its attention, all layers
 };
