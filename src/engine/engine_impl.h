@@ -117,6 +117,7 @@ class EngineImpl : public Engine {
   void ObserveTime(const StepLoad& load, double seconds);
   void Retune();
   void Share(const Job& job);
+  void ShareTail(const Job& job);  // its last tokens, when it has ended
   void KeepForSession(const Job& job, const Usage& usage);
   void UnpinEnded();
   void ShowPages();

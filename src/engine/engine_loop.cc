@@ -206,6 +206,11 @@ void EngineImpl::Share(const Job& job) {
   executor_->cache()->Share(job.slot, job.tokens, job.prompt_tokens, MakerOf(job));
 }
 
+void EngineImpl::ShareTail(const Job& job) {
+  if (!options_.prefix_cache) return;
+  executor_->cache()->ShareTail(job.slot, job.tokens, job.prompt_tokens, MakerOf(job));
+}
+
 // ---- conversations ------------------------------------------------------------------------------
 
 // REQUIRES: mutex_ is held.

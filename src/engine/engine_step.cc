@@ -404,7 +404,10 @@ void EngineImpl::Finish(Job* job, FinishReason reason, std::string text, Status 
     std::lock_guard lock(mutex_);
     KeepForSession(*job, usage);
   }
-  if (job->running) executor_->cache()->RemoveSequence(job->slot);
+  if (job->running) {
+    if (event.status.ok()) ShareTail(*job);
+    executor_->cache()->RemoveSequence(job->slot);
+  }
   if (trace_ != nullptr) trace_->Add(LifeOf(*job, reason, NowNs()));
   job->sink(event);
   jobs_.erase(id);

@@ -257,12 +257,13 @@ Status KvCache::CheckRoom(const Sequence& sequence, uint32_t tokens, uint32_t op
     }
     const BlockPool& open = groups_[g].open.pool();
     const auto open_have = static_cast<uint32_t>(table.open_pages.size());
-    if (open_pages > open_have && open_pages - open_have > open.free()) {
+    const uint32_t open_available = open.free() + tails_.pages();
+    if (open_pages > open_have && open_pages - open_have > open_available) {
       return Status(Code::kResourceExhausted,
                     fmt::format("{} tokens need {} more open pages of {} tokens, {} of {} are "
                                 "free: uncommitted_tokens_max is {}",
-                                tokens, open_pages - open_have, options_.page_tokens, open.free(),
-                                open.total(), options_.uncommitted_tokens_max));
+                                tokens, open_pages - open_have, options_.page_tokens,
+                                open_available, open.total(), options_.uncommitted_tokens_max));
     }
   }
   return Status();
@@ -280,8 +281,10 @@ void KvCache::Take(Sequence* sequence, uint32_t tokens, uint32_t open_pages) {
       taken_end = std::max(taken_end, uint64_t{table.blocks.back()} + 1);
     }
     if (taken_end > 0) TouchAfter(taken_end, &groups_[g]);
-    while (table.open_pages.size() < open_pages)
+    while (table.open_pages.size() < open_pages) {
+      if (groups_[g].open.pool().free() == 0) GiveTail(tails_.TakeOldest());
       table.open_pages.push_back(groups_[g].open.TakePage());
+    }
   }
 }
 
@@ -530,6 +533,18 @@ void KvCache::CopyPages(uint32_t group, std::span<const uint32_t> from,
   }
 }
 
+void KvCache::CopyOpenPages(uint32_t group, std::span<const uint32_t> from,
+                            std::span<const uint32_t> to) {
+  const LayerGroup& shape = groups_[group].shape;
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    for (uint32_t head = 0; head < shape.kv_heads; ++head) {
+      const KvSlab slab = open_slab(group, layer, head);
+      for (size_t page = 0; page < from.size(); ++page)
+        CopyItem(space_, slab, from[page], to[page]);
+    }
+  }
+}
+
 Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   Sequence &source = sequences_[from], &target = sequences_[to];
   TS_CHECK(from != to && source.live && target.live);
@@ -553,13 +568,7 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
       CopyPages(g, std::span(a.pages).subspan(first, end - first),
                 std::span(b.pages).subspan(first, end - first));
     }
-    for (uint32_t layer = 0; layer < s.shape.layers; ++layer) {
-      for (uint32_t head = 0; head < s.shape.kv_heads; ++head) {
-        const KvSlab raw_pages = open_slab(g, layer, head);
-        for (uint32_t page = 0; page < open_pages; ++page)
-          CopyItem(space_, raw_pages, a.open_pages[page], b.open_pages[page]);
-      }
-    }
+    CopyOpenPages(g, std::span(a.open_pages).first(open_pages), b.open_pages);
   }
   Commit(to, tokens);
   return Status();
@@ -648,6 +657,20 @@ std::string KvCache::CheckOpenPages(uint32_t group) const {
     }
     used += static_cast<uint32_t>(pages.size());
   }
+  uint32_t of_tails = 0;
+  for (const OpenTail& tail : tails_.all()) {
+    const std::vector<uint32_t>& pages = tail.pages[group];
+    if (pages.size() != PagesFor(static_cast<uint32_t>(tail.tokens.size())))
+      return fmt::format("a tail of {} tokens has {} open pages", tail.tokens.size(), pages.size());
+    for (uint32_t page : pages) {
+      if (page >= pool.total() || ++held[page] != 1 || pool.refs(page) != 1)
+        return fmt::format("open page {} of a tail is not its own", page);
+    }
+    of_tails += static_cast<uint32_t>(pages.size());
+  }
+  if (of_tails != tails_.pages())
+    return fmt::format("tails hold {} open pages, {} are counted", of_tails, tails_.pages());
+  used += of_tails;
   if (used + pool.free() != pool.total()) {
     return fmt::format("group {}: {} held + {} free != {} open pages", group, used, pool.free(),
                        pool.total());

@@ -17,6 +17,7 @@
 #include "kv/block_pool.h"
 #include "kv/codec.h"
 #include "kv/open_storage.h"
+#include "kv/open_tails.h"
 #include "kv/page_space.h"
 #include "kv/prefix_tree.h"
 #include "page/page.h"
@@ -123,9 +124,10 @@ class KvCache {
 
   // Gives an empty sequence what the pool still holds of `tokens` under a salt, made by prefill or
   // by `maker`: whole blocks are shared; of one that goes on with some of the tokens, the pages
-  // that hold them are copied. Where windows are coded, whole windows alone are given, so that
-  // every query to come sees each key in the form in which it would if all had been computed. They
-  // are committed. Returns how many tokens. Share adds to what is held for others.
+  // that hold them are copied. Where windows are coded, whole windows alone are given, and after
+  // them the raw pages of a tail (ShareTail), so that every query to come sees each key in the form
+  // in which it would if all had been computed. They are committed. Returns how many tokens. Share
+  // adds to what is held for others.
   uint32_t Adopt(SequenceSlot slot, std::string_view salt, std::span<const int32_t> tokens,
                  PrefixMaker maker);
   // What Adopt could share, in whole blocks.
@@ -137,6 +139,11 @@ class KvCache {
   // take the place of the sequence's own.
   void Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
              PrefixMaker maker);
+  // Where windows are coded: lets others adopt the newest committed tokens of a sequence, too,
+  // which do not fill a window, for as long as nobody needs their raw pages. The sequence has them
+  // no more: it is to be removed. Arguments: as of Share, which has been called.
+  void ShareTail(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
+                 PrefixMaker maker);
   // What others may adopt of a sequence gives way after all that is not pinned, at most so many
   // blocks of its beginning; in the place of what the pin held before.
   void Pin(SequenceSlot slot, uint64_t pin, uint32_t blocks_max);
@@ -271,6 +278,9 @@ class KvCache {
   void TouchAfter(uint64_t blocks, GroupStorage* storage) const;
   void AdoptNode(Sequence* sequence, const PrefixTree::Node& node);
   void CopyPart(Sequence* sequence, const PrefixTree::Node& node, uint32_t tokens);
+  // The same of a tail, as many tokens as are common.
+  void CopyTail(Sequence* sequence, std::span<const int32_t> next, PrefixMaker maker);
+  void GiveTail(const OpenTail& tail);
   // A node of the sequence's own next blocks.
   PrefixTree::Node* AddNode(const Sequence& sequence, std::span<const int32_t> unit,
                             PrefixMaker maker);
@@ -279,6 +289,8 @@ class KvCache {
   void EvictNode();
   // Blocks of one group that a node holds.
   uint32_t NodeBlocks() const { return share_tokens() / options_.block_tokens; }
+  // Copies raw pages of every layer and head.
+  void CopyOpenPages(uint32_t group, std::span<const uint32_t> from, std::span<const uint32_t> to);
   // Gives back raw pages but `count` of them from the `first`-th on.
   void KeepOpenPages(Sequence* sequence, uint32_t first, uint32_t count);
   std::string CheckBlocks(uint32_t group) const;
@@ -290,6 +302,7 @@ class KvCache {
   std::vector<GroupStorage> groups_;
   std::vector<Sequence> sequences_;
   std::unique_ptr<PrefixTree> prefixes_;  // blocks of a node: [group][NodeBlocks()]
+  OpenTails tails_;                       // of its nodes
   uint64_t bytes_per_token_ = 0, fixed_bytes_ = 0;
 };
 

@@ -1,5 +1,6 @@
 // What sequences share: the half of KvCache that knows the prefix tree.
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "kv/kv_cache.h"
@@ -22,7 +23,11 @@ uint32_t KvCache::Adopt(SequenceSlot slot, std::string_view salt, std::span<cons
   sequence.committed = sequence.shared;
   prefixes_->Use(match.node);
   const uint32_t part = options_.codec->WindowBegin(match.common_tokens);
-  if (part > 0) CopyPart(&sequence, *match.next, part);
+  if (part > 0) {
+    CopyPart(&sequence, *match.next, part);
+  } else if (!options_.codec->identity()) {
+    CopyTail(&sequence, tokens.subspan(sequence.shared), maker);
+  }
   return sequence.committed;
 }
 
@@ -68,6 +73,51 @@ void KvCache::CopyPart(Sequence* sequence, const PrefixTree::Node& node, uint32_
   for (uint32_t g = 0; g < groups(); ++g) {
     for (uint32_t i = 0; i < NodeBlocks(); ++i) groups_[g].pool.Unref(block_of(g, i));
   }
+}
+
+void KvCache::CopyTail(Sequence* sequence, std::span<const int32_t> next, PrefixMaker maker) {
+  // Taken out meanwhile: room for the copy is not made of what is copied.
+  std::optional<OpenTail> tail = tails_.Take(sequence->node, next, maker);
+  if (!tail) return;
+  const uint32_t tokens = tail->Common(next, maker), pages = PagesFor(tokens);
+  if (CheckRoom(*sequence, sequence->committed + tokens, pages).ok()) {
+    Take(sequence, sequence->committed + tokens, pages);
+    for (uint32_t g = 0; g < groups(); ++g)
+      CopyOpenPages(g, std::span(tail->pages[g]).first(pages), sequence->tables[g].open_pages);
+    sequence->committed += tokens;
+    if (tokens > tail->by_prefill) sequence->copied_maker = tail->maker;
+  }
+  for (const OpenTail& needless : tails_.Put(*std::move(tail))) GiveTail(needless);
+}
+
+void KvCache::GiveTail(const OpenTail& tail) {
+  for (uint32_t g = 0; g < groups(); ++g) {
+    for (const uint32_t page : tail.pages[g]) groups_[g].open.GivePage(page);
+  }
+}
+
+void KvCache::ShareTail(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
+                        PrefixMaker maker) {
+  Sequence& sequence = sequences_[slot];
+  TS_CHECK(sequence.live && sequence.committed <= tokens.size());
+  const uint32_t begin = open_first(slot), end = sequence.committed;
+  // It begins where the path ends; and nothing hangs on roots, which go with their last sequence.
+  if (options_.codec->identity() || sequence.shared != begin) return;
+  if (sequence.node == nullptr || sequence.node->parent == nullptr) return;
+  const bool copied = sequence.copied_maker != kMadeByPrefill;
+  const uint32_t by_prefill = copied ? 0 : std::clamp(prompt_tokens, begin, end) - begin;
+  const uint32_t kept = maker == kMadeByPrefill ? by_prefill : end - begin;
+  if (kept == 0) return;
+  KeepOpenPages(&sequence, 0, PagesFor(kept));
+  const std::span<const int32_t> own = tokens.subspan(begin, kept);
+  OpenTail tail{.node = sequence.node,
+                .tokens = {own.begin(), own.end()},
+                .by_prefill = by_prefill,
+                .maker = maker,
+                .pages = {}};
+  for (Table& table : sequence.tables) tail.pages.push_back(std::exchange(table.open_pages, {}));
+  sequence.committed = begin;
+  for (const OpenTail& needless : tails_.Put(std::move(tail))) GiveTail(needless);
 }
 
 void KvCache::Share(SequenceSlot slot, std::span<const int32_t> tokens, uint32_t prompt_tokens,
@@ -144,9 +194,13 @@ void KvCache::Pin(SequenceSlot slot, uint64_t pin, uint32_t blocks_max) {
 }
 
 void KvCache::EvictNode() {
-  const std::vector<uint32_t> blocks = prefixes_->EvictFirst(
-      [this](const auto& node) { return groups_[0].pool.refs(node.blocks[0]) == 1; });
+  const PrefixTree::Node* evicted = nullptr;
+  const std::vector<uint32_t> blocks = prefixes_->EvictFirst([&](const auto& node) {
+    evicted = &node;
+    return groups_[0].pool.refs(node.blocks[0]) == 1;
+  });
   TS_CHECK(!blocks.empty());  // CheckRoom has counted them
+  for (const OpenTail& tail : tails_.TakeOf(evicted)) GiveTail(tail);
   for (uint32_t g = 0; g < groups(); ++g) {
     for (uint32_t i = 0; i < NodeBlocks(); ++i)
       groups_[g].pool.Unkeep(blocks[g * NodeBlocks() + i]);

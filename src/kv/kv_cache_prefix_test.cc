@@ -93,6 +93,116 @@ TEST(SharedPrefixes, OfCodedPagesAreWholeWindows) {
   EXPECT_EQ(cache->pool(0).idle(), 4u);
 }
 
+// The newest tokens, which no page codes yet, are left behind in their raw pages.
+TEST(SharedPrefixes, OfCodedPagesGoOnWithARawTail) {
+  auto cache = MakeCache(16, "planes");
+  const Tokens tokens = Counted(150);
+  const SequenceSlot a = Hold(cache.get(), tokens);
+  const uint32_t page = cache->OpenView(a, 0, 128, 150).pages[1];
+  const KvSlab slab = cache->open_slab(0, 1, 1);
+  std::memset(PageAt(slab, page), 0x5a, slab.page_bytes);
+  cache->ShareTail(a, tokens, 150, kDense);
+  EXPECT_EQ(cache->CheckIntegrity(), "");
+  cache->RemoveSequence(a);
+  EXPECT_EQ(cache->open_pool(0).used(), 2u);
+  // As much of it as the tokens are the same, in a copy.
+  Tokens other = tokens;
+  other[147] = -1;
+  const SequenceSlot b = *cache->AddSequence();
+  EXPECT_EQ(cache->Adopt(b, "", other, kDense), 147u);
+  EXPECT_EQ(cache->open_first(b), 128u);
+  const uint32_t copy = cache->OpenView(b, 0, 128, 147).pages[1];
+  EXPECT_NE(copy, page);
+  EXPECT_EQ(std::memcmp(PageAt(slab, copy), PageAt(slab, page), slab.page_bytes), 0);
+  // Not under another path, nor where the path is longer.
+  other[100] = -1;
+  const SequenceSlot c = *cache->AddSequence();
+  EXPECT_EQ(cache->Adopt(c, "", other, kDense), 64u);
+  EXPECT_EQ(cache->CheckIntegrity(), "");
+  for (const SequenceSlot slot : {b, c}) cache->RemoveSequence(slot);
+  // One that goes farther takes its place, one that is shorter does not.
+  Hold(cache.get(), Counted(170));
+  for (const uint32_t length : {170u, 160u}) {
+    const SequenceSlot slot = Hold(cache.get(), Counted(length));
+    cache->ShareTail(slot, Counted(length), length, kDense);
+    cache->RemoveSequence(slot);
+    EXPECT_EQ(cache->open_pool(0).used(), 3u + 3u);  // of the tail, and of who runs
+    EXPECT_EQ(cache->CheckIntegrity(), "");
+  }
+}
+
+TEST(SharedPrefixes, TailsThatWereGeneratedAreSharedUnderTheirMakerAlone) {
+  auto cache = MakeCache(16, "planes");
+  const Tokens tokens = Counted(120);
+  const auto adopted = [&](PrefixMaker maker) {
+    const SequenceSlot slot = *cache->AddSequence();
+    const uint32_t found = cache->Adopt(slot, "", tokens, maker);
+    cache->RemoveSequence(slot);
+    return found;
+  };
+  const auto leave = [&](uint32_t prompt, PrefixMaker maker) {
+    const SequenceSlot slot = *cache->AddSequence();
+    const uint32_t found = cache->Adopt(slot, "", std::span(tokens).first(prompt), maker);
+    ASSERT_TRUE(cache->Reserve(slot, 120).ok());
+    cache->Commit(slot, 120);
+    cache->Share(slot, tokens, prompt, maker);
+    cache->ShareTail(slot, tokens, prompt, maker);
+    cache->RemoveSequence(slot);
+    EXPECT_EQ(cache->CheckIntegrity(), "");
+    EXPECT_LE(found, prompt);
+  };
+  leave(90, kDense);
+  EXPECT_EQ(adopted(kDense), 120u);
+  EXPECT_EQ(adopted(kDense + 1), 90u);
+  EXPECT_EQ(adopted(kMadeByPrefill), 90u);
+  leave(100, kMadeByPrefill);  // the first 90 by prefill, and 10 more
+  EXPECT_EQ(adopted(kDense + 1), 100u);
+  EXPECT_EQ(adopted(kDense), 120u);
+  // A prompt that goes on from what was generated is not made by prefill.
+  leave(120, kDense);
+  EXPECT_EQ(adopted(kMadeByPrefill), 100u);
+}
+
+TEST(SharedPrefixes, TailsGiveWayToWhoNeedsTheirPages) {
+  auto cache = MakeCache(40, "planes");
+  const auto leave = [&](int32_t first) {
+    const Tokens tokens = Counted(120, first);
+    const SequenceSlot slot = Hold(cache.get(), tokens);
+    cache->ShareTail(slot, tokens, 120, kDense);
+    cache->RemoveSequence(slot);
+  };
+  const auto adopted = [&](int32_t first) {
+    const SequenceSlot slot = *cache->AddSequence();
+    const uint32_t found = cache->Adopt(slot, "", Counted(120, first), kDense);
+    cache->RemoveSequence(slot);
+    return found;
+  };
+  for (const int32_t first : {0, 1000, 2000}) leave(first);
+  const uint32_t total = cache->open_pool(0).total();
+  EXPECT_EQ(cache->open_pool(0).used(), 12u);
+  std::vector<SequenceSlot> slots;
+  // All but six of the pages: the oldest tail goes, and the next.
+  for (uint32_t left = total - 6; left > 0;) {
+    slots.push_back(*cache->AddSequence());
+    const uint32_t pages = std::min(left, 18u);
+    ASSERT_TRUE(cache->Reserve(slots.back(), pages * 16).ok());
+    left -= pages;
+  }
+  EXPECT_EQ(cache->CheckIntegrity(), "");
+  EXPECT_EQ(cache->open_pool(0).used(), total - 2);
+  for (const SequenceSlot slot : slots) cache->RemoveSequence(slot);
+  EXPECT_EQ(adopted(0), 64u);
+  EXPECT_EQ(adopted(1000), 64u);
+  EXPECT_EQ(adopted(2000), 120u);
+  // And with the blocks that it follows.
+  EXPECT_EQ(cache->open_pool(0).used(), 4u);
+  for (int32_t i = 1; i <= 4; ++i)
+    cache->RemoveSequence(Hold(cache.get(), Counted(448, 10000 * i)));
+  EXPECT_EQ(adopted(2000), 0u);
+  EXPECT_EQ(cache->open_pool(0).used(), 0u);
+  EXPECT_EQ(cache->CheckIntegrity(), "");
+}
+
 TEST(SharedPrefixes, NeverCrossSalts) {
   auto cache = MakeCache(16, "f16");
   const Tokens tokens = Counted(96);
@@ -190,6 +300,7 @@ TEST(SharedPrefixes, ConserveBlocksUnderRandomLoad) {
             const uint64_t pin = random() % 8;
             if (pin < 4) cache->Pin(r.slot, pin, random() % pool_blocks);
             if (pin == 4) cache->Unpin(random() % 4);
+            if (random() % 2 == 0) cache->ShareTail(r.slot, r.tokens, r.prompt, r.maker);
             cache->RemoveSequence(r.slot);
             running.erase(running.begin() + static_cast<long>(i));
             continue;

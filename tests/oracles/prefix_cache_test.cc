@@ -104,7 +104,8 @@ TEST_P(PrefixCache, AConversationGoesOnFromItsOwnAnswer) {
   const std::vector<int32_t> more = RandomTokens(20, 4);
   tokens.insert(tokens.end(), more.begin(), more.end());
   const Answer second = Ask(engine.get(), Prompt(tokens));
-  EXPECT_GE(second.usage.cached_tokens, 128u);
+  // Of coded pages the raw tail, too: all but the last token, which was never computed.
+  EXPECT_EQ(second.usage.cached_tokens, unit() == 64 ? 139u : 128u);
   // Without what was generated, it is the cold run's to the bit.
   const Answer anew = Ask(exact.get(), Prompt(tokens));
   EXPECT_EQ(anew.usage.cached_tokens, 64u);
@@ -136,7 +137,9 @@ TEST_P(PrefixCache, AnswersToOnePromptShareIt) {
     computed += together[i].usage.cached_tokens == 0;
   }
   EXPECT_EQ(computed, 1u);
-  EXPECT_EQ(engine->stats().prompt_tokens, 150u + 3 * (150 - 128));
+  // Who comes when another has ended finds the raw tail of coded pages, too.
+  EXPECT_LE(engine->stats().prompt_tokens, 150u + 3 * (150 - 128));
+  EXPECT_GE(engine->stats().prompt_tokens, 150u + 3 * (unit() == 64 ? 1 : 150 - 128));
 }
 
 TEST_P(PrefixCache, ASmallPoolTurnsOverAndChangesNothing) {
