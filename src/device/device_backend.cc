@@ -65,7 +65,6 @@ class DeviceBackend : public Backend {
 Result<std::unique_ptr<Backend>> OpenDeviceBackend(const GgufFile& file,
                                                    const DeviceBackendOptions& options) {
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
-  TS_RETURN_IF_ERROR(cuda::CheckDeviceCodec(*codec));
   TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> specs, ParseSelectors(options.selectors));
   TS_RETURN_IF_ERROR(cuda::CheckDeviceSelectors(specs, *codec));
   if (!options.step_plugins.empty()) return cuda::NoStepPlugins(options.step_plugins[0]);

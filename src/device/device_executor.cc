@@ -65,7 +65,6 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
 Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
   const ModelConfig& config = setup_.model->config();
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
-  TS_RETURN_IF_ERROR(CheckDeviceCodec(*codec));
   TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> specs, ParseSelectors(options.selectors));
   TS_RETURN_IF_ERROR(CheckDeviceSelectors(specs, *codec));
   const uint32_t kinds = RecordKindsOf(specs, *codec);
@@ -245,14 +244,14 @@ Result<uint32_t> DeviceExecutor::FindSelector(const std::string& text) {
                               "device takes",
                               text, kDeviceSelectorsMax));
   }
-  TS_ASSIGN_OR_RETURN(selectors_.emplace_back(), DeviceSelectorOf(spec, cache_->coded(0)));
+  TS_ASSIGN_OR_RETURN(selectors_.emplace_back(), DeviceSelectorOf(spec, cache_->shape(0).type));
   return static_cast<uint32_t>(selectors_.size());
 }
 
 Status DeviceExecutor::CheckSelector(const SelectorSpec& spec) const {
   if (spec.table == nullptr) return Status();
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
-  TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, cache_->coded(0)).status());
+  TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, cache_->shape(0).type).status());
   return PlaceOf(spec, shape_, cache_->kept(), {}).status();
 }
 

@@ -1,20 +1,8 @@
 #include "device/device_pages.h"
 
-#include <fmt/format.h>
-
-#include "base/check.h"
 #include "kernels/cuda/coded_pages.h"
 
 namespace tinyserve::cuda {
-
-Status CheckDeviceCodec(const Codec& codec) {
-  if (codec.sealed_type != KvType::kPlanes) return Status();
-  return Status(
-      Code::kUnsupported,
-      fmt::format("kv '{}': a device has no kernels of such pages; it has f32, f16, bf16, "
-                  "int8, k8v4 and int4, the CPU (--device cpu) all",
-                  codec.name));
-}
 
 Result<std::unique_ptr<DevicePageMemory>> DevicePageMemory::Create() {
   auto memory = std::make_unique<DevicePageMemory>();
@@ -24,9 +12,8 @@ Result<std::unique_ptr<DevicePageMemory>> DevicePageMemory::Create() {
 
 PageGeometry DevicePageMemory::GeometryOf(const KvShape& shape) const {
   if (IsCoded(shape.type)) {
-    TS_CHECK(IsRanged(shape.type));
-    const CodedPageLayout at = CodedPageLayoutOf(shape.type, shape.head_dim);
-    return {.page_bytes = at.page_bytes, .v_offset = at.v_at};
+    const CodedPageSize size = CodedPageSizeOf(shape.type, shape.head_dim);
+    return {.page_bytes = size.page_bytes, .v_offset = size.v_at};
   }
   const uint32_t element = shape.type == KvType::kF32 ? 4 : 2;
   const uint32_t v = shape.page_tokens * shape.head_dim * element;

@@ -7,21 +7,16 @@
 #include <utility>
 
 #include "kernels/cuda/device.h"
-#include "kv/codec.h"
 #include "kv/page_space.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve::cuda {
-
-// Whether kernels read what a codec stores. Errors: kUnsupported.
-Status CheckDeviceCodec(const Codec& codec);
 
 class DevicePageMemory : public PageDevice {
  public:
   // On the device in use by the calling thread.
   static Result<std::unique_ptr<DevicePageMemory>> Create();
 
-  // REQUIRES: CheckDeviceCodec of a codec that has such pages.
   PageGeometry GeometryOf(const KvShape& shape) const override;
   Result<PageMemory> Allocate(uint64_t bytes) override;
   void Copy(uint8_t* to, const uint8_t* from, uint64_t bytes) override;

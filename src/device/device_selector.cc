@@ -10,11 +10,11 @@
 
 namespace tinyserve::cuda {
 
-Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
+Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored) {
   const auto refused = [&](const char* why) {
     return Status(Code::kUnsupported,
-                  fmt::format("selector '{}': {}; a device computes full, box and, over pages of "
-                              "floats, moments, the CPU (--device cpu) all",
+                  fmt::format("selector '{}': {}; a device computes full, box but over planes and, "
+                              "over pages of floats, moments, the CPU (--device cpu) all",
                               spec.typed, why));
   };
   const auto builtins = BuiltinSelectors();
@@ -23,7 +23,9 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
   const std::string_view name = spec.table->name;
   const bool box = name == "box";
   if (!box && name != "moments") return refused("there is no kernel of it");
-  if (!box && coded) return refused("coded pages have no moments on a device");
+  if (stored == KvType::kPlanes)
+    return refused("pages in planes have no records of it on a device");
+  if (!box && IsCoded(stored)) return refused("coded pages have no moments on a device");
   if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
   if (spec.budget.rest_means) return refused("means of what is not read are not kept there");
   DeviceSelector selector{.spec = spec,
@@ -39,7 +41,7 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded) {
 Status CheckDeviceSelectors(std::span<const SelectorSpec> specs, const Codec& codec) {
   for (const SelectorSpec& spec : specs) {
     if (spec.table == nullptr) continue;
-    TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, !codec.identity()).status());
+    TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, codec.sealed_type).status());
   }
   return Status();
 }

@@ -21,9 +21,9 @@ struct DeviceSelector {
   bool ReadsAll(uint32_t tokens) const { return tokens <= spec.budget.min_context; }
 };
 
-// REQUIRES: spec.table is not null ("full" is no selector). `coded`: whether pages are. Errors:
+// REQUIRES: spec.table is not null ("full" is no selector). `stored`: of full pages. Errors:
 // kUnsupported, naming what a device does not know and what it does.
-Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, bool coded);
+Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored);
 // Whether a device serves all of them, "full" too, over pages of this form. Errors: the same.
 Status CheckDeviceSelectors(std::span<const SelectorSpec> specs, const Codec& codec);
 

@@ -391,15 +391,15 @@ Status DeviceStep::Append(const StepForm& form, uint32_t l) {
 Status DeviceStep::Seal(const StepForm& form, uint32_t l) {
   const MetaLayout layout = cache_->meta_layout(0);
   if (coded_) {
-    return SealRanges({.shape = shape_,
-                       .open_type = raw_type_,
-                       .open = RawPagesOf(l),
-                       .pages = Writable(PagesOf(l).slabs),
-                       .records = RecordsOf(l),
-                       .range_at = layout.spread_at,
-                       .from = {inputs_.seal_from.part(0, form.seal_pages)},
-                       .to = {inputs_.seal_to.part(0, form.seal_pages)}},
-                      stream_->handle());
+    const SealCodedStep step{.shape = shape_,
+                             .open_type = raw_type_,
+                             .open = RawPagesOf(l),
+                             .pages = Writable(PagesOf(l).slabs),
+                             .records = RecordsOf(l),
+                             .spread_at = layout.spread_at,
+                             .from = {inputs_.seal_from.part(0, form.seal_pages)},
+                             .to = {inputs_.seal_to.part(0, form.seal_pages)}};
+    return (IsRanged(shape_.type) ? SealRanges : SealPlanes)(step, stream_->handle());
   }
   if (layout.kinds == 0) return Status();
   return Summarise(shape_, PagesOf(l), layout, RecordsOf(l),

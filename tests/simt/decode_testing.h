@@ -81,6 +81,10 @@ class DecodeBatch {
     return q_.data() + row * Width() + uint64_t{head} * shape_.group * shape_.head_dim;
   }
   uint32_t slab_pages() const { return slab_pages_; }
+  // Bytes of a page's keys, from `at` on.
+  void FillOpen(uint32_t head, uint32_t page, uint32_t at, uint32_t bytes, uint8_t value) {
+    std::fill_n(PageAt(slab(head), page) + at, bytes, value);
+  }
   void SetQueries(float value) { std::fill(q_.begin(), q_.end(), value); }
 
   // By ref, over the given pages of a row (indices into its table, in order).

@@ -263,12 +263,22 @@ T AtomicMax(const Memory& view, uint64_t i, T value, const Site& site = Site::cu
   return before;
 }
 
+template <uint32_t kBytes, class T, class U>
+void CopyAsyncOf(const Shared<T>& to, uint64_t i, const Global<U>& from, uint64_t j,
+                 const Site& site) {
+  to.Check(i, kBytes, site);
+  const U* source = from.Touch(j, kBytes, simt::Access::kRead, site);
+  simt::CopyAsync(to.OffsetOf(i), source, {to.name(), i, to.count(), kBytes}, site);
+}
 template <class T, class U>
 void CopyAsync16(const Shared<T>& to, uint64_t i, const Global<U>& from, uint64_t j,
                  const Site& site = Site::current()) {
-  to.Check(i, 16, site);
-  const U* source = from.Touch(j, 16, simt::Access::kRead, site);
-  simt::CopyAsync(to.OffsetOf(i), source, {to.name(), i, to.count(), 16}, site);
+  CopyAsyncOf<16>(to, i, from, j, site);
+}
+template <class T, class U>
+void CopyAsync8(const Shared<T>& to, uint64_t i, const Global<U>& from, uint64_t j,
+                const Site& site = Site::current()) {
+  CopyAsyncOf<8>(to, i, from, j, site);
 }
 inline void CopyAsyncCommit() { simt::CopyAsyncCommit(); }
 template <int kLeft>

@@ -63,7 +63,7 @@ Stacks g_stacks;
 enum class State : uint8_t { kReady, kAtBlock, kAtWarp, kReturned };
 
 struct Copy {
-  uint32_t offset;
+  uint32_t offset, bytes;
   const void* from;
 };
 
@@ -454,7 +454,7 @@ void CopyAsync(uint32_t offset, const void* from, const Element& to, const Site&
     launch.Report(launch.shared_shadow()[offset + i].BeginCopy(now), Access::kWrite, "shared", to,
                   site);
   }
-  launch.current().open_copies.push_back({offset, from});
+  launch.current().open_copies.push_back({offset, to.bytes, from});
 }
 
 void CopyAsyncCommit() {
@@ -470,8 +470,9 @@ void CopyAsyncWait(uint32_t left) {
   const Moment now = launch.Now();
   for (; self.copy_groups.size() > left; self.copy_groups.pop_front()) {
     for (const Copy& copy : self.copy_groups.front()) {
-      std::memcpy(SharedAt(copy.offset), copy.from, 16);
-      for (uint32_t i = 0; i < 16; ++i) launch.shared_shadow()[copy.offset + i].EndCopy(now);
+      std::memcpy(SharedAt(copy.offset), copy.from, copy.bytes);
+      for (uint32_t i = 0; i < copy.bytes; ++i)
+        launch.shared_shadow()[copy.offset + i].EndCopy(now);
     }
   }
 }

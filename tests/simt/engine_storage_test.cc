@@ -27,7 +27,8 @@ class OnADevice : public testing::TestWithParam<Storage> {
 INSTANTIATE_TEST_SUITE_P(All, OnADevice,
                          testing::Values(Storage{"F16Box", "f16", kTinyBox},
                                          Storage{"BF16Moments", "bf16", kTinyMoments},
-                                         Storage{"Int4Box", "int4", kTinyBox}),
+                                         Storage{"Int4Box", "int4", kTinyBox},
+                                         Storage{"Planes", "planes", "full"}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST_P(OnADevice, ChunksAndTheOrderOfThreadsChangeNothing) {

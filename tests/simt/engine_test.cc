@@ -117,8 +117,13 @@ void ExpectRefused(const Change& change, const std::string& part) {
 }
 
 TEST(EngineOnADevice, SaysWhatItCannotCompute) {
-  ExpectRefused([](EngineOptions* o) { o->kv = "planes"; }, "no kernels of such pages");
-  ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "device");
+  ExpectRefused(
+      [](EngineOptions* o) {
+        o->kv = "planes";
+        o->selector = "box";
+      },
+      "no records of it");
+  ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "box:rest=mean"; }, "are not kept there");
   ExpectRefused(

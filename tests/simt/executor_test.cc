@@ -71,13 +71,16 @@ ExecutorOptions OptionsFor(const std::string& kv, const std::string& selector) {
           .kv_memory_bytes = 4 << 20,
           .sequences_max = 3,
           .sequence_tokens_max = 128,
-          .step_tokens_max = 40,
+          .step_tokens_max = 64,
           .selectors = {selector}};
 }
 
+// A prompt after which a window of tokens is full, and coded, while tokens are generated.
+constexpr uint32_t kCodedPrompt = 62;
+
 // The logits of every token of two sequences: a prompt, then generated tokens side by side.
 std::vector<std::vector<float>> LogitsOf(Backend* backend, const std::string& kv,
-                                         const std::string& selector) {
+                                         const std::string& selector, uint32_t prompt = 37) {
   auto created = backend->CreateExecutor(OptionsFor(kv, selector));
   EXPECT_TRUE(created.ok()) << created.status().message();
   Executor* executor = created->get();
@@ -97,33 +100,33 @@ std::vector<std::vector<float>> LogitsOf(Backend* backend, const std::string& kv
   const auto token = [](uint32_t sequence, uint32_t position) {
     return static_cast<int32_t>((position * 11 + sequence * 29 + position * position) % kVocab);
   };
-  constexpr uint32_t kPrompt = 37, kGenerated = 4;
+  constexpr uint32_t kGenerated = 4;
   std::vector<SequenceSlot> slots;
   for (uint32_t s = 0; s < 2; ++s) {
     slots.push_back(*executor->cache()->AddSequence());
     StepBatch batch;
     batch.rows.push_back({.slot = slots[s],
                           .first_position = 0,
-                          .length = kPrompt,
+                          .length = prompt,
                           .first_input = 0,
                           .token_class = TokenClass::kPrompt,
                           .want = Want::kLogits});
-    for (uint32_t i = 0; i < kPrompt; ++i) batch.inputs.push_back(token(s, i));
-    EXPECT_TRUE(executor->cache()->Reserve(slots[s], kPrompt).ok());
+    for (uint32_t i = 0; i < prompt; ++i) batch.inputs.push_back(token(s, i));
+    EXPECT_TRUE(executor->cache()->Reserve(slots[s], prompt).ok());
     run(batch);
   }
   for (uint32_t i = 0; i < kGenerated; ++i) {
     StepBatch batch;
     for (uint32_t s = 0; s < 2; ++s) {
       batch.rows.push_back({.slot = slots[s],
-                            .first_position = kPrompt + i,
+                            .first_position = prompt + i,
                             .length = 1,
                             .first_input = s,
                             .token_class = TokenClass::kGenerated,
                             .want = Want::kLogits,
                             .selector = selects});
-      batch.inputs.push_back(token(s, kPrompt + i));
-      EXPECT_TRUE(executor->cache()->Reserve(slots[s], kPrompt + i + 1).ok());
+      batch.inputs.push_back(token(s, prompt + i));
+      EXPECT_TRUE(executor->cache()->Reserve(slots[s], prompt + i + 1).ok());
     }
     run(batch);
   }
@@ -211,6 +214,10 @@ TEST_F(DeviceExecutors, ComputeQwenAsTheCpuDoes) {
   const auto cpu = Cpu(), device = Device();
   for (const char* kv : {"f32", "f16"})
     ExpectNear(LogitsOf(device.get(), kv, "full"), LogitsOf(cpu.get(), kv, "full"), 0.03);
+  for (const char* kv : {"planes", "int8"}) {
+    ExpectNear(LogitsOf(device.get(), kv, "full", kCodedPrompt),
+               LogitsOf(cpu.get(), kv, "full", kCodedPrompt), 0.03);
+  }
 }
 
 // Pages are chosen by scores: where they are equal but for rounding, so are the logits.
@@ -247,10 +254,11 @@ TEST_F(DeviceExecutors, DrawNothingFromLogitsThatAreNoNumbers) {
 
 TEST_F(DeviceExecutors, GraphsChangeNoBit) {
   const auto plain = Device(false), graphs = Device(true);
-  for (const char* kv : {"f16", "int8"}) {
-    const char* box = "box:ratio=0.4,min_tokens=0,min_context=16,recent=1";
-    EXPECT_EQ(LogitsOf(plain.get(), kv, box), LogitsOf(graphs.get(), kv, box)) << kv;
-  }
+  const char* box = "box:ratio=0.4,min_tokens=0,min_context=16,recent=1";
+  for (const auto& [kv, selector] : {std::pair{"f16", box}, {"int8", box}, {"planes", "full"}})
+    EXPECT_EQ(LogitsOf(plain.get(), kv, selector, kCodedPrompt),
+              LogitsOf(graphs.get(), kv, selector, kCodedPrompt))
+        << kv;
 }
 
 }  // namespace

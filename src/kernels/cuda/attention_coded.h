@@ -9,7 +9,7 @@ namespace tinyserve::cuda {
 
 struct DecodeCall;
 
-// Of int8, k8v4 and int4. Errors: kUnsupported.
+// Of planes, int8, k8v4 and int4. Errors: kUnsupported.
 Status LaunchCoded(const DecodeShape& shape, const DecodeCall& call, Stream stream);
 
 }  // namespace tinyserve::cuda

@@ -1,5 +1,6 @@
 #include "kernels/cuda/attention_coded.h"
 #include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/coded_pages.h"
 #include "kernels/cuda/decode_kernel.h"
 #include "kernels/cuda/dispatch.h"
 
@@ -61,10 +62,10 @@ Status AttendChosen(const DecodeShape& shape, const DevicePages& pages, const De
 Status AttendCoded(const DecodeShape& shape, const CodedPages& pages, const DecodeStep& step,
                    const OpenTokens& open, const ChosenPages* chosen, uint32_t tokens_max,
                    Stream stream) {
-  const uint32_t v_at = CodedPageLayoutOf(shape.type, shape.head_dim).v_at;
+  const uint32_t v_at = CodedPageSizeOf(shape.type, shape.head_dim).v_at;
   DecodeCall coded = CallOf(shape, {pages.slabs, v_at}, step, tokens_max);
   coded.pages.records = pages.records;
-  coded.pages.range_at = pages.range_at;
+  coded.pages.spread_at = pages.spread_at;
   if (chosen != nullptr) ReadChosen(*chosen, &coded);
   const uint32_t open_splits = SplitsOf(open.tokens_max);
   coded.splits_max = coded.blocks_max + open_splits;

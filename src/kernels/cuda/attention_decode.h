@@ -20,10 +20,10 @@ struct ChosenPages {
   Array<uint32_t> tokens;  // [rows][kv_heads] in them: all full but the last
 };
 
-// Coded pages of a layer (coded_pages.h), and where their records have the ranges.
+// Coded pages of a layer (coded_pages.h), and where their records have the range or spread.
 struct CodedPages {
   Slabs<const uint8_t> slabs, records;
-  uint32_t range_at;
+  uint32_t spread_at;
 };
 
 // Where pages are coded, the tokens after those, in open pages of floats.

@@ -1,16 +1,20 @@
-// Pages of codes within ranges (page/ranges.h) as they lie on a device: the codes and ranges are
-// those of that page, their order is another. A thread reads a token's neighbouring channels, so
-// each token has a row of keys and a row of values. Plain data.
+// Coded pages as they lie on a device. Plain data.
+//
+// Of codes within ranges (page/ranges.h) the codes and ranges are those of that page, their order
+// is another: a thread reads a token's neighbouring channels, so each token has a row of keys and a
+// row of values. Pages in planes are those of page/planes.h, byte for byte.
 #ifndef TINYSERVE_KERNELS_CUDA_CODED_PAGES_H_
 #define TINYSERVE_KERNELS_CUDA_CODED_PAGES_H_
 
+#include <cstddef>
+
 #include "kernels/cuda/paged.h"
-#include "page/ranges.h"
+#include "page/coded.h"
 
 namespace tinyserve::cuda {
 
-// Bytes from a page's start. A row is the codes of channels in order, in 8 bits, or in 4 with that
-// of an even channel below that of the next; it is padded to 16 bytes.
+// Of pages of ranges, bytes from a page's start. A row is the codes of channels in order, in 8
+// bits, or in 4 with that of an even channel below that of the next; it is padded to 16 bytes.
 struct CodedPageLayout {
   uint32_t key_bits, value_bits;
   uint32_t groups;              // of channels that share ranges of values
@@ -35,6 +39,23 @@ constexpr CodedPageLayout CodedPageLayoutOf(uint32_t key_bits, uint32_t value_bi
 }
 constexpr CodedPageLayout CodedPageLayoutOf(KvType type, uint32_t head_dim) {
   return CodedPageLayoutOf(type == KvType::kInt4 ? 4 : 8, type == KvType::kInt8 ? 8 : 4, head_dim);
+}
+
+// Of pages in planes, bytes from PlanesLayout::scales_at.
+constexpr uint32_t kMeanValueAt = offsetof(PlanesScales, mean_value);
+constexpr uint32_t kDistanceAt = offsetof(PlanesScales, distance);
+
+// Of a coded page of any type; v_at: bytes from its start to its values.
+struct CodedPageSize {
+  uint32_t page_bytes, v_at;
+};
+constexpr CodedPageSize CodedPageSizeOf(KvType type, uint32_t head_dim) {
+  if (type == KvType::kPlanes) {
+    const PlanesLayout at = PlanesLayoutOf(head_dim);
+    return {at.page_bytes, at.v_at};
+  }
+  const CodedPageLayout at = CodedPageLayoutOf(type, head_dim);
+  return {at.page_bytes, at.v_at};
 }
 
 }  // namespace tinyserve::cuda

@@ -22,7 +22,7 @@ struct PagesOfHead {
   Slabs<const uint8_t> slabs;
   uint32_t v_offset, page_shift, head;
   Slabs<const uint8_t> records;
-  uint32_t range_at;  // bytes from a record's start to its range
+  uint32_t spread_at;  // bytes from a record's start to its range or spread
 };
 
 // Of floats, which have no records to be read by. page_shift: log2 of a page's tokens.
@@ -32,7 +32,7 @@ inline PagesOfHead FloatPages(const DevicePages& pages, uint32_t page_shift) {
           .page_shift = page_shift,
           .head = 0,
           .records = {},
-          .range_at = 0};
+          .spread_at = 0};
 }
 
 template <class Byte>
@@ -50,6 +50,7 @@ struct FloatForm {
   static constexpr uint32_t kKeyChannels = 16 / sizeof(T), kValueChannels = kKeyChannels;
   static constexpr uint32_t kKeyBytes = kDim * sizeof(T), kValueBytes = kKeyBytes;
   static constexpr uint32_t kKeyRow = (kKeyBytes + 63) / 128 * 128 + 64, kValueRow = kKeyRow;
+  static constexpr bool kRows = true;  // else pages are copied whole
   static constexpr uint32_t kMetaBytes = 0, kRangeFloats = 0;
   static constexpr uint32_t kTilePages = 0;  // whose meta a tile has
   static_assert(kDim % kKeyChannels == 0 && kKeyRow >= kKeyBytes && kKeyRow % 128 == 64);
@@ -92,6 +93,7 @@ template <uint32_t kKeyBits, uint32_t kValueBits, uint32_t kHeadDim>
 struct RangesForm {
   static constexpr uint32_t kDim = kHeadDim;
   static constexpr CodedPageLayout kAt = CodedPageLayoutOf(kKeyBits, kValueBits, kDim);
+  static constexpr bool kRows = true;
   static constexpr uint32_t kKeyChannels = 16, kValueChannels = 8;
   static constexpr uint32_t kKeyBytes = kAt.key_row, kValueBytes = kAt.value_row;
   // Four pieces of a token are 64 bytes in 8 bits, and 32 in 4.
@@ -119,7 +121,7 @@ struct RangesForm {
     for (uint32_t at = ThreadIndex() * 16; at < kMetaBytes; at += kDecodeThreads * 16) {
       if (at < kRangeBytes) {
         CopyAsync16(stages, to + at, records,
-                    ItemAt(pages.records, pages.head, page) + pages.range_at + at);
+                    ItemAt(pages.records, pages.head, page) + pages.spread_at + at);
       } else {
         CopyAsync16(stages, to + at, bytes,
                     ItemAt(pages.slabs, pages.head, page) + kAt.v_middle_at + at - kRangeBytes);

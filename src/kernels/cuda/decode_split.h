@@ -82,16 +82,13 @@ TS_DEVICE void LoadQuery(const SplitMemory<Form, kGroup>& memory, const Global<c
   LoadQueryTo<Form::kDim, kGroup>(memory.q, q, at, scale);
 }
 
-// Begins to copy the tokens first .. end - 1 of a list, a tile at most, to a stage.
-template <class Form, uint32_t kGroup, class List>
-TS_DEVICE void CopyTile(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
-                        const PagesOfHead& pages, const List& list, uint32_t first, uint32_t end) {
-  using Shape = TileShape<Form, kGroup>;
+// The rows of `tokens` of a list from token `first` on.
+template <class Form, class List>
+TS_DEVICE void CopyRows(const Shared<uint8_t>& tile, const PagesOfHead& pages, const List& list,
+                        uint32_t first, uint32_t tokens) {
   constexpr uint32_t kKeyLines = Form::kKeyBytes / 16, kValueLines = Form::kValueBytes / 16;
   constexpr uint32_t kValuesAt = kTileTokens * Form::kKeyRow;
   const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
-  const Shared<uint8_t> tile = memory.Tile(stage);
-  const uint32_t tokens = first >= end ? 0 : end - first < kTileTokens ? end - first : kTileTokens;
   const auto page_at = [&](uint32_t token) {
     return ItemAt(pages.slabs, pages.head, list((first + token) >> pages.page_shift));
   };
@@ -113,15 +110,27 @@ TS_DEVICE void CopyTile(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
                   page_at(token) + pages.v_offset + slot(token) * Form::kValueBytes + line);
     }
   }
+}
+
+// Begins to copy the tokens first .. end - 1 of a list, a tile at most, to a stage.
+template <class Form, uint32_t kGroup, class List>
+TS_DEVICE void CopyTile(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
+                        const PagesOfHead& pages, const List& list, uint32_t first, uint32_t end) {
+  const uint32_t tokens = first >= end ? 0 : end - first < kTileTokens ? end - first : kTileTokens;
+  if constexpr (Form::kRows) {
+    CopyRows<Form>(memory.Tile(stage), pages, list, first, tokens);
+  } else {
+    Form::CopyPages(memory.Tile(stage), pages, list, first / Form::kPageTokens,
+                    tokens / Form::kPageTokens);
+  }
   if constexpr (Form::kMetaBytes > 0) {
-    for (uint32_t page = 0; page < tokens / kRangesTokens; ++page) {
-      Form::CopyMeta(tile, Shape::kMetaAt + page * Form::kMetaBytes, pages,
-                     list((first >> pages.page_shift) + page));
+    for (uint32_t page = 0; page < tokens / kCodedTokens; ++page) {
+      Form::CopyMeta(memory.Tile(stage), TileShape<Form, kGroup>::kMetaAt + page * Form::kMetaBytes,
+                     pages, list((first >> pages.page_shift) + page));
     }
   }
   CopyAsyncCommit();
 }
-
 // weights = logits of a tile, -inf past its tokens.
 template <class Form, uint32_t kGroup>
 TS_DEVICE void TileLogits(const SplitMemory<Form, kGroup>& memory, uint32_t stage,

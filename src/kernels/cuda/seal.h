@@ -21,18 +21,23 @@ struct FullPages {
 // KV head: bit for bit what ref makes of the same keys (kernels/ref/selection.h).
 Status Summarise(const DecodeShape& shape, const DevicePages& pages, const MetaLayout& layout,
                  const Slabs<uint8_t>& records, const FullPages& full, Stream stream);
-// Codes full open pages of 16 tokens within ranges, at every KV head: the i-th of `open` becomes
-// the i-th of `coded`, with its range at range_at of its record. Codes and ranges are bit for bit
-// those of ref (kernels/ref/ranges.h); coded_pages.h says where they lie.
-struct SealRangesStep {
+
+// Codes full open pages of 16 tokens at every KV head: the i-th of `from` becomes the i-th of `to`,
+// with its range or spread at spread_at of its record. Head sizes: multiples of 16 up to 128.
+struct SealCodedStep {
   DecodeShape shape;  // of the coded pages
   KvType open_type;
   DevicePages open;
   Slabs<uint8_t> pages, records;
-  uint32_t range_at;
+  uint32_t spread_at;
   FullPages from, to;  // open and coded pages, as many of each
 };
-Status SealRanges(const SealRangesStep& step, Stream stream);
+// Within ranges: codes and ranges are bit for bit those of ref (kernels/ref/ranges.h);
+// coded_pages.h says where they lie. Errors: kUnsupported.
+Status SealRanges(const SealCodedStep& step, Stream stream);
+// In planes: pages and spreads are byte for byte those of ref (kernels/ref/planes.h). Errors: the
+// same.
+Status SealPlanes(const SealCodedStep& step, Stream stream);
 
 }  // namespace tinyserve::cuda
 

@@ -1,45 +1,12 @@
 #include "kernels/cuda/coded_pages.h"
-#include "kernels/cuda/decode_forms.h"
 #include "kernels/cuda/dispatch.h"
-#include "kernels/cuda/seal.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/seal_coding.h"
 
 namespace tinyserve::cuda {
 namespace {
 
-constexpr uint32_t kSealThreads =
-    128;  // one for each range: 128 channels, or 4 groups of 16 tokens
-constexpr float kF16Max = 65504.0f;
 template <uint32_t kBits>
 constexpr float kHalf = HalfRange(kBits);
-constexpr float kTiny = 1e-30f;  // below this the largest of some numbers counts as 0
-
-// NaN becomes the largest.
-TS_DEVICE float Clamp(float x) {
-  const float below = x < kF16Max ? x : kF16Max;
-  return below > -kF16Max ? below : -kF16Max;
-}
-
-// To the nearest integer, ties to even, within [low, high].
-TS_DEVICE float Code(float x, float low, float high) {
-  const float code = RoundEven(x);
-  return code < low ? low : code > high ? high : code;
-}
-TS_DEVICE float ToCodes(float top, float code_max) { return top < kTiny ? 0.0f : code_max / top; }
-
-// The same in all threads of the block.
-TS_DEVICE float BlockMax(float value, const Shared<float>& warps) {
-  const float top = WarpMax(value);
-  SyncBlock();  // what was there has been read
-  if (LaneIndex() == 0) warps.Set(WarpIndex(), top);
-  SyncBlock();
-  float all = warps.Get(0);
-  for (uint32_t w = 1; w < kSealThreads / kWarpLanes; ++w) {
-    const float other = warps.Get(w);
-    all = other > all ? other : all;
-  }
-  return all;
-}
 
 struct Range {
   float middle_code, reach_code;
@@ -53,24 +20,19 @@ TS_DEVICE Range CodeRange(float low, float high, const Shared<float>& warps) {
   const float to_middle = ToCodes(top, 127);
   Range range{};
   range.middle_scale = to_middle == 0 ? 0 : top * (1.0f / 127.0f);
-  range.middle_code = Code(middle * to_middle, -127, 127);
+  range.middle_code = NearestCode(middle * to_middle, -127, 127);
   // As it is decoded: the reach still holds what the range was made of.
   const float at = range.middle_code * range.middle_scale;
   const float reach = high - at > at - low ? high - at : at - low;
   const float furthest = BlockMax(reach, warps);
   const float to_reach = ToCodes(furthest, 255);
   range.reach_scale = to_reach == 0 ? 0 : furthest * (1.0f / 255.0f);
-  range.reach_code = Code(RoundUp(reach * to_reach), 0, 255);
+  range.reach_code = NearestCode(RoundUp(reach * to_reach), 0, 255);
   return range;
 }
 
-// What turns a number into its code within a range.
-struct Coder {
-  float middle, to_codes;
-};
-
 struct SealCall {
-  SealRangesStep step;
+  SealCodedStep step;
   CodedPageLayout at;
 };
 
@@ -144,8 +106,8 @@ TS_DEVICE uint32_t CodeWord(const Shared<float>& numbers, uint32_t first, float 
   TS_UNROLL
   for (uint32_t i = 0; i < 32 / kBits; ++i) {
     const Coder coder = coder_at(i);
-    const float code = Code(Fma(numbers.Get(first + i) - coder.middle, coder.to_codes, half), 0,
-                            static_cast<float>((1u << kBits) - 1));
+    const float code = NearestCode(Fma(numbers.Get(first + i) - coder.middle, coder.to_codes, half),
+                                   0, static_cast<float>((1u << kBits) - 1));
     word |= static_cast<uint32_t>(code) << i * kBits;
   }
   return word;
@@ -181,26 +143,19 @@ template <class T, uint32_t kKeyBits, uint32_t kValueBits>
 TS_BOUNDED_KERNEL(kSealThreads)
 SealRangesKernel(SealCall call) {
   constexpr float kKeyHalf = kHalf<kKeyBits>, kValueHalf = kHalf<kValueBits>;
-  const SealRangesStep& step = call.step;
+  const SealCodedStep& step = call.step;
   const uint32_t from = Global<const uint32_t>(step.from.pages, "open pages").Get(BlockX());
   const uint32_t to = Global<const uint32_t>(step.to.pages, "coded pages").Get(BlockX());
   if (from == kNoPage || to == kNoPage) return;
   const uint32_t dim = step.shape.head_dim, head = BlockY();
   SharedArena arena;
   const SealMemory memory(arena, dim);
-  const Global<const uint8_t> open(step.open.slabs.bytes, "open");
-  const uint64_t open_at = ItemAt(step.open.slabs, head, from);
-  for (uint32_t i = ThreadIndex(); i < kRangesTokens * dim; i += kSealThreads) {
-    const uint64_t at = open_at + i * sizeof(T);
-    memory.keys.Set(i, Clamp(Float(open.Get<T>(at))));
-    memory.values.Set(i, Clamp(Float(open.Get<T>(at + step.open.v_offset))));
-  }
-  SyncBlock();
+  ReadOpenPage<T>(step, head, from, memory.keys, memory.values);
   const Global<uint8_t> page = Global<uint8_t>(step.pages.bytes, "coded")
                                    .Part(ItemAt(step.pages, head, to), call.at.page_bytes);
   const Global<uint8_t> range =
       Global<uint8_t>(step.records.bytes, "records")
-          .Part(ItemAt(step.records, head, to) + step.range_at, sizeof(RangeScales) + 2 * dim);
+          .Part(ItemAt(step.records, head, to) + step.spread_at, sizeof(RangeScales) + 2 * dim);
   RangeScales scales{};
   CodeKeyRanges(memory, dim, kKeyHalf, range, &scales);
   CodeValueRanges(memory, dim, call.at, kValueHalf, page, &scales);
@@ -212,7 +167,7 @@ SealRangesKernel(SealCall call) {
 
 template <uint32_t kKeyBits, uint32_t kValueBits>
 Status LaunchSeal(const SealCall& call, Stream stream) {
-  const SealRangesStep& step = call.step;
+  const SealCodedStep& step = call.step;
   const LaunchConfig config{
       .kernel = "seal_ranges",
       .grid = {static_cast<uint32_t>(step.from.pages.count), step.shape.kv_heads},
@@ -233,7 +188,7 @@ Status LaunchSeal(const SealCall& call, Stream stream) {
 
 }  // namespace
 
-Status SealRanges(const SealRangesStep& step, Stream stream) {
+Status SealRanges(const SealCodedStep& step, Stream stream) {
   const DecodeShape& shape = step.shape;
   if (shape.page_tokens != kRangesTokens || shape.head_dim % 16 != 0 || shape.head_dim == 0 ||
       shape.head_dim > kSealThreads || step.from.pages.count != step.to.pages.count) {

@@ -20,7 +20,7 @@
 //   Shared<T>                           the same of shared memory: SharedArena, or TS_SHARED;
 //                                       As<V>(): the same bytes as elements of another type
 //   AtomicAdd/AtomicMax(view, i, v)     the old value
-//   CopyAsync16(shared, i, global, j)   16 bytes; CopyAsyncCommit(); CopyAsyncWait<N>()
+//   CopyAsync16/8(shared, i, global, j) 16 or 8 bytes; CopyAsyncCommit(); CopyAsyncWait<N>()
 //   MmaF16/MmaBF16(d, a, b)             m16n8k16, d += a * b in f32
 //   LoadMatrices(shared, i, m)          ldmatrix x4: four 8 x 8 matrices of 16-bit elements, of
 //                                       which lane l names row l % 8 of the (l / 8)-th; lane l gets

@@ -165,6 +165,13 @@ TS_DEVICE void CopyAsync16(const Shared<T>& to, uint64_t i, const Global<U>& fro
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from.at(j))
                : "memory");
 }
+// The same of 8 bytes.
+template <class T, class U>
+TS_DEVICE void CopyAsync8(const Shared<T>& to, uint64_t i, const Global<U>& from, uint64_t j) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to.at(i)));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(from.at(j))
+               : "memory");
+}
 TS_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the thread's newest kLeft groups have arrived.
 template <int kLeft>
