@@ -53,7 +53,8 @@ TEST(SealRanges, MakesRefsCodes) {
       for (const uint32_t page : batch.full()) {
         for (uint32_t head = 0; head < 2 && page != kNoPage; ++head) {
           for (uint32_t slot = 0; slot < kCodedTokens; ++slot) {
-            ASSERT_EQ(Read(batch, type, head, page, slot), batch.RefRead(head, page, slot))
+            ASSERT_EQ(Read(batch, type, head, page, slot),
+                      batch.RefRead(batch.RefSeal(head, page), slot))
                 << "dim " << dim << " head " << head << " slot " << slot;
           }
         }

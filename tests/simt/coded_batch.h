@@ -95,9 +95,7 @@ class CodedBatch : public DecodeBatch {
     for (float& x : q) x *= kScale;
     std::vector<float> head_scores(uint64_t{group} * (count + 16)), scores(count);
     const ScoreArgs args{.layout = layout_,
-                         .records = {records_.data() + head * HeadStride(layout_.record_bytes),
-                                     HeadStride(layout_.record_bytes) * shape().kv_heads, kShift,
-                                     layout_.record_bytes, 0},
+                         .records = RecordSlab(head),
                          .kind = ScoreKind::kBox,
                          .pool = pool,
                          .alpha = 0,
@@ -119,6 +117,10 @@ class CodedBatch : public DecodeBatch {
   const uint8_t* Record(uint32_t head, uint32_t page) const {
     return records_.data() + ItemOf(head, page, layout_.record_bytes);
   }
+  KvSlab CodedSlab(uint32_t head) const {
+    return SlabOf(bytes_, head, page_bytes_, CodedPageSizeOf(type_, shape().head_dim).v_at);
+  }
+  KvSlab RecordSlab(uint32_t head) const { return SlabOf(records_, head, layout_.record_bytes, 0); }
   const MetaLayout& layout() const { return layout_; }
   uint32_t page_bytes() const { return page_bytes_; }
 
@@ -143,12 +145,11 @@ class CodedBatch : public DecodeBatch {
     RefKernels()->seal_page(&args);
     return ref;
   }
-  // A token of it as ref decodes it.
-  KeyValue RefRead(uint32_t head, uint32_t page, uint32_t slot) const {
+  // A token of such a page as ref decodes it.
+  KeyValue RefRead(const RefPage& ref, uint32_t slot) const {
     const KvShape coded{type_, 1, shape().head_dim, kCodedTokens};
     uint32_t k_bytes, v_bytes;
     RefKernels()->page_bytes(&coded, &k_bytes, &v_bytes);
-    const RefPage ref = RefSeal(head, page);
     KeyValue token{std::vector<float>(shape().head_dim), std::vector<float>(shape().head_dim)};
     RefKernels()->read_token(&coded, ref.bytes.data(), k_bytes,
                              ref.record.data() + layout_.spread_at, slot, token.k.data(),
@@ -166,7 +167,8 @@ class CodedBatch : public DecodeBatch {
       ++t.tokens;
     };
     for (const uint32_t i : coded_pages) {
-      for (uint32_t slot = 0; slot < kCodedTokens; ++slot) add(RefRead(head, table(row)[i], slot));
+      const RefPage ref = RefSeal(head, table(row)[i]);
+      for (uint32_t slot = 0; slot < kCodedTokens; ++slot) add(RefRead(ref, slot));
     }
     const KvShape open{shape().type, 1, shape().head_dim, kCodedTokens};
     for (uint32_t i = coded_tokens_[row]; i < lengths()[row]; ++i) {
@@ -185,12 +187,37 @@ class CodedBatch : public DecodeBatch {
     return all;
   }
   const std::vector<uint32_t>& full() const { return full_; }
+  const std::vector<uint32_t>& coded_tokens() const { return coded_tokens_; }
+  const std::vector<uint32_t>& open_tokens() const { return open_tokens_; }
+  // ref's partial result over a row's open tokens.
+  testing::OwnedPartial OpenPartial(uint32_t row, uint32_t head) const {
+    testing::OwnedPartial partial(shape().group, shape().head_dim);
+    if (open_tokens_[row] == 0) return partial;
+    const uint32_t count = PagesOf(open_tokens_[row]);
+    const DecodeArgs args{.shape = {shape().type, 1, shape().head_dim, kCodedTokens},
+                          .slab = slab(head),
+                          .view = {.pages = open_tables_.data() + uint64_t{row} * TablePages(),
+                                   .count = count,
+                                   .last_tokens = open_tokens_[row] - (count - 1) * kCodedTokens,
+                                   .space = MemorySpace::kHost},
+                          .group = shape().group,
+                          .scale = kScale,
+                          .q = Query(row, head),
+                          .out = partial.View()};
+    RefKernels()->attend_decode(&args);
+    return partial;
+  }
 
  private:
   static constexpr uint32_t kShift = 2;
 
   uint32_t TablePages() const { return PagesOf(TokensMax()) + 1; }
   uint64_t HeadStride(uint32_t item_bytes) const { return uint64_t{item_bytes} << kShift; }
+  KvSlab SlabOf(const std::vector<uint8_t>& bytes, uint32_t head, uint32_t item_bytes,
+                uint32_t v_at) const {
+    return {const_cast<uint8_t*>(bytes.data()) + head * HeadStride(item_bytes),
+            HeadStride(item_bytes) * shape().kv_heads, kShift, item_bytes, v_at};
+  }
   template <class Byte>
   Slabs<Byte> SlabsOf(Array<Byte> bytes, uint32_t item_bytes) const {
     return {bytes, HeadStride(item_bytes), HeadStride(item_bytes) * shape().kv_heads, kShift,

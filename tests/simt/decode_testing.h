@@ -34,7 +34,7 @@ class DecodeBatch {
     q_.resize(lengths.size() * Width());
     out_.assign(q_.size(), NAN);
     for (uint32_t row = 0; row < lengths.size(); ++row) {
-      for (uint32_t head = 0; head < shape.kv_heads; ++head) AddTokens(row, head, seed);
+      for (uint32_t head = 0; head < shape.kv_heads; ++head) AddTokens(row, head, seed, false);
     }
     arrived_.assign(lengths.size() * shape.kv_heads, 0);
     partials_.assign(PartialFloats(shape, rows(), TokensMax()), NAN);
@@ -84,6 +84,12 @@ class DecodeBatch {
   // Bytes of a page's keys, from `at` on.
   void FillOpen(uint32_t head, uint32_t page, uint32_t at, uint32_t bytes, uint8_t value) {
     std::fill_n(PageAt(slab(head), page) + at, bytes, value);
+  }
+  // Keys of which some stand out, so that weights differ as they do in a model.
+  void MakeUneven(uint64_t seed) {
+    for (uint32_t row = 0; row < rows(); ++row) {
+      for (uint32_t head = 0; head < shape_.kv_heads; ++head) AddTokens(row, head, seed, true);
+    }
   }
   void SetQueries(float value) { std::fill(q_.begin(), q_.end(), value); }
 
@@ -150,10 +156,17 @@ class DecodeBatch {
     tables_.assign(order.begin(), order.begin() + rows() * table_pages_);
   }
 
-  void AddTokens(uint32_t row, uint32_t head, uint64_t seed) {
+  void AddTokens(uint32_t row, uint32_t head, uint64_t seed, bool uneven) {
     const uint32_t dim = shape_.head_dim, tokens = lengths_[row];
     testing::Tokens t =
         testing::MakeTokens(std::max(tokens, 1u), dim, shape_.group, seed + 77 * row + 7 * head);
+    testing::Random random(seed + row);
+    for (uint32_t token = 0; uneven && token < tokens; ++token) {
+      const float pull = random.Signed();
+      if (pull < 0.7f) continue;
+      const uint32_t h = token % shape_.group;  // that it stands out to
+      for (uint32_t c = 0; c < dim; ++c) t.k[token * dim + c] += pull * 0.4f * t.q[h * dim + c];
+    }
     std::copy_n(t.q.begin(), shape_.group * dim,
                 q_.begin() + row * Width() + uint64_t{head} * shape_.group * dim);
     const AppendArgs args{.shape = kv_,

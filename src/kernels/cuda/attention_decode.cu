@@ -71,18 +71,23 @@ Status AttendCoded(const DecodeShape& shape, const CodedPages& pages, const Deco
   coded.splits_max = coded.blocks_max + open_splits;
   coded.others = open.tokens;
 
+  TS_RETURN_IF_ERROR(LaunchCoded(shape, coded, stream));
+  return AttendOpen(shape, step, open, {coded.by_head, coded.tokens, coded.splits_max}, stream);
+}
+
+Status AttendOpen(const DecodeShape& shape, const DecodeStep& step, const OpenTokens& open,
+                  const OtherTokens& others, Stream stream) {
   DecodeShape open_shape = shape;
   open_shape.type = open.type;
   DecodeCall raw = CallOf(open_shape, open.pages, step, open.tokens_max);
-  raw.splits_max = coded.splits_max;
+  raw.splits_max = others.splits_max;
   raw.list_pages = open.table_pages;
   raw.lists = open.tables;
   raw.table_of = {};
   raw.tokens = open.tokens;
   raw.others_first = true;
-  raw.others_by_head = coded.by_head;
-  raw.others = coded.tokens;
-  TS_RETURN_IF_ERROR(LaunchCoded(shape, coded, stream));
+  raw.others_by_head = others.by_head;
+  raw.others = others.tokens;
   return ForShape("attention_decode", open_shape, FloatLaunch{raw, stream});
 }
 

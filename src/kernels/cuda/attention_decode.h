@@ -51,6 +51,17 @@ Status AttendCoded(const DecodeShape& shape, const CodedPages& pages, const Deco
                    const OpenTokens& open, const ChosenPages* chosen, uint32_t tokens_max,
                    Stream stream);
 
+// The second of these launches alone, for other ways to read the coded pages: the partial results
+// of the open tokens come after those of so many others, of a row or of a (row, KV head), and each
+// block counts in step.arrived; where there are no others, the last one merges.
+struct OtherTokens {
+  bool by_head;
+  Array<const uint32_t> tokens;
+  uint32_t splits_max;  // that partials have room for, the open ones too
+};
+Status AttendOpen(const DecodeShape& shape, const DecodeStep& step, const OpenTokens& open,
+                  const OtherTokens& others, Stream stream);
+
 }  // namespace tinyserve::cuda
 
 #endif  // TINYSERVE_KERNELS_CUDA_ATTENTION_DECODE_H_

@@ -218,17 +218,16 @@ TS_DEVICE void TileValues(const SplitMemory<Form, kGroup>& memory, uint32_t stag
   }
 }
 
-// Adds up what threads have of the values, and writes a partial result. All copies have arrived.
+// Adds up what threads have of the values, and writes a partial result. `rows`: TileShape's
+// kSumBytes of scratch, on which no copy is under way.
 template <class Form, uint32_t kGroup>
-TS_DEVICE void StorePartial(const SplitMemory<Form, kGroup>& memory, uint32_t group,
-                            const HeadSums<kGroup>& sums,
+TS_DEVICE void StorePartial(const Shared<float>& rows, uint32_t group, const HeadSums<kGroup>& sums,
                             const float (&o)[kGroup][Form::kValueChannels],
                             const Global<float>& partial) {
   using Shape = TileShape<Form, kGroup>;
   constexpr uint32_t kHeads = Shape::kHeadsAtOnce, kDim = Form::kDim;
   const uint32_t sharer = ThreadIndex() / Shape::kValuePieces,
                  piece = ThreadIndex() % Shape::kValuePieces;
-  const Shared<float> rows = memory.stages.template As<float>();  // [sharers][kHeads][kDim]
   TS_UNROLL
   for (uint32_t first = 0; first < kGroup; first += kHeads) {
     SyncBlock();
@@ -287,7 +286,7 @@ TS_DEVICE void AttendSplit(const SplitMemory<Form, kGroup>& memory, const PagesO
     TileValues(memory, stage, tokens, o);
   }
   CopyAsyncWait<0>();
-  StorePartial(memory, group, sums, o, partial);
+  StorePartial<Form>(memory.stages.template As<float>(), group, sums, o, partial);
 }
 
 // out = the merged partial results of `splits` splits, in index order. All threads of the block.

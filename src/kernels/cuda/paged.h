@@ -44,7 +44,7 @@ struct DecodeStep {
   Array<const float> q;          // [rows][kv_heads * group][head_dim], after RoPE
   Array<float> out;              // the same; rows that are not in use stay as they are
   Array<float> partials;         // PartialFloats(): scratch
-  Array<uint32_t> arrived;       // [rows][kv_heads]: zeros, and zeros again after each launch
+  Array<uint32_t> arrived;       // [rows][kv_heads]: zeros, and zeros again after each call
 };
 
 // Floats of the partial results of a step, at most so many tokens a row: [rows][kv_heads][splits]
