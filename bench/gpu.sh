@@ -31,7 +31,7 @@ scripts/test-gpu.sh | tee "$out/tests.txt"
 measure dense --model "$model" --prefill 0 --decode "$steps" --depth 0,2048,7168 --batch 1,4,16,32,64
 # Selection against its own dense attention, in alternation.
 measure selection --model "$model" --prefill 0 --decode "$steps" --depth 2048,4096,7168 --batch 1,4,16,32,64 \
-  --selector full --selector "$box" --selector "$box@int8" --selector full@int8
+  --selector full --selector default --selector "$box" --selector "$box@int8" --selector full@int8
 # Prompts.
 measure prefill --model "$model" --prefill 512,2048,7168 --decode 0 --depth 0 --batch 1
 # A Llama-shaped model of a billion weights, to 32K.
@@ -41,4 +41,4 @@ if [ ! -f "$large" ]; then
     { echo "No $large: the rows of the 1B model are left out (pip install gguf numpy)."; exit 0; }
 fi
 measure large --model "$large" --prefill 0 --decode "$steps" --depth 0,8192,31000 --batch 1,4,16 \
-  --selector full --selector "$box"
+  --selector full --selector "$box" --selector default

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "device/device_plan.h"
+#include "page/planes.h"
 
 namespace tinyserve::cuda {
 
@@ -37,6 +38,34 @@ SelectionCounts DeviceCounts::QueryAt(const DeviceSelector* selector, uint32_t p
           .multiply_adds = (tokens + reads.scored) * 2 * group_ * shape.head_dim};
 }
 
+// As PageChooser::CountCascade counts.
+SelectionCounts DeviceCounts::CascadeAt(const DeviceSelector& selector, uint32_t position,
+                                        uint32_t layer) const {
+  const KvShape shape = cache_->shape(0);
+  const PlanesLayout at = PlanesLayoutOf(shape.head_dim);
+  const RowReads reads = ReadsAt(*cache_, &selector, position);
+  const uint32_t raw = cache_->RawBegin(position), raw_tokens = position + 1 - raw;
+  const uint32_t widen = selector.Widen(layer);
+  const uint64_t candidates = std::min(widen * reads.budget, reads.pages);
+  const uint64_t tokens = candidates * shape.page_tokens;
+  const uint64_t full = std::min<uint64_t>(widen * reads.full_tokens, tokens);
+  const uint64_t values = std::min<uint64_t>(widen * reads.value_tokens, tokens);
+  // Where all go on, none is scored.
+  const uint64_t scored = candidates < reads.pages ? reads.scored : 0;
+  const uint64_t open_bytes = reads.open * uint64_t{cache_->open_slab(0, 0, 0).page_bytes};
+  return {.queries = 1,
+          .pages_held = uint64_t{reads.pages} + reads.open,
+          .pages_scored = scored,
+          .pages_read = candidates + reads.open,
+          .tokens_read = values + raw_tokens,
+          .bytes_read = scored * cache_->meta_layout(0).record_bytes + candidates * at.low_at +
+                        full * LineBytes(at.low_bytes) + values * LineBytes(at.channels) +
+                        open_bytes,
+          .bytes_held = reads.pages * uint64_t{cache_->PageBytes(0)} + open_bytes,
+          .multiply_adds = (2 * scored + tokens + full + values + candidates + 2 * raw_tokens) *
+                           group_ * shape.head_dim};
+}
+
 void DeviceCounts::Reset() {
   total_ = SelectionCounts();
   std::fill(strips_.begin(), strips_.end(), SelectionCounts());
@@ -56,7 +85,9 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
       const bool selects = selector != nullptr && !selector->ReadsAll(position + 1);
       for (uint32_t layer = 0; layer < layers_; ++layer) {
         const bool dense = !selects || layer < selector->spec.budget.dense_layers;
-        const SelectionCounts query = QueryAt(selects ? selector : nullptr, position, dense);
+        const SelectionCounts query = selects && !dense && selector->cascade
+                                          ? CascadeAt(*selector, position, layer)
+                                          : QueryAt(selects ? selector : nullptr, position, dense);
         for (uint32_t head = 0; head < kv_heads_; ++head) {
           rows_[r].Add(query);
           if (!selects) continue;

@@ -1,5 +1,6 @@
 // What a device's steps read: it follows from positions and budgets alone, so that nothing is asked
-// of the device.
+// of the device. Of the cascade that is the most that it reads: how many tokens weigh too little
+// (least_share) only the device knows.
 #ifndef TINYSERVE_DEVICE_DEVICE_COUNTS_H_
 #define TINYSERVE_DEVICE_DEVICE_COUNTS_H_
 
@@ -31,6 +32,8 @@ class DeviceCounts {
 
  private:
   SelectionCounts QueryAt(const DeviceSelector* selector, uint32_t position, bool dense) const;
+  SelectionCounts CascadeAt(const DeviceSelector& selector, uint32_t position,
+                            uint32_t layer) const;
 
   const KvCache* cache_;
   uint32_t layers_, kv_heads_, group_;

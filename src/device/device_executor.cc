@@ -251,7 +251,8 @@ Result<uint32_t> DeviceExecutor::FindSelector(const std::string& text) {
 Status DeviceExecutor::CheckSelector(const SelectorSpec& spec) const {
   if (spec.table == nullptr) return Status();
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
-  TS_RETURN_IF_ERROR(DeviceSelectorOf(spec, cache_->shape(0).type).status());
+  TS_ASSIGN_OR_RETURN(const DeviceSelector selector, DeviceSelectorOf(spec, cache_->shape(0).type));
+  if (selector.cascade) TS_RETURN_IF_ERROR(step_->CheckLongestCascade());
   return PlaceOf(spec, shape_, cache_->kept(), {}).status();
 }
 

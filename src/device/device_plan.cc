@@ -24,10 +24,22 @@ RowReads ReadsAt(const KvCache& cache, const DeviceSelector* selector, uint32_t 
                  .open = Pages(tokens - raw, page),
                  .budget = 0,
                  .scored = 0,
-                 .selects = selector != nullptr && !selector->ReadsAll(tokens)};
+                 .selects = selector != nullptr && !selector->ReadsAll(tokens),
+                 .full_tokens = 0,
+                 .value_tokens = 0};
   reads.budget = reads.pages;
   if (!reads.selects) return reads;
   const SelectorBudget& b = selector->spec.budget;
+  if (selector->cascade) {
+    const auto share = [raw](double ratio, uint32_t least) {
+      return std::max(static_cast<uint32_t>(std::lround(ratio * raw)), least);
+    };
+    reads.budget = b.PagesOf(reads.pages, page);
+    reads.scored = reads.pages;
+    reads.full_tokens = share(selector->cascade->full, selector->cascade->min_full);
+    reads.value_tokens = share(selector->cascade->values, selector->cascade->min_values);
+    return reads;
+  }
   // The open pages are among those that are always read.
   const auto of_these = [&](uint32_t n) { return n - std::min(n, reads.open); };
   const uint32_t forced = b.sink + of_these(b.recent);
@@ -98,7 +110,8 @@ void DevicePlan::ClearRow(uint32_t row) {
   in.ids.host.data[row] = -1;
   in.positions.host.data[row] = kNoPosition;
   in.table_of.host.data[row] = 0;
-  in.budgets.host.data[row] = in.newer.host.data[row] = 0;
+  for (auto* upload : {&in.budgets, &in.newer, &in.full_tokens, &in.value_tokens})
+    upload->host.data[row] = 0;
   for (uint32_t g = 0; g < kReadGroups; ++g) {
     in.tokens[g].host.data[row] = 0;
     if (coded_) in.raw_tokens[g].host.data[row] = 0;
@@ -136,6 +149,8 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
   form_.groups |= 1u << group;
   in.budgets.host.data[at] = reads.budget;
   in.newer.host.data[at] = reads.open;
+  in.full_tokens.host.data[at] = reads.full_tokens;
+  in.value_tokens.host.data[at] = reads.value_tokens;
   const uint32_t raw = coded_ ? cache_->RawBegin(position) : position + 1;
   in.tokens[group].host.data[at] = raw;
   form_.tokens_max = std::max(form_.tokens_max, raw);

@@ -17,9 +17,12 @@ namespace tinyserve::cuda {
 // What a row of decode attention reads; `budget` and `newer` of those that select.
 struct RowReads {
   uint32_t pages, open;  // in blocks, or raw ones beside coded ones
-  uint32_t budget;       // of `pages`, the forced ones too
+  uint32_t budget;       // of `pages`, the forced ones too; of the cascade: candidates
   uint32_t scored;       // pages whose records are read
   bool selects;
+  // Of the cascade, in layers that are not wide: tokens that are read in full, and those that give
+  // their values, at most; not yet held to what there is.
+  uint32_t full_tokens, value_tokens;
 };
 // A query of the token at `position`; `selector` may be null.
 RowReads ReadsAt(const KvCache& cache, const DeviceSelector* selector, uint32_t position);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <string_view>
 
 #include "select/builtin.h"
@@ -12,26 +13,36 @@ namespace tinyserve::cuda {
 
 Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored) {
   const auto refused = [&](const char* why) {
-    return Status(Code::kUnsupported,
-                  fmt::format("selector '{}': {}; a device computes full, box but over planes and, "
-                              "over pages of floats, moments, the CPU (--device cpu) all",
-                              spec.typed, why));
+    return Status(
+        Code::kUnsupported,
+        fmt::format("selector '{}': {}; a device computes full, over planes cascade, over "
+                    "all others box and, over pages of floats, moments, the CPU (--device "
+                    "cpu) all",
+                    spec.typed, why));
   };
   const auto builtins = BuiltinSelectors();
   if (std::find(builtins.begin(), builtins.end(), spec.table) == builtins.end())
     return refused("its code runs on the host, where the pages of a device are not");
   const std::string_view name = spec.table->name;
-  const bool box = name == "box";
-  if (!box && name != "moments") return refused("there is no kernel of it");
-  if (stored == KvType::kPlanes)
+  const bool box = name == "box", cascade = spec.table->fused_id == TINYSERVE_FUSED_CASCADE;
+  if (!box && !cascade && name != "moments") return refused("there is no kernel of it");
+  if (cascade && stored != KvType::kPlanes) return refused("it reads pages in planes");
+  if (!cascade && stored == KvType::kPlanes)
     return refused("pages in planes have no records of it on a device");
-  if (!box && IsCoded(stored)) return refused("coded pages have no moments on a device");
+  if (name == "moments" && IsCoded(stored))
+    return refused("coded pages have no moments on a device");
   if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
   if (spec.budget.rest_means) return refused("means of what is not read are not kept there");
   DeviceSelector selector{.spec = spec,
                           .kind = box ? ScoreKind::kBox : ScoreKind::kMoments,
                           .pool = ScorePool::kMax,
-                          .alpha = 0};
+                          .alpha = 0,
+                          .cascade = std::nullopt};
+  if (cascade) {
+    TS_ASSIGN_OR_RETURN(const std::unique_ptr<Selector> opened, Selector::Open(spec, {}));
+    selector.cascade = *opened->cascade();
+    return selector;
+  }
   const boost::json::object options = Options(spec.config_json.c_str());
   if (!ReadPool(options, &selector.pool)) return refused("pool is not max, sum or softmax");
   if (!box) selector.alpha = options.at("alpha").to_number<float>();

@@ -93,7 +93,9 @@ Status DeviceStep::AllocateInputs() {
   const Checked rows = options_.rows_max, sequences = options_.sequences_max;
   const Checked logits = options_.logits_max;
   StepInputs& in = inputs_;
-  for (auto* upload : {&in.positions, &in.table_of, &in.budgets, &in.newer}) add(*upload, rows);
+  for (auto* upload :
+       {&in.positions, &in.table_of, &in.budgets, &in.newer, &in.full_tokens, &in.value_tokens})
+    add(*upload, rows);
   add(in.ids, rows);
   add(in.cos_sin, rows * Checked(2 * model_->frequencies().size()));
   add(in.tables, sequences * Checked(table_pages_));
@@ -138,6 +140,10 @@ Status DeviceStep::AllocateActivations() {
   arena_.Add(&head_scores_, lists * Checked(shape_.group));
   arena_.Add(&lists_, lists);
   arena_.Add(&list_tokens_, items);
+  if (shape_.type == KvType::kPlanes) {
+    arena_.Add(&cascade_logits_, items * Checked(CascadeFloats(shape_.group, table_pages_)));
+    arena_.Add(&cascade_reads_, items * Checked(table_pages_) * Checked(shape_.page_tokens));
+  }
   arena_.Add(&logits_, logits * vocab);
   arena_.Add(&scoring_, Checked(logit_rows()) * vocab);
   arena_.Add(&weights_, logits * vocab);
@@ -169,6 +175,10 @@ Status DeviceStep::UploadInputs(const StepForm& form) const {
   if (form.groups > 1) {
     TS_RETURN_IF_ERROR(copy(in.budgets, form.generated));
     TS_RETURN_IF_ERROR(copy(in.newer, form.generated));
+    if (shape_.type == KvType::kPlanes) {
+      TS_RETURN_IF_ERROR(copy(in.full_tokens, form.generated));
+      TS_RETURN_IF_ERROR(copy(in.value_tokens, form.generated));
+    }
   }
   TS_RETURN_IF_ERROR(copy(in.runs, form.runs));
   TS_RETURN_IF_ERROR(copy(in.blocks, form.blocks));
@@ -466,6 +476,29 @@ Selection DeviceStep::SelectionOf(const StepForm& form, uint32_t first, uint32_t
       .chosen = {.list_pages = std::min(most, pages_max), .lists = lists_, .tokens = list_tokens_}};
 }
 
+Cascade DeviceStep::CascadeOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
+                              const DeviceSelector& selector) const {
+  const SelectorBudget& budget = selector.spec.budget;
+  const uint32_t pages_max = form.tokens_max / shape_.page_tokens;
+  const uint32_t widen = selector.Widen(l);
+  const uint32_t most = widen * budget.PagesOf(pages_max, shape_.page_tokens);
+  return {
+      .sink = budget.sink,
+      .recent = budget.recent,
+      .widen = widen,
+      .alpha = selector.cascade->alpha,
+      .least_share = selector.cascade->least_share,
+      .pages_max = pages_max,
+      .candidates = inputs_.budgets.part(first, rows),
+      .full_tokens = inputs_.full_tokens.part(first, rows),
+      .value_tokens = inputs_.value_tokens.part(first, rows),
+      .newer = inputs_.newer.part(first, rows),
+      .head_scores = head_scores_,
+      .chosen = {.list_pages = std::min(most, pages_max), .lists = lists_, .tokens = list_tokens_},
+      .logits = cascade_logits_,
+      .reads = cascade_reads_};
+}
+
 Status DeviceStep::AttendRows(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
                               const DeviceSelector* selector, uint32_t group) {
   const Stream stream = stream_->handle();
@@ -479,6 +512,10 @@ Status DeviceStep::AttendRows(const StepForm& form, uint32_t l, uint32_t first, 
   if (selector == nullptr) {
     return AttendCoded(shape_, coded, step, RawOf(l, first, rows, group), nullptr, form.tokens_max,
                        stream);
+  }
+  if (selector->cascade) {
+    return AttendCascade(shape_, coded, step, RawOf(l, first, rows, group),
+                         CascadeOf(form, l, first, rows, *selector), stream);
   }
   const Selection selection = SelectionOf(form, first, rows, *selector);
   const DeviceRecords of_pages{.slabs = records,

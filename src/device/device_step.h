@@ -13,6 +13,7 @@
 #include "device/device_arena.h"
 #include "device/device_model.h"
 #include "device/device_selector.h"
+#include "kernels/cuda/attention_cascade.h"
 #include "kernels/cuda/attention_prompt.h"
 #include "kernels/cuda/attention_sparse.h"
 #include "kernels/cuda/rows.h"
@@ -50,6 +51,7 @@ struct StepInputs {
   // ones.
   Upload<uint32_t> tokens[kReadGroups], raw_tokens[kReadGroups];  // [R]
   Upload<uint32_t> budgets, newer;                                // [R], of rows that select
+  Upload<uint32_t> full_tokens, value_tokens;                     // [R], of those by the cascade
   Upload<PromptRun> runs;
   Upload<PromptBlock> blocks;
   Upload<uint32_t> full_pages, seal_from, seal_to;
@@ -94,6 +96,9 @@ class DeviceStep {
   // Prompt rows go through decode attention where no kernel of prompt rows reads their pages.
   bool prompt_decodes() const { return prompt_decodes_; }
 
+  // Whether the cascade reads the longest sequence. Errors: kUnsupported.
+  Status CheckLongestCascade() const { return CheckCascade(shape_, table_pages_); }
+
   // Copies what the launches of a form read.
   Status UploadInputs(const StepForm& form) const;
   // Embedding, layers, logits of the wanted rows, tokens of the drawn ones. `selectors`: of the
@@ -133,6 +138,8 @@ class DeviceStep {
   OpenTokens RawOf(uint32_t l, uint32_t first, uint32_t rows, uint32_t group) const;
   Selection SelectionOf(const StepForm& form, uint32_t first, uint32_t rows,
                         const DeviceSelector& selector) const;
+  Cascade CascadeOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
+                    const DeviceSelector& selector) const;
   DevicePages PagesOf(uint32_t l) const;
   DevicePages RawPagesOf(uint32_t l) const;
   Slabs<uint8_t> RecordsOf(uint32_t l) const;
@@ -154,7 +161,8 @@ class DeviceStep {
   Array<float> floats_{}, code_scales_{}, half_scales_{};
   Array<uint32_t> codes_{}, code_sums_{};
   Array<F16> halves_{};
-  Array<float> partials_{}, head_scores_{};
+  Array<float> partials_{}, head_scores_{}, cascade_logits_{};
+  Array<uint8_t> cascade_reads_{};
   Array<uint32_t> arrived_{}, lists_{}, list_tokens_{};
   Array<float> logits_{}, scoring_{}, weights_{}, sums_{};
   Array<uint32_t> finite_{};

@@ -28,7 +28,8 @@ INSTANTIATE_TEST_SUITE_P(All, OnADevice,
                          testing::Values(Storage{"F16Box", "f16", kTinyBox},
                                          Storage{"BF16Moments", "bf16", kTinyMoments},
                                          Storage{"Int4Box", "int4", kTinyBox},
-                                         Storage{"Planes", "planes", "full"}),
+                                         Storage{"Planes", "planes", "full"},
+                                         Storage{"Cascade", "planes", kSmallCascade}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST_P(OnADevice, ChunksAndTheOrderOfThreadsChangeNothing) {

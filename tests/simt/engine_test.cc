@@ -89,15 +89,17 @@ TEST(EngineOnADevice, CancelsGiveEverythingBack) {
 
 // As the CPU does, which counts what it has chosen.
 TEST(EngineOnADevice, CountsWhatSelectionReads) {
-  for (const char* kv : {"f16", "int8"}) {
+  for (const auto& [kv, selector] :
+       {std::pair{"f16", kTinyBox}, {"int8", kTinyBox}, {"planes", kSmallCascade}}) {
     SelectionStats stats[2];
     for (const bool cpu : {false, true}) {
-      auto engine = OpenTiny([&](EngineOptions* o) {
-        o->selector = kTinyBox;
+      auto engine = OpenTiny([&, kv = kv, selector = selector](EngineOptions* o) {
+        o->selector = selector;
         o->kv = kv;
         if (cpu) o->device = "cpu";
       });
-      const Answer answer = Ask(engine.get(), Prompt(90, 1, 4));
+      // A prompt after which a window more is coded.
+      const Answer answer = Ask(engine.get(), Prompt(126, 1, 4));
       ASSERT_TRUE(answer.status.ok()) << answer.status.message();
       stats[cpu] = engine->stats().selection;
     }
@@ -108,6 +110,23 @@ TEST(EngineOnADevice, CountsWhatSelectionReads) {
     EXPECT_EQ(stats[0].pages_scored, stats[1].pages_scored) << kv;
     EXPECT_EQ(stats[0].pages_read, stats[1].pages_read) << kv;
   }
+}
+
+// The preset, which is served from planes.
+TEST(EngineOnADevice, ServesTheDefault) {
+  Answer answers[2];
+  for (const bool cpu : {false, true}) {
+    auto engine = OpenTiny([&](EngineOptions* o) {
+      o->selector = "default";
+      if (cpu) o->device = "cpu";
+    });
+    ASSERT_NE(engine, nullptr);
+    EXPECT_EQ(engine->info().kv, "planes");
+    answers[cpu] = Ask(engine.get(), Prompt(140, 2, 4));
+    ASSERT_TRUE(answers[cpu].status.ok()) << answers[cpu].status.message();
+    EXPECT_GT(engine->stats().selection.queries, 0u);
+  }
+  EXPECT_EQ(answers[0].tokens, answers[1].tokens);
 }
 
 void ExpectRefused(const Change& change, const std::string& part) {
@@ -123,7 +142,6 @@ TEST(EngineOnADevice, SaysWhatItCannotCompute) {
         o->selector = "box";
       },
       "no records of it");
-  ExpectRefused([](EngineOptions* o) { o->selector = "default"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "box:rest=mean"; }, "are not kept there");
   ExpectRefused(
