@@ -146,22 +146,25 @@ TEST_P(Cascade, WhatWeighsLessThanTheShareIsNotRead) {
   }
 }
 
-// One key among thousands that answers the query: its value is the result, at the smallest budgets.
+// One key among thousands that answers the query: its value is the result, at the smallest budgets;
+// also where its logit is hundreds of octaves above all others.
 TEST_P(Cascade, FindsAPlantedKey) {
   Tokens t = MakeTokens(4096, 64, 3, 21, 1.0f);
   for (uint32_t h = 0; h < 3; ++h) std::copy_n(t.q.begin(), 64, t.q.begin() + h * 64);
-  for (const uint32_t planted : {17u, 1000u, 2063u, 4000u}) {
-    Tokens with = t;
-    for (uint32_t c = 0; c < 64; ++c) {
-      with.k[planted * 64 + c] = 12 * t.q[c];
-      with.v[planted * 64 + c] = c % 2 == 0 ? 2.0f : -2.0f;
-    }
-    const SealedHead head(kernels(), with, KvType::kF16, 3);
-    const Result got = RunCascade(head, with, 256, {1, 1, 26, 41, 82}, Nothing(with));
-    EXPECT_EQ(got.counts.candidates, 26u);
-    EXPECT_EQ(got.counts.full_tokens, 41u);
-    for (uint32_t i = 0; i < got.out.size(); ++i) {
-      EXPECT_NEAR(got.out[i], i % 2 == 0 ? 2.0f : -2.0f, 0.05f) << planted << " " << i;
+  for (const float strength : {12.0f, 150.0f}) {
+    for (const uint32_t planted : {17u, 1000u, 2063u, 4000u}) {
+      Tokens with = t;
+      for (uint32_t c = 0; c < 64; ++c) {
+        with.k[planted * 64 + c] = strength * t.q[c];
+        with.v[planted * 64 + c] = c % 2 == 0 ? 2.0f : -2.0f;
+      }
+      const SealedHead head(kernels(), with, KvType::kF16, 3);
+      const Result got = RunCascade(head, with, 256, {1, 1, 26, 41, 82}, Nothing(with));
+      EXPECT_EQ(got.counts.candidates, 26u);
+      EXPECT_EQ(got.counts.full_tokens, 41u);
+      for (uint32_t i = 0; i < got.out.size(); ++i) {
+        EXPECT_NEAR(got.out[i], i % 2 == 0 ? 2.0f : -2.0f, 0.05f) << planted << " " << i;
+      }
     }
   }
 }

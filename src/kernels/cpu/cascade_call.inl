@@ -12,6 +12,14 @@
 namespace tinyserve {
 namespace {
 
+// Without byte dots and masks, logits and weights of candidates are 16-bit words
+// (cascade_words.inl); elsewhere they are f32 (cascade_values.inl).
+#if !defined(__AVX512F__) && !defined(__AVXVNNI__)
+#define TS_CASCADE_WORDS 1
+#else
+#define TS_CASCADE_WORDS 0
+#endif
+
 // The phases of a call are functions of their own in a profile.
 #define TS_PHASE __attribute__((noinline))
 
@@ -49,18 +57,28 @@ struct CascadeScratch {
   uint16_t* page_rank;     // [pages]
   uint32_t* candidates;    // [pages] of the call
   const uint8_t** page;    // [pages] of the candidates
-  float* logits;           // [g][16 * pages], then weights, base 2
-  uint8_t* rank;           // [16 * pages]
-  float* m;                // [g]
-  float* d;                // [g] without the open tokens
-  float* share;            // [g] what makes a weight a share of the softmax
-  TokenMasks* masks;       // [pages] of the candidates
-  uint32_t* exact_page;    // [pages] candidates of which tokens are read in full
-  uint32_t* exact;         // [16 * pages] such tokens: 16 * index in exact_page + token
-  const uint8_t** rows;    // [17 * pages] of values, a page's mean behind its tokens
-  float* row_weights;      // [kCascadeHeads][row_count]
-  float* o;                // [g][row_channels], in the order of OutputAt
-  uint64_t pages;          // rounded up to 64
+#if TS_CASCADE_WORDS
+  uint16_t* words;             // [g][16 * pages] logits as int16, then weights as bfloat16
+  int32_t* top_word;           // [g] the largest logit
+  float* exact_weights;        // [16 * pages][kCascadeHeads] times the scales of the values
+  float* mean_weights;         // [pages][kCascadeHeads] of the candidates' means, likewise
+  uint16_t* row_words;         // [kCascadeHeads][row_count] weights of the rows
+  uint16_t* row_scales;        // [row_count] of their values
+  const uint8_t** exact_rows;  // [16 * pages] values of the tokens that are read in full
+#else
+  float* logits;       // [g][16 * pages], then weights, base 2
+  float* row_weights;  // [kCascadeHeads][row_count]
+#endif
+  uint8_t* rank;         // [16 * pages]
+  float* m;              // [g] the best score, then what weights are relative to, base 2
+  float* d;              // [g] without the open tokens
+  float* share;          // [g] what makes a weight a share of the softmax
+  TokenMasks* masks;     // [pages] of the candidates
+  uint32_t* exact_page;  // [pages] candidates of which tokens are read in full
+  uint32_t* exact;       // [16 * pages] such tokens: 16 * index in exact_page + token
+  const uint8_t** rows;  // [17 * pages] of values, a page's mean behind its tokens
+  float* o;              // [g][row_channels], in the order of OutputAt
+  uint64_t pages;        // rounded up to 64
   uint64_t row_channels;
   uint64_t row_count;  // that rows may hold, padding included
 };
@@ -89,7 +107,18 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   take(&out->page_rank, pages);
   take(&out->candidates, pages + kListSlack);
   take(&out->page, pages + kCandidatesAhead);
+#if TS_CASCADE_WORDS
+  take(&out->words, group * pages * kPlanesTokens);
+  take(&out->top_word, heads);
+  take(&out->exact_weights, (pages * kPlanesTokens + kListSlack) * kCascadeHeads);
+  take(&out->mean_weights, (pages + kListSlack) * kCascadeHeads);
+  take(&out->row_words, kCascadeHeads * out->row_count);
+  take(&out->row_scales, out->row_count);
+  take(&out->exact_rows, pages * kPlanesTokens + kListSlack);
+#else
   take(&out->logits, group * pages * kPlanesTokens);
+  take(&out->row_weights, kCascadeHeads * out->row_count);
+#endif
   take(&out->rank, pages * kPlanesTokens);
   take(&out->m, heads);
   take(&out->d, heads);
@@ -98,7 +127,6 @@ TS_INLINE uint64_t LayCascadeScratch(const KvShape& shape, uint32_t group, uint3
   take(&out->exact_page, pages);
   take(&out->exact, pages * kPlanesTokens + kListSlack);
   take(&out->rows, out->row_count);
-  take(&out->row_weights, kCascadeHeads * out->row_count);
   take(&out->o, heads * out->row_channels);
   return bytes;
 }

@@ -1,5 +1,6 @@
-// The cascade's last two phases: exact logits of the tokens that are read in full, and the values.
-#include "kernels/cpu/cascade_call.inl"
+// The cascade's last two phases with weights in f32: exact logits of the tokens that are read in
+// full, and the values.
+#include "kernels/cpu/cascade_exact.inl"
 
 namespace tinyserve {
 namespace {
@@ -60,43 +61,6 @@ TS_INLINE void PrefetchRows(CascadeCall& call, uint32_t channels) {
 }
 
 // ---- 4: exact logits ----
-
-// The page's distances times q over 2^8, for exact logits: [head][channels], then zeros up to whole
-// steps of ExactSums.
-template <uint32_t kHeads>
-TS_INLINE void ScaleQueriesExactly(const uint8_t* distances, uint32_t channels, const int16_t* q,
-                                   int16_t (*out)[kPlanesHeadDimMax]) {
-  for (uint32_t c = 0; c < RoundUp(channels, 16 * kCodeGroups); c += kWordLanes) {
-    const VI distance = c < channels
-                            ? ShiftLeftWords(LoadWordsUnsigned(distances + c, channels - c), 7)
-                            : ZeroInt();
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      const VI code = LoadInt(q + (uint64_t)h * channels + Smaller(c, channels));
-      StoreInt(out[h] + c, MulHighWords(code, distance));
-    }
-  }
-}
-
-// Sums over channels of a token's codes, less 128, times q16, a lane for each head.
-template <uint32_t kHeads>
-TS_INLINE V4 ExactSums(const PlanesLayout& at, const uint8_t* page, uint32_t t,
-                       const int16_t (*q16)[kPlanesHeadDimMax]) {
-  constexpr uint32_t kVectors = 16 * kCodeGroups / kWordLanes;
-  const uint8_t* low = page + at.low_at + t * at.low_bytes;
-  VI sums[4];
-  TS_UNROLL for (uint32_t h = 0; h < 4; ++h) sums[h] = ZeroInt();
-  for (uint32_t group = 0; group < at.channels / 16; group += kCodeGroups) {
-    VI codes[kVectors];
-    JoinCodes(page + at.upper_at + group * 64 + t * 4, low + at.channels / 2 + group * 4,
-              low + group * 8, codes);
-    TS_UNROLL for (uint32_t h = 0; h < kHeads; ++h) {
-      TS_UNROLL for (uint32_t v = 0; v < kVectors; ++v) {
-        sums[h] = DotInt16(sums[h], codes[v], LoadInt(q16[h] + group * 16 + v * kWordLanes));
-      }
-    }
-  }
-  return _mm_cvtepi32_ps(FoldFourInt(sums[0], sums[1], sums[2], sums[3]));
-}
 
 // Replaces the weights of the listed tokens by those of their exact logits.
 template <uint32_t kHeads, uint32_t kChannels>

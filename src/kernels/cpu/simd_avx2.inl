@@ -243,10 +243,10 @@ TS_INLINE VI PairLowBytes(VI a, VI b) { return _mm256_unpacklo_epi8(a, b); }
 TS_INLINE VI PairHighBytes(VI a, VI b) { return _mm256_unpackhi_epi8(a, b); }
 // counts, one more in each byte where x >= least, unsigned; of int16 lanes, in the lower byte.
 TS_INLINE VI CountBytesAtLeast(VI counts, VI x, VI least) {
-  return _mm256_sub_epi8(counts, _mm256_cmpeq_epi8(_mm256_max_epu8(x, least), x));
+  return _mm256_sub_epi8(counts, _mm256_cmpeq_epi8(_mm256_min_epu8(x, least), least));
 }
 TS_INLINE VI CountWordsAtLeast(VI counts, VI x, VI least) {
-  const VI reached = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x);
+  const VI reached = _mm256_cmpeq_epi16(_mm256_min_epu16(x, least), least);
   return _mm256_add_epi8(counts, _mm256_srli_epi16(reached, 15));
 }
 // Which of the 16 at p are x, and which are at least x: a bit each.
@@ -281,6 +281,38 @@ TS_INLINE void StoreSixteenClamped(uint8_t* p, const VI (&a)[2], uint8_t low, ui
       _mm_min_epu8(_mm_max_epu8(bytes, _mm_set1_epi8((char)low)), _mm_set1_epi8((char)high));
   _mm_storeu_si128((__m128i*)p, _mm_shuffle_epi8(within, order));
 }
+// Sixteen lanes that hold 0 .. 255 to bytes, each two of them twice.
+TS_INLINE void StorePairsTwice(uint8_t* p, const VI (&a)[2]) {
+  const VI words = _mm256_packs_epi32(a[0], a[1]);  // 0-3, 8-11; 4-7, 12-15
+  const VI bytes = _mm256_packus_epi16(words, words);
+  StoreInt(p, _mm256_permute4x64_epi64(_mm256_unpacklo_epi16(bytes, bytes), 0xd8));
+}
+// Words of what PairLowBytes and PairHighBytes have paired, to int32 in the order of the bytes.
+TS_INLINE void WidenPairs(const VI (&words)[2], VI (&wide)[4]) {
+  TS_UNROLL for (uint32_t i = 0; i < 2; ++i) {
+    wide[i] = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(words[i]));
+    wide[2 + i] = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(words[i], 1));
+  }
+}
+
+// Two times kLanes int32 to int16, saturated: four of a, then four of b, in each 16 bytes.
+TS_INLINE VI PackInts(VI a, VI b) { return _mm256_packs_epi32(a, b); }
+// Sixteen words as PackInts packs 0-7 and 8-15, in order.
+TS_INLINE VI InTokenOrder(VI words) { return _mm256_permute4x64_epi64(words, 0xd8); }
+TS_INLINE VI AddWordsSaturated(VI a, VI b) { return _mm256_adds_epi16(a, b); }
+TS_INLINE int32_t MaxLanesWords(VI a) {
+  const __m128i m = _mm_max_epi16(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  // The least unsigned word is what a processor has an instruction for.
+  const __m128i flipped = _mm_xor_si128(m, _mm_set1_epi16(INT16_MAX));
+  return (int16_t)(_mm_cvtsi128_si32(_mm_minpos_epu16(flipped)) ^ INT16_MAX);
+}
+// Sixteen words to bytes, those out of low .. high as the nearer of them. 0 <= low, high < 256.
+TS_INLINE void StoreWordsClamped(uint8_t* p, VI a, uint8_t low, uint8_t high) {
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i within =
+      _mm_min_epu8(_mm_max_epu8(bytes, _mm_set1_epi8((char)low)), _mm_set1_epi8((char)high));
+  _mm_storeu_si128((__m128i*)p, within);
+}
 
 // ---- masks of tokens ----
 
@@ -313,13 +345,48 @@ TS_INLINE void StoreChosen(uint32_t mask, const VI (&a)[2], void* p) {
     p = (char*)p + 4 * __builtin_popcount(eight);
   }
 }
+// The same for four lanes of 64 bits.
+struct PairOrders {
+  uint32_t of[16][8];
+  constexpr PairOrders() : of() {
+    for (uint32_t mask = 0; mask < 16; ++mask) {
+      for (uint32_t lane = 0, n = 0; lane < 4; ++lane) {
+        if ((mask >> lane & 1) == 0) continue;
+        of[mask][n++] = 2 * lane;
+        of[mask][n++] = 2 * lane + 1;
+      }
+    }
+  }
+};
+alignas(64) constexpr PairOrders kPairOrders;
 // The addresses base + stride * bit of the bits that are set. Writes 16 at most.
 TS_INLINE void StoreChosenRows(uint32_t mask, const uint8_t* base, uint32_t stride,
                                const uint8_t** p) {
-  for (uint32_t left = mask; left != 0; left &= left - 1) {
-    *p++ = base + (uint64_t)__builtin_ctz(left) * stride;
+  const VI first = _mm256_set1_epi64x((long long)base);
+  TS_UNROLL for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t four = mask >> 4 * i & 15;
+    const VI tokens = AddInt64(_mm256_setr_epi64x(0, 1, 2, 3), _mm256_set1_epi64x(4 * i));
+    const VI rows = AddInt64(first, _mm256_mul_epu32(tokens, SetInt((int)stride)));
+    StoreInt(p, _mm256_permutevar8x32_epi32(rows, LoadInt(kPairOrders.of[four])));
+    p += __builtin_popcount(four);
   }
 }
+// For each mask of eight words, the bytes that bring those of it to the front; the others are 0.
+struct WordOrders {
+  uint8_t of[256][16];
+  constexpr WordOrders() : of() {
+    for (uint32_t mask = 0; mask < 256; ++mask) {
+      uint32_t n = 0;
+      for (uint32_t word = 0; word < 8; ++word) {
+        if ((mask >> word & 1) == 0) continue;
+        of[mask][n++] = (uint8_t)(2 * word);
+        of[mask][n++] = (uint8_t)(2 * word + 1);
+      }
+      while (n < 16) of[mask][n++] = 0x80;
+    }
+  }
+};
+alignas(64) constexpr WordOrders kWordOrders;
 
 // ---- codes in planes (page/planes.h) ----
 
