@@ -39,7 +39,6 @@ class OpenTails {
   // All of a node that is no more.
   std::vector<OpenTail> TakeOf(const PrefixTree::Node* node);
 
-  bool empty() const { return tails_.empty(); }
   uint32_t pages() const { return pages_; }  // of all tails, in each group
   const std::list<OpenTail>& all() const { return tails_; }
 
