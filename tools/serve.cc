@@ -267,6 +267,8 @@ void AddHttpOptions(CLI::App* app, ServeFlags* flags) {
         1 << 20);
   limit("--responses-bytes", &responses.bytes_max, "All of them", 0, 1099511627776.0);
   limit("--choices", &limits.choices_max, "Answers of a request: prompts times n", 1, 4096);
+  limit("--request-seconds", &limits.request_seconds_max,
+        "That a request may take, its wait included; 0: as long as it takes", 0, 86400);
 }
 
 // What is kept of earlier requests, and what gives way under load.

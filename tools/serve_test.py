@@ -284,6 +284,24 @@ class Serve(unittest.TestCase):
             self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 0, "none is left")
         self.assertEqual(self.server.metric("tinyserve:kv_blocks_used"), 0)
 
+    def test_a_deadline_ends_what_runs_and_what_waits(self):
+        whole = {**LONG, "stream": False, "tinyserve": {**SLOW, "deadline_ms": 300}}
+        start = time.monotonic()
+        # Four run, the others wait, and none is done in that time.
+        status, reply, _ = self.server.post("/v1/completions", **{**whole, "n": 8})
+        self.assertEqual((status, reply["error"]["code"]), (504, "deadline_exceeded"), reply)
+        self.assertLess(time.monotonic() - start, 20)
+        connection = self.server.connect()
+        connection.request("POST", "/v1/completions", json.dumps({**whole, "stream": True}))
+        events = [json.loads(e) for e in events_of(connection.getresponse())]
+        self.assertTrue(events[0]["choices"])
+        self.assertEqual(events[-1]["error"]["code"], "deadline_exceeded")
+        connection.request("GET", "/health")  # and the connection goes on
+        self.assertEqual(connection.getresponse().status, 200)
+        connection.close()
+        self.server.wait_until(lambda: self.server.metric("vllm:num_requests_running") == 0, "none is left")
+        self.assertEqual(self.server.metric("tinyserve:kv_blocks_used"), 0)
+
     def test_without_keys_addresses_are_served_alike(self):
         for source, waits_for_all in (("127.0.0.2", False), ("127.0.0.1", True)):
             ended = []

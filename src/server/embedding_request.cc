@@ -11,10 +11,13 @@ namespace json = boost::json;
 
 constexpr size_t kWordBytesMax = 64;
 
-void ReadOwn(Fields* fields, std::optional<ApiError>* error, EmbeddingRequest* request) {
+void ReadOwn(Fields* fields, const RequestLimits& limits, std::optional<ApiError>* error,
+             EmbeddingRequest* request) {
   const json::object* object = fields->Object("tinyserve");
+  request->deadline_ms = ReadDeadline(nullptr, limits);
   if (object == nullptr) return;
   Fields inner(*object, "tinyserve.", error);
+  request->deadline_ms = ReadDeadline(&inner, limits);
   std::string pooling = "mean";
   inner.String("pooling", kWordBytesMax, &pooling);
   if (pooling != "mean" && pooling != "last")
@@ -53,7 +56,7 @@ std::optional<EmbeddingRequest> ParseEmbeddingRequest(std::string_view body,
   fields.Bool("add_special_tokens", &request.add_special);
   request.priority = ReadPriority(&fields);
   fields.String("cache_salt", kCacheSaltBytesMax, &request.cache_salt);
-  ReadOwn(&fields, error, &request);
+  ReadOwn(&fields, limits, error, &request);
   fields.Accept({"user", "metadata", "safety_identifier"});
   fields.RefuseUnsupported({"truncate_prompt_tokens", "messages"});
   fields.RefuseOthers();

@@ -47,6 +47,7 @@ class EmbeddingWork : public ReplyWork {
         metrics_(service.metrics()),
         model_(service.options().models.front()),
         request_(std::move(request)),
+        deadline_ms_(request_.deadline_ms),
         base64_(base64),
         inputs_(std::move(inputs)),
         ids_(inputs_.size()),
@@ -70,6 +71,10 @@ class EmbeddingWork : public ReplyWork {
   // Gives the engine what it has room for.
   void SubmitMore() {
     while (!error_ && next_ < inputs_.size() && live_ < kInFlightMax) {
+      if (!TakeTime()) {
+        error_ = DeadlineError();
+        return;
+      }
       request_.prompt = inputs_[next_];
       const auto choice = static_cast<uint32_t>(next_);
       const Result<RequestId> id =
@@ -115,6 +120,14 @@ class EmbeddingWork : public ReplyWork {
   }
 
  private:
+  // Gives the next input what is left of the time of all of them. False: nothing is.
+  bool TakeTime() {
+    if (deadline_ms_ == 0) return true;
+    const auto taken = std::chrono::floor<std::chrono::milliseconds>(Clock::now() - begun_).count();
+    if (static_cast<uint64_t>(taken) >= deadline_ms_) return false;
+    request_.deadline_ms = deadline_ms_ - static_cast<uint64_t>(taken);
+    return true;
+  }
   void Observe(const Arrival& arrival) {
     if (arrival.event.kind != TokenEvent::Kind::kFinished) return;
     ids_[arrival.choice] = 0;
@@ -136,6 +149,8 @@ class EmbeddingWork : public ReplyWork {
   Metrics* const metrics_;
   const std::string model_;
   Request request_;
+  const uint64_t deadline_ms_;
+  const Clock::time_point begun_ = Clock::now();
   const bool base64_;
   const std::vector<std::vector<int32_t>> inputs_;
   std::vector<RequestId> ids_;  // by input; 0: not submitted, or finished
@@ -187,6 +202,7 @@ HttpReply Embed(const Service& service, const HttpRequest& http) {
   request.max_tokens = 0;
   request.pooling = asked->pooling;
   request.priority = asked->priority;
+  request.deadline_ms = asked->deadline_ms;
   service.SetOwner(http, asked->cache_salt, &request);
   auto work = std::make_unique<EmbeddingWork>(service, std::move(request), std::move(inputs),
                                               asked->base64);

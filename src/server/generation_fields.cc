@@ -19,6 +19,7 @@ constexpr size_t kStopTokensMax = 256;
 constexpr size_t kBiasesMax = 1024;
 constexpr size_t kNameBytesMax = 256;
 constexpr size_t kStepPluginsMax = 8;  // of the engine
+constexpr int64_t kDeadlineMsMax = 24 * 3600 * 1000;
 
 void ReadSampling(Fields* fields, const RequestLimits& limits, SamplingOptions* sampling) {
   sampling->temperature = 1.0f;  // OpenAI's default; the engine's own is 0
@@ -117,10 +118,13 @@ void ReadStream(Fields* fields, std::optional<ApiError>* error, GenerationOption
   }
 }
 
-void ReadOwn(Fields* fields, std::optional<ApiError>* error, Request* request) {
+void ReadOwn(Fields* fields, const RequestLimits& limits, std::optional<ApiError>* error,
+             Request* request) {
   const json::object* object = fields->Object("tinyserve");
+  request->deadline_ms = ReadDeadline(nullptr, limits);
   if (object == nullptr) return;
   Fields inner(*object, "tinyserve.", error);
+  request->deadline_ms = ReadDeadline(&inner, limits);
   inner.String("selector", kNameBytesMax, &request->selector);
   if (const json::value* list = inner.Find("step_plugins")) {
     request->step_plugins.emplace();
@@ -181,6 +185,15 @@ Priority ReadPriority(Fields* fields) {
   return result;
 }
 
+uint64_t ReadDeadline(Fields* own, const RequestLimits& limits) {
+  const uint64_t allowed_ms = uint64_t{limits.request_seconds_max} * 1000;
+  int64_t asked_ms = 0;
+  if (own != nullptr) own->Integer("deadline_ms", 1, kDeadlineMsMax, &asked_ms);
+  if (asked_ms == 0) return allowed_ms;
+  return allowed_ms == 0 ? static_cast<uint64_t>(asked_ms)
+                         : std::min(static_cast<uint64_t>(asked_ms), allowed_ms);
+}
+
 void ReadGenerationFields(Fields* fields, const RequestLimits& limits, GenerationOptions* options) {
   std::optional<ApiError> error;  // of inner objects
   ReadModel(fields, limits);
@@ -189,7 +202,7 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
   ReadEnd(fields, limits, &options->engine);
   options->engine.priority = ReadPriority(fields);
   ReadStream(fields, &error, options);
-  ReadOwn(fields, &error, &options->engine);
+  ReadOwn(fields, limits, &error, &options->engine);
   options->grammar = ReadStructured(fields, &error);
   if (options->grammar) CheckEndsItself(fields, options->engine);
   ReadModalities(fields);

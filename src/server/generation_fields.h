@@ -12,6 +12,9 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
 // OpenAI's service_tier or vLLM's priority (a lower number is served first), as the engine's three
 // classes.
 Priority ReadPriority(Fields* fields);
+// `deadline_ms` of TinyServe's own fields, or what the server allows where that is less; 0: none.
+// `own`: their object; null: it is absent.
+uint64_t ReadDeadline(Fields* own, const RequestLimits& limits);
 
 }  // namespace tinyserve
 

@@ -50,10 +50,22 @@ json::object OwnUsageJson(const Usage& usage) {
           {"hit_rate", share(reads.pages_reused, reads.pages_followed)}};
 }
 
+bool IsAnswer(FinishReason reason) {
+  return reason == FinishReason::kStop || reason == FinishReason::kLength;
+}
+
 ApiError ErrorOfFinish(const TokenEvent& event) {
-  return event.finish == FinishReason::kError
-             ? ErrorOf(event.status)
-             : Unavailable("the request was cancelled: the server is stopping");
+  if (event.finish == FinishReason::kError) return ErrorOf(event.status);
+  if (event.finish == FinishReason::kDeadline) return DeadlineError();
+  return Unavailable("the request was cancelled: the server is stopping");
+}
+
+ApiError DeadlineError() {
+  return {.status = 504,
+          .message = "the request's time was over before its answer was whole",
+          .type = "server_error",
+          .param = "tinyserve.deadline_ms",
+          .code = "deadline_exceeded"};
 }
 
 ApiError SlowReaderError() {
@@ -154,8 +166,7 @@ void GenerationReply::Take(const Arrival& arrival, std::string* out) {
     choice.usage = event.usage;
     choice.prompt_logprobs = event.prompt_logprobs;
     choice.prompt_top = event.prompt_top;
-    if (event.finish == FinishReason::kError || event.finish == FinishReason::kCancelled)
-      return Fail(ErrorOfFinish(event), out);
+    if (!IsAnswer(event.finish)) return Fail(ErrorOfFinish(event), out);
   } else {
     ++choice.tokens;
     if (scored_) choice.scored.push_back({event.token, event.logprob, event.top});

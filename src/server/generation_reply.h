@@ -82,8 +82,11 @@ class GenerationReply : public ReplyWork {
 
 // What usage says of TinyServe's own: times, and what of the KV cache was read.
 boost::json::object OwnUsageJson(const Usage& usage);
-// Of an answer that ended without being one: kError, kCancelled, a slow reader's.
+// Whether it is the end of a whole answer: of one that said all, or all that it might.
+bool IsAnswer(FinishReason reason);
+// Of an answer that ended without being one: kError, kDeadline, kCancelled, a slow reader's.
 ApiError ErrorOfFinish(const TokenEvent& event);
+ApiError DeadlineError();
 ApiError SlowReaderError();
 
 // A reply that waits for `work`, as a stream or whole.

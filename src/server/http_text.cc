@@ -27,7 +27,8 @@ constexpr Phrase kPhrases[] = {{200, "OK"},
                                {429, "Too Many Requests"},
                                {431, "Request Header Fields Too Large"},
                                {500, "Internal Server Error"},
-                               {503, "Service Unavailable"}};
+                               {503, "Service Unavailable"},
+                               {504, "Gateway Timeout"}};
 
 void AppendHeader(std::string_view name, std::string_view value, std::string* out) {
   *out += name;

@@ -27,6 +27,7 @@ struct RequestLimits {
   uint32_t inputs_max = 2048;  // of a request for embeddings
   uint32_t choices_max = 128;  // prompts times n
   uint32_t messages_max = 4096;
+  uint32_t request_seconds_max = 0;  // that a request may take, its wait included; 0: any
 };
 
 inline constexpr uint32_t kTopLogprobsMax = 20;
@@ -81,6 +82,7 @@ struct EmbeddingRequest {
   std::vector<Prompt> inputs;  // at least one
   Pooling pooling = Pooling::kMean;
   Priority priority = Priority::kNormal;
+  uint64_t deadline_ms = 0;  // since it was read; 0: none
   std::string cache_salt;
   bool base64 = false;  // else lists of numbers
   bool add_special = true;

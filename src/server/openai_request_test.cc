@@ -182,12 +182,39 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
       {R"({"prompt": "a", "tinyserve": {"step_plugins": "early_exit"}})", "tinyserve.step_plugins",
        "a list of at most 8"},
       {R"({"prompt": "a", "tinyserve": {"selektor": "box"}})", "tinyserve.selektor", "unknown"},
+      {R"({"prompt": "a", "tinyserve": {"deadline_ms": 0}})", "tinyserve.deadline_ms", "from 1"},
+      {R"({"prompt": "a", "tinyserve": {"deadline_ms": 9e7}})", "tinyserve.deadline_ms", "from 1"},
       {R"({"prompt": "a", "tinyserve": 1})", "tinyserve", "object"},
       {R"({"prompt": "a", "service_tier": "gold"})", "service_tier", "flex"},
       {R"({"prompt": "a", "service_tier": "flex", "priority": 1})", "service_tier", "one of"},
       {R"({"prompt": "a", "model": "gpt-4"})", "model", "not served", 404},
   };
   ExpectRefused(refusals);
+}
+
+TEST(OpenAiRequest, TheEarlierOfTwoDeadlinesCounts) {
+  RequestLimits limits = Limits();
+  const auto deadline = [&](const char* own) {
+    std::optional<ApiError> error;
+    const std::string body = std::string(R"({"prompt": "a", "input": "a")") + own + "}";
+    std::string completion = body, embedding = body;
+    completion.erase(completion.find(R"(, "input": "a")"), 14);
+    embedding.erase(embedding.find(R"("prompt": "a", )"), 15);
+    const auto first = ParseCompletionRequest(completion, limits, &error);
+    const auto second = ParseEmbeddingRequest(embedding, limits, /*dim=*/8, &error);
+    EXPECT_FALSE(error.has_value()) << error->message;
+    EXPECT_EQ(first->options.engine.deadline_ms, second->deadline_ms);
+    return second->deadline_ms;
+  };
+  const char* own = R"(, "tinyserve": {"deadline_ms": 2500})";
+  EXPECT_EQ(deadline(""), 0u);
+  EXPECT_EQ(deadline(own), 2500u);
+  limits.request_seconds_max = 2;
+  EXPECT_EQ(deadline(""), 2000u);
+  EXPECT_EQ(deadline(R"(, "tinyserve": {})"), 2000u);
+  EXPECT_EQ(deadline(own), 2000u);
+  limits.request_seconds_max = 3;
+  EXPECT_EQ(deadline(own), 2500u);
 }
 
 TEST(OpenAiRequest, APromptLongerThanTheContextHasItsOwnCode) {

@@ -138,7 +138,8 @@ json::object Replies(std::string_view type, json::value schema, bool may_refuse)
       {"200", {{"description", "The answer"}, {"content", Content(type, std::move(schema))}}}};
   const json::object error = {{"description", "An error, which names the field where one is wrong"},
                               {"content", Content("application/json", Ref("Error"))}};
-  for (const char* status : {"400", "401", "403", "404", "413", "429", "431", "500", "503"}) {
+  for (const char* status :
+       {"400", "401", "403", "404", "413", "429", "431", "500", "503", "504"}) {
     if (may_refuse) replies[status] = error;
   }
   return replies;

@@ -98,7 +98,9 @@ constexpr ApiField kGeneration[] = {
                       {"selector": {"type": ["string", "null"], "maxLength": 256},
                        "step_plugins": {"type": ["array", "null"], "maxItems": 8, "items":
                                         {"type": "string", "maxLength": 256}},
-                       "session": {"type": ["string", "null"], "maxLength": 256}},
+                       "session": {"type": ["string", "null"], "maxLength": 256},
+                       "deadline_ms": {"type": ["integer", "null"], "minimum": 1,
+                                       "maximum": 86400000}},
                       "additionalProperties": false})"}};
 
 constexpr ApiField kAnswers[] = {
@@ -167,7 +169,9 @@ constexpr ApiField kEmbedding[] = {{"model", kTextOrNull},
                                    {"priority", kPriority},
                                    {"cache_salt", kSalt},
                                    {"tinyserve", R"({"type": ["object", "null"], "properties":
-                      {"pooling": {"enum": ["mean", "last", null]}},
+                      {"pooling": {"enum": ["mean", "last", null]},
+                       "deadline_ms": {"type": ["integer", "null"], "minimum": 1,
+                                       "maximum": 86400000}},
                       "additionalProperties": false})"},
                                    {"user", kAnything},
                                    {"metadata", kAnything},

@@ -123,7 +123,8 @@ class ResponseWork : public ReplyWork {
       return;
     }
     response_["usage"] = UsageOf(event.usage);
-    if (event.finish == FinishReason::kError) return Fail(ErrorOfFinish(event));
+    if (event.finish == FinishReason::kError || event.finish == FinishReason::kDeadline)
+      return Fail(ErrorOfFinish(event));
     const bool complete = event.finish == FinishReason::kStop;
     output_.Finish(complete);
     if (complete) return End("completed");

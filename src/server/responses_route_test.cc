@@ -258,6 +258,15 @@ TEST_F(ResponsesTest, EngineErrorsFailIt) {
   EXPECT_EQ(whole.work->Whole().status, 500);
 }
 
+TEST_F(ResponsesTest, OneThatIsLateFails) {
+  HttpReply reply = Post("/v1/responses", R"({"input": "q", "tinyserve": {"deadline_ms": 5}})");
+  EXPECT_EQ(engine_.submitted.at(1).request.deadline_ms, 5u);
+  engine_.Finish(1, FinishReason::kDeadline);
+  std::string none;
+  EXPECT_TRUE(reply.work->Advance(&none));
+  EXPECT_EQ(reply.work->Whole().status, 504);
+}
+
 TEST_F(ResponsesTest, AFormatBindsTheAnswer) {
   const HttpReply reply = Post("/v1/responses", R"({"input": "q", "text": {"format":
       {"type": "json_schema", "name": "n", "strict": true, "schema": {"type": "integer"}}}})");

@@ -261,6 +261,38 @@ TEST_F(ServiceTest, EngineErrorsBecomeReplies) {
   EXPECT_EQ(stopped.work->Whole().status, 503);
 }
 
+TEST_F(ServiceTest, WhatTakesLongerThanItsDeadlineIsAnError) {
+  const std::string own = R"("tinyserve": {"deadline_ms": 1500})";
+  HttpReply reply = Post("/v1/completions", R"({"prompt": "a", )" + own + "}");
+  EXPECT_EQ(engine_.submitted[1].request.deadline_ms, 1500u);
+  engine_.Say(1, "x");
+  engine_.Finish(1, FinishReason::kDeadline);
+  std::string none;
+  EXPECT_TRUE(reply.work->Advance(&none));
+  const HttpReply late = reply.work->Whole();
+  EXPECT_EQ(late.status, 504);
+  EXPECT_EQ(json::parse(late.body).at("error").at("code"), "deadline_exceeded");
+  HttpReply stream =
+      Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "a"}],
+                                                     "stream": true, )" +
+                                       own + "}");
+  engine_.Say(2, "x");
+  engine_.Finish(2, FinishReason::kDeadline);
+  const std::vector<std::string> events = Events(&stream, true);
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(Choice(events[1]).at("delta").at("content"), "x");
+  EXPECT_EQ(json::parse(events[2]).at("error").at("code"), "deadline_exceeded");
+  HttpReply vectors = Post("/v1/embeddings", R"({"input": ["a", "b"], )" + own + "}");
+  EXPECT_LE(engine_.submitted[4].request.deadline_ms, 1500u);
+  EXPECT_GT(engine_.submitted[4].request.deadline_ms, 0u);
+  engine_.Finish(3, FinishReason::kDeadline);
+  EXPECT_TRUE(vectors.work->Advance(&none));
+  EXPECT_EQ(vectors.work->Whole().status, 504);
+  const std::string text = Ask("GET", "/metrics").body;
+  EXPECT_NE(text.find("{engine=\"0\",finished_reason=\"abort\",model_name=\"fake\"} 3\n"),
+            std::string::npos);
+}
+
 TEST_F(ServiceTest, EveryAnswerHasAStateOfTheGrammarOfItsOwn) {
   const struct {
     const char* fields;
