@@ -89,11 +89,18 @@ HttpReply DashboardState(const Service& service, const HttpRequest&) {
     state["prompt_tokens"] = stats.prompt_tokens;
     state["generated_tokens"] = stats.generated_tokens;
     state["requests"] = stats.requests;
+    state["prefix_queries"] = stats.prefix_queries;
+    state["prefix_hits"] = stats.prefix_hits;
     state["pages_held"] = stats.selection.pages_held;
     state["pages_read"] = stats.selection.pages_read;
     state["pages_followed"] = stats.selection.pages_followed;
     state["pages_reused"] = stats.selection.pages_reused;
   }
+  const LatencyTotals latencies = service.metrics()->Latencies();
+  state["first_tokens"] = latencies.first_tokens;
+  state["first_token_seconds"] = latencies.first_token_seconds;
+  state["token_gaps"] = latencies.token_gaps;
+  state["token_gap_seconds"] = latencies.token_gap_seconds;
   HttpReply reply;
   reply.body = ToJson(state);
   return reply;

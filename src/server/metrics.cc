@@ -47,7 +47,10 @@ class PrometheusMetrics : public Metrics {
   }
 
   void ObserveFirstToken(double seconds) override { first_token_.Observe(seconds); }
-  void ObserveTokenGap(double seconds) override { token_gap_.Observe(seconds); }
+  void ObserveTokenGap(double seconds) override {
+    token_gap_.Observe(seconds);
+    older_token_gap_.Observe(seconds);
+  }
   void ObserveFinish(const TokenEvent& event, double seconds) override;
   void ObserveAbort() override { Success("abort").Increment(); }
   void ObserveReply(int status) override {
@@ -56,6 +59,14 @@ class PrometheusMetrics : public Metrics {
         .Increment();
   }
   void SetConnections(uint64_t open) override { connections_.Set(static_cast<double>(open)); }
+  LatencyTotals Latencies() const override {
+    const prometheus::ClientMetric::Histogram first = first_token_.Collect().histogram;
+    const prometheus::ClientMetric::Histogram gap = token_gap_.Collect().histogram;
+    return {.first_tokens = first.sample_count,
+            .token_gaps = gap.sample_count,
+            .first_token_seconds = first.sample_sum,
+            .token_gap_seconds = gap.sample_sum};
+  }
   std::string Text(const EngineStats* stats) override;
 
  private:
@@ -94,6 +105,9 @@ class PrometheusMetrics : public Metrics {
                                          "Submission to first token", RequestBuckets());
   Histogram& token_gap_ = AddHistogram("vllm:inter_token_latency_seconds",
                                        "Between two tokens of a request", StepBuckets());
+  Histogram& request_gap_ =
+      AddHistogram("vllm:request_time_per_output_token_seconds",
+                   "Between two tokens of a request, the mean of each", StepBuckets());
   Histogram& end_to_end_ = AddHistogram("vllm:e2e_request_latency_seconds",
                                         "Submission to last token", RequestBuckets());
   Histogram& queue_ =
@@ -102,10 +116,18 @@ class PrometheusMetrics : public Metrics {
                                      "First step to first token", RequestBuckets());
   Histogram& decode_ =
       AddHistogram("vllm:request_decode_time_seconds", "First token to last", RequestBuckets());
+  Histogram& inference_ = AddHistogram("vllm:request_inference_time_seconds",
+                                       "First step to last token", RequestBuckets());
   Histogram& prompt_size_ =
       AddHistogram("vllm:request_prompt_tokens", "Tokens of a request's prompt", TokenBuckets());
   Histogram& answer_size_ = AddHistogram("vllm:request_generation_tokens",
                                          "Tokens that a request generated", TokenBuckets());
+  // Older names of the same, which dashboards and routers made for vLLM still ask for.
+  Histogram& older_token_gap_ = AddHistogram("vllm:time_per_output_token_seconds",
+                                             "As inter_token_latency_seconds", StepBuckets());
+  Histogram& most_tokens_ = AddHistogram("vllm:request_max_num_generation_tokens",
+                                         "As request_generation_tokens", TokenBuckets());
+  Gauge& older_cache_usage_ = AddGauge("vllm:gpu_cache_usage_perc", "As kv_cache_usage_perc");
   Gauge& running_ = AddGauge("vllm:num_requests_running", "Requests that run now");
   Gauge& waiting_ = AddGauge("vllm:num_requests_waiting", "Requests that wait now");
   Gauge& cache_usage_ = AddGauge("vllm:kv_cache_usage_perc", "Used part of the KV pool, 0 to 1");
@@ -133,12 +155,19 @@ class PrometheusMetrics : public Metrics {
       AddCounter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache")};
   Followed prefix_hits_{
       AddCounter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache")};
+  Followed older_prefix_queries_{
+      AddCounter("vllm:gpu_prefix_cache_queries_total", "As prefix_cache_queries_total")};
+  Followed older_prefix_hits_{
+      AddCounter("vllm:gpu_prefix_cache_hits_total", "As prefix_cache_hits_total")};
   Followed dropped_{AddCounter("tinyserve:dropped_tokens_total",
                                "Tokens that step plugins dropped from the KV cache")};
   Followed preemptions_{AddCounter("vllm:num_preemptions_total", "Requests put back")};
   Followed steps_{AddCounter("tinyserve:steps_total", "Forward passes")};
   Followed kv_bytes_{AddCounter("tinyserve:kv_read_bytes_total",
                                 "KV bytes that steps of generated tokens alone had to read")};
+  Followed kv_bytes_avoided_{
+      AddCounter("tinyserve:kv_avoided_bytes_total",
+                 "KV bytes that selecting queries did not read of what they could have read")};
   Followed pages_held_{AddCounter("tinyserve:selection_pages_held_total",
                                   "KV pages that selecting queries could have read")};
   Followed pages_read_{
@@ -160,6 +189,10 @@ void PrometheusMetrics::ObserveFinish(const TokenEvent& event, double seconds) {
   decode_.Observe(usage.decode_seconds);
   prompt_size_.Observe(usage.prompt_tokens);
   answer_size_.Observe(usage.completion_tokens);
+  most_tokens_.Observe(usage.completion_tokens);
+  inference_.Observe(usage.prefill_seconds + usage.decode_seconds);
+  if (usage.completion_tokens > 1)
+    request_gap_.Observe(usage.decode_seconds / (usage.completion_tokens - 1));
 }
 
 // Selectors come with requests: the engine opens a bounded number of them.
@@ -208,13 +241,17 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   running_.Set(stats.running);
   waiting_.Set(stats.waiting);
   blocks_.Set(stats.blocks_used);
-  cache_usage_.Set(stats.blocks_total == 0 ? 0
-                                           : static_cast<double>(stats.blocks_used) /
-                                                 static_cast<double>(stats.blocks_total));
+  const double used = stats.blocks_total == 0 ? 0
+                                              : static_cast<double>(stats.blocks_used) /
+                                                    static_cast<double>(stats.blocks_total);
+  cache_usage_.Set(used);
+  older_cache_usage_.Set(used);
   prompt_tokens_.To(stats.prompt_tokens);
   generated_tokens_.To(stats.generated_tokens);
   prefix_queries_.To(stats.prefix_queries);
   prefix_hits_.To(stats.prefix_hits);
+  older_prefix_queries_.To(stats.prefix_queries);
+  older_prefix_hits_.To(stats.prefix_hits);
   cached_blocks_.Set(stats.blocks_cached);
   pinned_blocks_.Set(stats.blocks_pinned);
   sessions_.Set(stats.sessions);
@@ -222,6 +259,9 @@ void PrometheusMetrics::SetEngineSeries(const EngineStats& stats) {
   dropped_.To(stats.dropped_tokens);
   steps_.To(stats.steps);
   kv_bytes_.To(stats.decode_kv_bytes);
+  // What is kept of pages to choose among them counts as read, and may outweigh short contexts.
+  const SelectionStats& s = stats.selection;
+  kv_bytes_avoided_.To(s.bytes_held > s.bytes_read ? s.bytes_held - s.bytes_read : 0);
   pages_held_.To(stats.selection.pages_held);
   pages_read_.To(stats.selection.pages_read);
   pages_followed_.To(stats.selection.pages_followed);

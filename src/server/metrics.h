@@ -10,6 +10,12 @@
 
 namespace tinyserve {
 
+// Sums over all requests so far.
+struct LatencyTotals {
+  uint64_t first_tokens = 0, token_gaps = 0;
+  double first_token_seconds = 0, token_gap_seconds = 0;
+};
+
 // Any thread.
 class Metrics {
  public:
@@ -25,6 +31,8 @@ class Metrics {
   virtual void ObserveAbort() = 0;
   virtual void ObserveReply(int status) = 0;
   virtual void SetConnections(uint64_t open) = 0;
+  // Of what ObserveFirstToken and ObserveTokenGap were told.
+  virtual LatencyTotals Latencies() const = 0;
 
   // The Prometheus text format (version 0.0.4), with gauges as `stats` has them; null: no engine
   // yet.

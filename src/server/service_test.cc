@@ -512,7 +512,10 @@ TEST_F(ServiceTest, SmallRoutes) {
   EXPECT_EQ(GetJson("/version").at("version"), "9.9");
   EXPECT_EQ(GetJson("/config").at("port"), 1);
   EXPECT_EQ(GetJson("/ready").at("status"), "ready");
-  EXPECT_EQ(GetJson("/dashboard/state").at("kv_blocks_used"), 5);
+  const json::object state = GetJson("/dashboard/state");
+  EXPECT_EQ(state.at("kv_blocks_used"), 5);
+  EXPECT_EQ(state.at("prefix_hits"), 4);
+  EXPECT_EQ(state.at("token_gaps"), 0);
   EXPECT_NE(Ask("GET", "/").body.find("<html"), std::string::npos);
   const json::object info = GetJson("/tokenizer_info");
   EXPECT_EQ(info.at("bos_token"), "<s>");
@@ -572,6 +575,13 @@ TEST_F(ServiceTest, MetricsHaveVllmsNames) {
         "vllm:time_to_first_token_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:inter_token_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
         "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:time_per_output_token_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:request_time_per_output_token_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:request_inference_time_seconds_count{engine=\"0\",model_name=\"fake\"} 1\n",
+        "vllm:request_max_num_generation_tokens_sum{engine=\"0\",model_name=\"fake\"} 2\n",
+        "vllm:gpu_cache_usage_perc{engine=\"0\",model_name=\"fake\"} 0.5\n",
+        "vllm:gpu_prefix_cache_hits_total{engine=\"0\",model_name=\"fake\"} 4\n",
+        "tinyserve:kv_avoided_bytes_total{engine=\"0\",model_name=\"fake\"} 600\n",
         "vllm:request_queue_time_seconds_sum{engine=\"0\",model_name=\"fake\"} 0.25\n",
         "tinyserve:shadow_checks{engine=\"0\",model_name=\"fake\",selector=\"s\"} 4\n",
         "tinyserve:missed_mass{engine=\"0\",model_name=\"fake\",of=\"mean\",selector=\"s\"} 0.25\n",
@@ -579,6 +589,10 @@ TEST_F(ServiceTest, MetricsHaveVllmsNames) {
         "{engine=\"0\",finished_reason=\"stop\",model_name=\"fake\"} 1\n",
         "{engine=\"0\",finished_reason=\"abort\",model_name=\"fake\"} 1\n"})
     EXPECT_NE(text.find(line), std::string::npos) << line << text;
+  const json::object state = GetJson("/dashboard/state");
+  EXPECT_EQ(state.at("first_tokens"), 1);
+  EXPECT_EQ(state.at("token_gaps"), 1);
+  EXPECT_GT(state.at("token_gap_seconds").to_number<double>(), 0);
   // Totals are followed, not added again.
   EXPECT_NE(
       Ask("GET", "/metrics").body.find("prompt_tokens_total{engine=\"0\",model_name=\"fake\"} 7\n"),

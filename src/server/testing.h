@@ -118,6 +118,7 @@ class FakeEngine : public Engine {
             .blocks_used = 5,
             .prefix_queries = 9,
             .prefix_hits = 4,
+            .selection = {.bytes_read = 200, .bytes_held = 800},
             .shadow = {{.selector = "s",
                         .checks = 4,
                         .missed_mass = {.mean = 0.25, .p99 = 0.5, .max = 0.5},

@@ -58,10 +58,17 @@ class Dashboard(unittest.TestCase):
             expect(answer.locator("small")).to_contain_text("tokens, first after", timeout=30000)
             expect(page.locator("#ttft")).to_contain_text("s")
             self.assertGreater(float(page.locator("#speed").inner_text()), 0)
+            expect(page.locator("#share")).to_have_text("100.0 %")
+            expect(page.locator("#gap")).to_contain_text("ms")
+            for course in ("rates", "gaps", "firsts"):  # throughput and latency over time
+                self.assertRegex(page.locator(f"#{course} path").get_attribute("d"), r"^M[\d.]+,[\d.]+")
             page.get_by_label("Selector of the next message").fill("streaming")
             page.get_by_role("textbox", name="Message").fill("And 3 + 3?")
             page.get_by_role("button", name="Send").click()
             expect(page.locator(".turn.assistant small").nth(1)).to_contain_text("streaming", timeout=30000)
+            # Its prompt begins like all that was said before.
+            self.assertGreater(int(page.locator("#cached").inner_text()), 20)
+            expect(page.locator("#found")).to_contain_text("%")
             # Not by a function of the page: its policy lets no string become a script.
             expect(page.locator("#generated")).not_to_have_text("0", timeout=30000)
             self.picture(page, "light")
@@ -95,6 +102,7 @@ class Dashboard(unittest.TestCase):
                 page.get_by_label("Request to watch").select_option("0")
                 page.get_by_role("button", name="Send").click()
                 expect(note).to_contain_text("100 %", timeout=60000)
+                expect(page.locator("#share")).to_have_text("100.0 %", timeout=60000)
                 self.check_clean()
 
     def test_errors_are_shown_and_stop_stops(self):
@@ -137,6 +145,9 @@ class Dashboard(unittest.TestCase):
             page = self.open(server, color_scheme="light")
             page.set_viewport_size({"width": 360, "height": 740})
             self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 360)
+            # One below the other: chat, figures, pages.
+            tops = [page.locator(part).bounding_box()["y"] for part in (".chat", "aside", ".heat")]
+            self.assertEqual(tops, sorted(tops))
             self.picture(page, "narrow")
             self.check_clean()
 
