@@ -18,15 +18,16 @@ struct KeyValue {
   bool operator==(const KeyValue&) const = default;
 };
 
-// A batch of open pages whose first tokens, whole pages, are coded as well.
+// A batch of open pages whose first tokens, whole pages, are coded as well; `kinds` of record are
+// kept beside what these are decoded with.
 class CodedBatch : public DecodeBatch {
  public:
   CodedBatch(const DecodeShape& shape, KvType type, const std::vector<uint32_t>& lengths,
-             const std::vector<uint32_t>& coded, uint64_t seed)
+             const std::vector<uint32_t>& coded, uint64_t seed, uint32_t kinds = 0)
       : DecodeBatch(shape, lengths, seed),
         type_(type),
         page_bytes_(CodedPageSizeOf(type, shape.head_dim).page_bytes),
-        layout_(MetaLayoutOf(IsRanged(type) ? kMetaRange : kMetaSpread, shape.head_dim)),
+        layout_(MetaLayoutOf((IsRanged(type) ? kMetaRange : kMetaSpread) | kinds, shape.head_dim)),
         coded_tokens_(coded) {
     const uint32_t items = (slab_pages() >> kShift) * shape.kv_heads;
     bytes_.assign(uint64_t{items} * page_bytes_ << kShift, 0xff);
@@ -60,13 +61,20 @@ class CodedBatch : public DecodeBatch {
                              .to = {ConstArrayOf(full_)}};
     return (IsRanged(type_) ? SealRanges : SealPlanes)(step, nullptr);
   }
+  Status Summarise() {
+    return cuda::Summarise(coded_shape(), {coded_pages().slabs, 0}, layout_, RecordSlabs(),
+                           {ConstArrayOf(full_)}, nullptr);
+  }
+  Slabs<uint8_t> RecordSlabs() { return SlabsOf(ArrayOf(records_), layout_.record_bytes); }
   Status Attend(const ChosenPages* chosen = nullptr) {
     const uint32_t most = *std::max_element(coded_tokens_.begin(), coded_tokens_.end());
     return AttendCoded(coded_shape(), coded_pages(), CodedStep(), open(), chosen, most, nullptr);
   }
   Status AttendSparse(const Selection& selection) {
     const CodedPages coded = coded_pages();
-    const DeviceRecords records{coded.records, shape().head_dim, 0, 0, layout_.spread_at};
+    const bool by_range = IsRanged(type_) && selection.kind == ScoreKind::kBox;
+    const DeviceRecords records{coded.records, layout_.channels, layout_.box_at, layout_.moments_at,
+                                by_range ? layout_.spread_at : kNoRange};
     return AttendCodedSparse(coded_shape(), coded, records, CodedStep(), open(), selection,
                              nullptr);
   }
@@ -88,21 +96,22 @@ class CodedBatch : public DecodeBatch {
     return {SlabsOf(ConstArrayOf(bytes_), page_bytes_),
             SlabsOf(ConstArrayOf(records_), layout_.record_bytes), layout_.spread_at};
   }
-  // ref's scores of a row's coded pages by the device's records.
-  std::vector<float> RefScores(uint32_t row, uint32_t head, ScorePool pool) {
-    const uint32_t count = coded_tokens_[row] / kCodedTokens, group = shape().group;
+  // ref's scores of a row's coded pages, but the sinks, by the device's records.
+  std::vector<float> RefScores(uint32_t row, uint32_t head, const Selection& how) {
+    const uint32_t held = coded_tokens_[row] / kCodedTokens, group = shape().group;
+    const uint32_t count = held - std::min(held, how.sink);
     std::vector<float> q(Query(row, head), Query(row, head) + group * shape().head_dim);
     for (float& x : q) x *= kScale;
     std::vector<float> head_scores(uint64_t{group} * (count + 16)), scores(count);
     const ScoreArgs args{.layout = layout_,
                          .records = RecordSlab(head),
-                         .kind = ScoreKind::kBox,
-                         .pool = pool,
-                         .alpha = 0,
+                         .kind = how.kind,
+                         .pool = how.pool,
+                         .alpha = how.alpha,
                          .head_dim = shape().head_dim,
                          .group = group,
                          .q = q.data(),
-                         .pages = table(row),
+                         .pages = table(row) + how.sink,
                          .count = count,
                          .head_scores = head_scores.data(),
                          .scores = scores.data()};
@@ -124,7 +133,7 @@ class CodedBatch : public DecodeBatch {
   const MetaLayout& layout() const { return layout_; }
   uint32_t page_bytes() const { return page_bytes_; }
 
-  // What ref makes of an open page.
+  // What ref makes of an open page, its record of every kind that is kept.
   struct RefPage {
     testing::Buffer bytes, record;
   };
@@ -143,6 +152,9 @@ class CodedBatch : public DecodeBatch {
                         .layout = layout_,
                         .page = 0};
     RefKernels()->seal_page(&args);
+    const SummariseArgs of_page{
+        .shape = coded, .slab = args.slab, .records = args.records, .layout = layout_, .page = 0};
+    RefKernels()->summarise_page(&of_page);
     return ref;
   }
   // A token of such a page as ref decodes it.

@@ -42,11 +42,8 @@ CandidatesKernel(CascadeCall call) {
   const Shared<float> q = arena.Take<float>(kGroup * kDim, "q");
   const Shared<float> sizes = arena.Take<float>(8, "sizes");
   const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
-  const Global<const uint32_t> table =
-      Global<const uint32_t>(call.step.tables, "tables")
-          .Part(PlaceOf(call.step.table_of, item.at.row, item.at.row) * call.step.table_pages,
-                call.step.table_pages);
-  const Global<float> scores = item.HeadScores(call);
+  const Global<const uint32_t> table = TableOf(call.step, item.at);
+  const Global<float> scores = HeadScoresOf(call.how.head_scores, item.at, call.how.pages_max);
   if (scored > 0) {
     LoadQueryTo<kDim, kGroup>(q, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
     SyncBlock();
@@ -58,7 +55,7 @@ CandidatesKernel(CascadeCall call) {
                                Least(scored, first + kScoredAtOnce), scores);
   }
   if (!ArrivesLast(Global<uint32_t>(call.step.arrived, "arrived"), item.at.Item(), parts)) return;
-  const Global<uint32_t> list = item.List(call);
+  const Global<uint32_t> list = ListOf(call.how.chosen, item.at);
   const auto store = [&](uint32_t at, uint32_t i) { list.Set(at, table.Get(i)); };
   uint32_t chosen = budget;
   if (scored == 0) {
@@ -171,7 +168,7 @@ TokensKernel(CascadeCall call) {
   SyncBlock();
   const uint32_t i = BlockX() * kPagesAtOnce + ThreadIndex() / kPlanesTokens;
   const bool has = i < candidates;
-  const uint32_t index = has ? item.List(call).Get(i) : 0;
+  const uint32_t index = has ? ListOf(call.how.chosen, item.at).Get(i) : 0;
   float logits[kGroup];
   ApproximateLogits(memory, call.pages, ItemAt(call.pages.slabs, item.at.head, index),
                     ItemAt(call.pages.records, item.at.head, index) + call.pages.spread_at, has,
@@ -254,7 +251,7 @@ TS_DEVICE Listed LoadSplit(const ValueMemory<kDim, kGroup>& memory, const Cascad
   const uint64_t list_tokens = uint64_t{call.how.chosen.list_pages} * kPlanesTokens;
   const Global<float> logits = item.Logits(call);
   const Global<uint8_t> reads = item.Reads(call);
-  const Global<uint32_t> list = item.List(call);
+  const Global<uint32_t> list = ListOf(call.how.chosen, item.at);
   for (uint32_t i = ThreadIndex(); i < tokens / kPlanesTokens; i += kDecodeThreads) {
     const uint32_t index = list.Get(first / kPlanesTokens + i);
     const uint64_t page = ItemAt(call.pages.slabs, item.at.head, index);

@@ -36,19 +36,6 @@ struct SparseItem {
   TS_DEVICE uint32_t Read(uint32_t page_shift) const {
     return tokens - ((budget.pages - budget.read) << page_shift);
   }
-  TS_DEVICE Global<const uint32_t> Table(const SparseCall& call) const {
-    return Global<const uint32_t>(call.step.tables, "tables")
-        .Part(PlaceOf(call.step.table_of, at.row, at.row) * call.step.table_pages,
-              call.step.table_pages);
-  }
-  TS_DEVICE Global<float> HeadScores(const SparseCall& call) const {
-    const uint64_t floats = uint64_t{at.group} * call.how.pages_max;
-    return Global<float>(call.how.head_scores, "head_scores").Part(at.Item() * floats, floats);
-  }
-  TS_DEVICE Global<uint32_t> List(const SparseCall& call) const {
-    return Global<uint32_t>(call.how.chosen.lists, "lists")
-        .Part(at.Item() * call.how.chosen.list_pages, call.how.chosen.list_pages);
-  }
 };
 
 // Grid: KV heads, rows.
@@ -62,22 +49,24 @@ FusedKernel(SparseCall call) {
   const SplitMemory<Form, kGroup> memory(arena);
   const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
   const Shared<uint32_t> list = arena.Take<uint32_t>(call.how.chosen.list_pages, "list");
-  const Global<const uint32_t> table = item.Table(call);
-  const Global<uint32_t> lists = item.List(call);
-  const Global<float> scores = item.HeadScores(call);
-  LoadQuery(memory, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
-  SyncBlock();
-  if (item.budget.chosen > 0) {
-    ScorePages<kDim, kGroup>(call.how, call.records, item.at, memory.q, table, 0,
-                             item.budget.candidates, scores);
+  const Global<const uint32_t> table = TableOf(call.step, item.at);
+  const Global<uint32_t> lists = ListOf(call.how.chosen, item.at);
+  const Global<float> scores = HeadScoresOf(call.how.head_scores, item.at, call.how.pages_max);
+  const uint32_t scored = item.budget.Scored();
+  if (scored > 0) {
+    LoadChoosingQuery<kDim, kGroup>(memory.q, call.how, call.step, item.at, item.budget.source);
+    SyncBlock();
+    ScorePages<kDim, kGroup>(call.how, call.records, item.at, memory.q, table, 0, scored, scores);
     SyncBlock();
   }
-  ChoosePages<kGroup>(call.how, item.budget, item.at.group, scores, keys,
-                      [&](uint32_t at, uint32_t i) {
-                        const uint32_t page = table.Get(i);
-                        list.Set(at, page);
-                        lists.Set(at, page);
-                      });
+  if (scored == 0 || call.how.kept.rows.count != 0) {
+    LoadQuery(memory, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
+  }
+  ChoosePages<kGroup>(call.how, item.budget, item.at, scores, keys, [&](uint32_t at, uint32_t i) {
+    const uint32_t page = table.Get(i);
+    list.Set(at, page);
+    lists.Set(at, page);
+  });
   SyncBlock();
   const uint32_t tokens = item.Read(call.pages.page_shift);
   if (ThreadIndex() == 0) {
@@ -111,17 +100,17 @@ template <uint32_t kDim, uint32_t kGroup>
 TS_BOUNDED_KERNEL(kDecodeThreads)
 SelectKernel(SparseCall call) {
   const SparseItem item(call, BlockY(), BlockZ());
-  const uint32_t scored = item.budget.chosen > 0 ? item.budget.candidates : 0;
+  const uint32_t scored = item.budget.Scored();
   const uint32_t parts = scored == 0 ? 1 : (scored + kScoredAtOnce - 1) / kScoredAtOnce;
   const uint32_t part = BlockX(), first = part * kScoredAtOnce;
   if (part >= parts) return;
   SharedArena arena;
   const Shared<float> q = arena.Take<float>(kGroup * kDim, "q");
   const Shared<uint32_t> keys = arena.Take<uint32_t>(call.how.pages_max, "keys");
-  const Global<const uint32_t> table = item.Table(call);
-  const Global<float> scores = item.HeadScores(call);
+  const Global<const uint32_t> table = TableOf(call.step, item.at);
+  const Global<float> scores = HeadScoresOf(call.how.head_scores, item.at, call.how.pages_max);
   if (scored > 0) {
-    LoadQueryTo<kDim, kGroup>(q, Global<const float>(call.step.q, "q"), item.at, call.step.scale);
+    LoadChoosingQuery<kDim, kGroup>(q, call.how, call.step, item.at, item.budget.source);
     SyncBlock();
     ScorePages<kDim, kGroup>(call.how, call.records, item.at, q, table, first,
                              scored - first < kScoredAtOnce ? scored : first + kScoredAtOnce,
@@ -133,8 +122,8 @@ SelectKernel(SparseCall call) {
         .Set(item.at.Item(), item.tokens == 0 ? 0 : item.Read(call.pages.page_shift));
   }
   if (item.tokens == 0) return;
-  const Global<uint32_t> lists = item.List(call);
-  ChoosePages<kGroup>(call.how, item.budget, item.at.group, scores, keys,
+  const Global<uint32_t> lists = ListOf(call.how.chosen, item.at);
+  ChoosePages<kGroup>(call.how, item.budget, item.at, scores, keys,
                       [&](uint32_t at, uint32_t i) { lists.Set(at, table.Get(i)); });
 }
 
@@ -195,15 +184,15 @@ SparseCall CallOf(const DecodeShape& shape, const DevicePages& pages, const Devi
 }
 
 Status CheckSelection(const DecodeShape& shape, const DeviceRecords& records, const Selection& s) {
-  const bool coded = IsCoded(shape.type);
-  const bool known = coded ? records.range_at != kNoRange && s.kind == ScoreKind::kBox
-                           : records.range_at == kNoRange;
-  if (known && (coded || s.recent >= 1) && s.pages_max < 65536) return Status();
+  // Ranges of keys are boxes, and nothing else.
+  const bool known =
+      records.range_at == kNoRange || (IsRanged(shape.type) && s.kind == ScoreKind::kBox);
+  if (known && (IsCoded(shape.type) || s.recent >= 1) && s.pages_max < 65536) return Status();
   return Status(Code::kUnsupported,
                 "attention_sparse: " + std::to_string(s.recent) + " newest pages and " +
                     std::to_string(s.pages_max) +
-                    " pages of a row: at least 1 of floats, and fewer than 65536; coded pages are "
-                    "scored by their ranges as boxes, others by box or moments");
+                    " pages of a row: at least 1 of floats, and fewer than 65536; ranges of coded "
+                    "pages are boxes");
 }
 
 Status LaunchSelect(const DecodeShape& shape, const SparseCall& call, Stream stream) {

@@ -16,12 +16,37 @@ namespace tinyserve::cuda {
 
 constexpr uint32_t kNoRange = 0xffffffffu;
 
-// Records of a layer's full pages (page/page.h, MetaLayout): box and moments, or the ranges of
-// coded pages, which are boxes then.
+// Records of a layer's full pages (page/page.h, MetaLayout): box and moments; or the ranges of
+// coded pages (range_at), which are boxes then.
 struct DeviceRecords {
   Slabs<const uint8_t> slabs;
   uint32_t channels, box_at, moments_at;
   uint32_t range_at = kNoRange;
+  // Boxes of a page, so many bytes apart: those of its sub-pages, of which the best counts.
+  uint32_t boxes = 1, box_bytes = 0;
+};
+
+constexpr uint32_t kNoRow = 0xffffffffu, kNoPlace = 0xffffffffu;
+
+// A choice that stays in force for some positions, as it counts for a row: `chosen` pages of those
+// before page `end` of its table, of which it reads the first `read`, and newer candidates as far
+// as its budget goes.
+struct alignas(16) RowChoice {
+  uint32_t source;  // row of KeptChoices::q whose query chooses; kNoRow: the choice is kept
+  uint32_t end, chosen, read;
+};
+// Where the choice is kept, and where it is to be; kNoPlace: nowhere. What a launch reads, it does
+// not write.
+struct alignas(8) ChoicePlaces {
+  uint32_t from, to;
+};
+struct KeptChoices {
+  Array<const RowChoice> rows;       // [rows]; count 0: each row chooses for itself
+  Array<const ChoicePlaces> places;  // [rows]
+  Array<const float> q;              // of all rows of the step, as DecodeStep::q
+  uint32_t list_pages;
+  // [places][kv_heads][list_pages] pages as their numbers in the sequence's table, in order.
+  Array<uint16_t> lists;
 };
 
 struct Selection {
@@ -38,6 +63,7 @@ struct Selection {
   Array<const uint32_t> newer;
   Array<float> head_scores;  // [rows][kv_heads][group][pages_max]: scratch
   ChosenPages chosen;        // written; list_pages: the largest budget, or more
+  KeptChoices kept = {};
 };
 
 // Errors: kUnsupported, also where the lists do not fit in shared memory (the one launch alone).

@@ -44,14 +44,6 @@ struct CascadeItem {
     const uint32_t recent = call.how.recent - Least(newer, call.how.recent);
     return Least(recent, pages - Sink(call));
   }
-  TS_DEVICE Global<float> HeadScores(const CascadeCall& call) const {
-    const uint64_t floats = uint64_t{at.group} * call.how.pages_max;
-    return Global<float>(call.how.head_scores, "head_scores").Part(at.Item() * floats, floats);
-  }
-  TS_DEVICE Global<uint32_t> List(const CascadeCall& call) const {
-    return Global<uint32_t>(call.how.chosen.lists, "lists")
-        .Part(at.Item() * call.how.chosen.list_pages, call.how.chosen.list_pages);
-  }
   TS_DEVICE uint32_t Candidates(const CascadeCall& call) const {
     return Global<uint32_t>(call.how.chosen.tokens, "chosen tokens").Get(at.Item()) / kPlanesTokens;
   }

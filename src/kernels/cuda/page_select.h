@@ -8,6 +8,27 @@
 
 namespace tinyserve::cuda {
 
+// ---- of a row and KV head whose pages are chosen ------------------------------------------------
+
+// The pages of its sequence.
+TS_DEVICE Global<const uint32_t> TableOf(const DecodeStep& step, const RowOfStep& at) {
+  const uint64_t place = PlaceOf(step.table_of, at.row, at.row);
+  return Global<const uint32_t>(step.tables, "tables")
+      .Part(place * step.table_pages, step.table_pages);
+}
+// Scores by head, [group][pages_max].
+TS_DEVICE Global<float> HeadScoresOf(const Array<float>& scores, const RowOfStep& at,
+                                     uint32_t pages_max) {
+  const uint64_t floats = uint64_t{at.group} * pages_max;
+  return Global<float>(scores, "head_scores").Part(at.Item() * floats, floats);
+}
+TS_DEVICE Global<uint32_t> ListOf(const ChosenPages& chosen, const RowOfStep& at) {
+  return Global<uint32_t>(chosen.lists, "lists")
+      .Part(at.Item() * chosen.list_pages, chosen.list_pages);
+}
+
+// ---- scores -------------------------------------------------------------------------------------
+
 // Order-preserving: a larger score has a larger key. NaN ranks below everything.
 TS_DEVICE uint32_t KeyOf(float score) {
   if (score != score) return 0;
@@ -15,16 +36,29 @@ TS_DEVICE uint32_t KeyOf(float score) {
   return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+// Eight halves, where records begin at multiples of 8 bytes too: those in planes do.
+TS_DEVICE Line<F16> HalvesAt(const Global<const uint8_t>& records, uint64_t at, bool whole) {
+  if (whole) return records.Get<Line<F16>>(at);
+  struct alignas(8) Four {
+    F16 at[4];
+  };
+  const auto low = records.Get<Four>(at), high = records.Get<Four>(at + 8);
+  Line<F16> halves;
+  TS_UNROLL
+  for (uint32_t i = 0; i < 4; ++i) halves.at[i] = low.at[i], halves.at[4 + i] = high.at[i];
+  return halves;
+}
+
 // One lane's share, the pieces lane, lane + 8 ..., of what a page's box or moments give: of the box
 // the bound in `first`, of moments the mean's product and that of squares with the variance.
 template <uint32_t kDim, uint32_t kGroup>
 TS_DEVICE void ScorePieces(const Global<const uint8_t>& records, uint64_t rows_at,
-                           uint32_t channels, bool is_box, const Shared<float>& q, uint32_t lane,
-                           float (&first)[kGroup], float (&second)[kGroup]) {
+                           uint32_t channels, bool whole, bool is_box, const Shared<float>& q,
+                           uint32_t lane, float (&first)[kGroup], float (&second)[kGroup]) {
   constexpr uint32_t kPiece = 8;  // halves in 16 bytes
   for (uint32_t c = lane * kPiece; c < kDim; c += 8 * kPiece) {
-    const auto low = records.Get<Line<F16>>(rows_at + 2 * c);
-    const auto high = records.Get<Line<F16>>(rows_at + 2 * (channels + c));
+    const Line<F16> low = HalvesAt(records, rows_at + 2 * c, whole);
+    const Line<F16> high = HalvesAt(records, rows_at + 2 * (channels + c), whole);
     TS_UNROLL
     for (uint32_t h = 0; h < kGroup; ++h) {
       TS_UNROLL
@@ -69,6 +103,15 @@ TS_DEVICE void RangePieces(const Global<const uint8_t>& records, uint64_t codes_
   }
 }
 
+// to = the scaled queries by which pages are chosen for an item: its own, or those of a row before.
+template <uint32_t kDim, uint32_t kGroup>
+TS_DEVICE void LoadChoosingQuery(const Shared<float>& to, const Selection& how,
+                                 const DecodeStep& step, const RowOfStep& at, uint32_t source) {
+  const bool own = how.kept.rows.count == 0;
+  LoadQueryTo<kDim, kGroup>(to, Global<const float>(own ? step.q : how.kept.q, "q"),
+                            {source, at.head, at.kv_heads, at.group}, step.scale);
+}
+
 // Scores of the candidates first .. end - 1, pages of the table from `sink` on, by each head: to
 // head_scores [group][pages_max]. q: times scale and log2(e), so that they are in units of log2.
 template <uint32_t kDim, uint32_t kGroup>
@@ -79,33 +122,44 @@ TS_DEVICE void ScorePages(const Selection& how, const DeviceRecords& records, co
   const Global<const uint8_t> bytes(records.slabs.bytes, "records");
   const uint32_t lane = ThreadIndex() % kLanes;
   const bool is_box = how.kind == ScoreKind::kBox, is_range = records.range_at != kNoRange;
+  const bool whole = records.slabs.item_bytes % 16 == 0;
   for (uint32_t base = first; base < end; base += kDecodeThreads / kLanes) {
     const uint32_t i = base + ThreadIndex() / kLanes;
-    float a[kGroup] = {}, b[kGroup] = {};
-    Line<float> scales{};  // a RangeScales
+    uint64_t record = 0;
     if (i < end) {
-      const uint64_t record = ItemAt(records.slabs, at.head, table.Get(how.sink + i));
-      if (is_range) {
+      record = ItemAt(records.slabs, at.head, table.Get(how.sink + i));
+    }
+    float best[kGroup] = {};
+    for (uint32_t box = 0; box < records.boxes; ++box) {
+      float a[kGroup] = {}, b[kGroup] = {};
+      Line<float> scales{};  // a RangeScales
+      if (i < end && is_range) {
         const uint64_t range = record + records.range_at;
         scales = bytes.Get<Line<float>>(range);
         RangePieces<kDim>(bytes, range + sizeof(RangeScales), q, lane, a, b);
-      } else {
-        ScorePieces<kDim>(bytes, record + (is_box ? records.box_at : records.moments_at),
-                          records.channels, is_box, q, lane, a, b);
+      } else if (i < end) {
+        const uint64_t rows = is_box ? records.box_at + uint64_t{box} * records.box_bytes
+                                     : uint64_t{records.moments_at};
+        ScorePieces<kDim>(bytes, record + rows, records.channels, whole, is_box, q, lane, a, b);
+      }
+      TS_UNROLL
+      for (uint32_t h = 0; h < kGroup; ++h) {
+        TS_UNROLL
+        for (uint32_t lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+          a[h] += ShuffleXor(a[h], lanes, kAllLanes);
+          b[h] += ShuffleXor(b[h], lanes, kAllLanes);
+        }
+        if (lane != h % kLanes) continue;
+        const float score = is_range ? a[h] * scales.at[0] + b[h] * scales.at[1]
+                            : is_box ? a[h]
+                                     : a[h] + how.alpha * SquareRoot(b[h]);
+        best[h] = box == 0 || score > best[h] ? score : best[h];
       }
     }
     TS_UNROLL
     for (uint32_t h = 0; h < kGroup; ++h) {
-      TS_UNROLL
-      for (uint32_t lanes = kLanes / 2; lanes > 0; lanes /= 2) {
-        a[h] += ShuffleXor(a[h], lanes, kAllLanes);
-        b[h] += ShuffleXor(b[h], lanes, kAllLanes);
-      }
       if (lane != h % kLanes || h >= at.group || i >= end) continue;
-      const float score = is_range ? a[h] * scales.at[0] + b[h] * scales.at[1]
-                          : is_box ? a[h]
-                                   : a[h] + how.alpha * SquareRoot(b[h]);
-      head_scores.Set(uint64_t{h} * how.pages_max + i, score);
+      head_scores.Set(uint64_t{h} * how.pages_max + i, best[h]);
     }
   }
 }
@@ -242,8 +296,16 @@ TS_DEVICE void TopKeys(const Shared<uint32_t>& keys, uint32_t n, uint32_t k, con
 
 // How many pages a row reads, and how many of them are chosen by their scores.
 struct Budget {
-  uint32_t pages, read, candidates, chosen;
-  uint32_t recent;  // pages
+  uint32_t pages, read;
+  uint32_t recent;      // pages
+  uint32_t candidates;  // pages from `sink` on that are compared
+  uint32_t chosen;      // of them
+  uint32_t taken;       // of the chosen, the first ones; newer pages fill what is left
+  uint32_t source;      // row whose query chooses; kNoRow: a list that is kept
+  ChoicePlaces places;
+
+  // Candidates whose scores are wanted.
+  TS_DEVICE uint32_t Scored() const { return chosen > 0 && source != kNoRow ? candidates : 0; }
 };
 TS_DEVICE Budget BudgetOf(const Selection& how, const RowOfStep& at, uint32_t pages) {
   uint32_t recent = how.recent;
@@ -254,27 +316,60 @@ TS_DEVICE Budget BudgetOf(const Selection& how, const RowOfStep& at, uint32_t pa
   const uint32_t forced = how.sink + recent;
   uint32_t read = Global<const uint32_t>(how.budgets, "budgets").Get(at.row);
   read = read < forced ? forced : read;
-  if (read >= pages) return {pages, pages, 0, 0, recent};
-  return {pages, read, pages - forced, read - forced, recent};
+  Budget budget{pages, pages, recent, 0, 0, 0, at.row, {kNoPlace, kNoPlace}};
+  if (read >= pages) return budget;
+  budget.read = read;
+  budget.candidates = pages - forced;
+  budget.chosen = budget.taken = read - forced;
+  if (budget.chosen == 0 || how.kept.rows.count == 0) return budget;
+  const auto choice = Global<const RowChoice>(how.kept.rows, "choices").Get(at.row);
+  budget.candidates = choice.end - how.sink;
+  budget.chosen = choice.chosen;
+  budget.taken = choice.read;
+  budget.source = choice.source;
+  budget.places = Global<const ChoicePlaces>(how.kept.places, "places").Get(at.row);
+  return budget;
+}
+
+// Of a place for a choice, at a KV head.
+TS_DEVICE Global<uint16_t> KeptList(const KeptChoices& kept, const RowOfStep& at, uint32_t place) {
+  const uint64_t item = uint64_t{place} * at.kv_heads + at.head;
+  return Global<uint16_t>(kept.lists, "kept choices").Part(item * kept.list_pages, kept.list_pages);
 }
 
 // store(position, index into the table) of all pages that a row reads. All threads of the block.
 template <uint32_t kGroup, class Store>
-TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, uint32_t group,
+TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, const RowOfStep& at,
                            const Global<float>& head_scores, const Shared<uint32_t>& keys,
                            const Store& store) {
   if (budget.read == budget.pages) {
     for (uint32_t i = ThreadIndex(); i < budget.pages; i += kDecodeThreads) store(i, i);
     return;
   }
+  // Sinks, chosen ones, candidates that are newer than the choice, the newest pages.
+  const uint32_t newer_at = how.sink + budget.taken, recent_at = budget.read - budget.recent;
   for (uint32_t i = ThreadIndex(); i < how.sink; i += kDecodeThreads) store(i, i);
+  for (uint32_t i = newer_at + ThreadIndex(); i < recent_at; i += kDecodeThreads) {
+    store(i, how.sink + budget.candidates + i - newer_at);
+  }
   for (uint32_t i = ThreadIndex(); i < budget.recent; i += kDecodeThreads) {
-    store(how.sink + budget.chosen + i, budget.pages - budget.recent + i);
+    store(recent_at + i, budget.pages - budget.recent + i);
   }
   if (budget.chosen == 0) return;
-  PoolScores<kGroup>(how, group, budget.candidates, head_scores, keys);
-  TopKeys(keys, budget.candidates, budget.chosen,
-          [&](uint32_t at, uint32_t i) { store(how.sink + at, how.sink + i); });
+  if (budget.source == kNoRow) {
+    const Global<uint16_t> list = KeptList(how.kept, at, budget.places.from);
+    for (uint32_t i = ThreadIndex(); i < budget.taken; i += kDecodeThreads) {
+      store(how.sink + i, list.Get(i));
+    }
+    return;
+  }
+  PoolScores<kGroup>(how, at.group, budget.candidates, head_scores, keys);
+  TopKeys(keys, budget.candidates, budget.chosen, [&](uint32_t position, uint32_t i) {
+    const uint32_t page = how.sink + i;
+    if (position < budget.taken) store(how.sink + position, page);
+    if (budget.places.to == kNoPlace) return;
+    KeptList(how.kept, at, budget.places.to).Set(position, static_cast<uint16_t>(page));
+  });
 }
 
 }  // namespace tinyserve::cuda

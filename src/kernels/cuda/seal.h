@@ -17,10 +17,24 @@ struct FullPages {
   Array<const uint32_t> pages;
 };
 
-// Makes box and moments, as far as `layout` has them, of full pages of f32, f16 or bf16 at every
-// KV head: bit for bit what ref makes of the same keys (kernels/ref/selection.h).
+// Makes box and moments, as far as `layout` has them, of full pages at every KV head: bit for bit
+// what ref makes of the same keys (kernels/ref/selection.h). Of coded pages: of the keys as they
+// are decoded, by the range or spread that their records hold already.
 Status Summarise(const DecodeShape& shape, const DevicePages& pages, const MetaLayout& layout,
                  const Slabs<uint8_t>& records, const FullPages& full, Stream stream);
+
+// What a selector keeps of a full page: a box of each sub-page, one after another, two rows of f16
+// as a record has them (select/hierarchical.h).
+struct SubPageBoxes {
+  uint32_t tokens;  // of a sub-page
+  uint32_t at;      // bytes from an item's start to the first box
+};
+// Makes them, byte for byte what that selector makes of the same keys. `slabs`: of the items;
+// `records`: what coded pages are decoded with, by `layout`.
+Status SummariseSubPages(const DecodeShape& shape, const DevicePages& pages,
+                         const MetaLayout& layout, const Slabs<uint8_t>& records,
+                         const SubPageBoxes& boxes, const Slabs<uint8_t>& slabs,
+                         const FullPages& full, Stream stream);
 
 // Codes full open pages of 16 tokens at every KV head: the i-th of `from` becomes the i-th of `to`,
 // with its range or spread at spread_at of its record. Head sizes: multiples of 16 up to 128.
