@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "device/device_plan.h"
 #include "page/planes.h"
 
 namespace tinyserve::cuda {
@@ -12,20 +11,16 @@ DeviceCounts::DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group
   strips_.resize(uint64_t{layers} * kv_heads_);
 }
 
-// Of one KV head. dense: everything is read, whatever the selector.
-SelectionCounts DeviceCounts::QueryAt(const DeviceSelector* selector, uint32_t position,
-                                      bool dense) const {
+// Of one KV head.
+SelectionCounts DeviceCounts::QueryAt(const DeviceSelector* selector, const RowReads& reads,
+                                      uint32_t position) const {
   const KvShape shape = cache_->shape(0);
-  RowReads reads = ReadsAt(*cache_, selector, position);
-  if (dense) {
-    reads.budget = reads.pages;
-    reads.scored = 0;
-  }
   const uint64_t page_bytes = cache_->PageBytes(0);
   const uint64_t open_bytes = reads.open * uint64_t{cache_->open_slab(0, 0, 0).page_bytes};
   const uint32_t kinds =
       selector == nullptr ? 0 : selector->spec.needs(cache_->meta_layout(0).kinds);
-  const uint64_t record_bytes = MetaLayoutOf(kinds, shape.head_dim).record_bytes;
+  const uint64_t record_bytes = uint64_t{MetaLayoutOf(kinds, shape.head_dim).record_bytes} +
+                                (selector == nullptr ? 0 : selector->SummaryBytes(shape));
   const uint64_t tokens =
       position + 1ull - uint64_t{reads.pages - reads.budget} * shape.page_tokens;
   return {.queries = 1,
@@ -39,11 +34,10 @@ SelectionCounts DeviceCounts::QueryAt(const DeviceSelector* selector, uint32_t p
 }
 
 // As PageChooser::CountCascade counts.
-SelectionCounts DeviceCounts::CascadeAt(const DeviceSelector& selector, uint32_t position,
-                                        uint32_t layer) const {
+SelectionCounts DeviceCounts::CascadeAt(const DeviceSelector& selector, const RowReads& reads,
+                                        uint32_t position, uint32_t layer) const {
   const KvShape shape = cache_->shape(0);
   const PlanesLayout at = PlanesLayoutOf(shape.head_dim);
-  const RowReads reads = ReadsAt(*cache_, &selector, position);
   const uint32_t raw = cache_->RawBegin(position), raw_tokens = position + 1 - raw;
   const uint32_t widen = selector.Widen(layer);
   const uint64_t candidates = std::min(widen * reads.budget, reads.pages);
@@ -71,7 +65,8 @@ void DeviceCounts::Reset() {
   std::fill(strips_.begin(), strips_.end(), SelectionCounts());
 }
 
-void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors) {
+void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
+                             const DevicePlan& plan) {
   rows_.assign(batch.rows.size(), SelectionCounts());
   kv_bytes_ = 0;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
@@ -82,12 +77,14 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
       const uint32_t position = row.first_position + i;
       const DeviceSelector* selector =
           generated && row.selector != 0 ? &selectors[row.selector - 1] : nullptr;
+      const RowReads all = ReadsAt(*cache_, nullptr, position);
       const bool selects = selector != nullptr && !selector->ReadsAll(position + 1);
       for (uint32_t layer = 0; layer < layers_; ++layer) {
         const bool dense = !selects || layer < selector->spec.budget.dense_layers;
-        const SelectionCounts query = selects && !dense && selector->cascade
-                                          ? CascadeAt(*selector, position, layer)
-                                          : QueryAt(selects ? selector : nullptr, position, dense);
+        const SelectionCounts query = dense ? QueryAt(nullptr, all, position)
+                                      : selector->cascade
+                                          ? CascadeAt(*selector, plan.reads(r, i), position, layer)
+                                          : QueryAt(selector, plan.reads(r, i), position);
         for (uint32_t head = 0; head < kv_heads_; ++head) {
           rows_[r].Add(query);
           if (!selects) continue;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attend/selection_counts.h"
+#include "device/device_plan.h"
 #include "device/device_selector.h"
 #include "engine/step_batch.h"
 #include "kv/kv_cache.h"
@@ -18,8 +19,9 @@ class DeviceCounts {
  public:
   DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group);
 
-  void BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors);
-
+  // `plan`: of the batch.
+  void BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
+                 const DevicePlan& plan);
   void Reset();
 
   // Of queries that were asked to select, in all steps; by [layer][KV head].
@@ -31,9 +33,10 @@ class DeviceCounts {
   uint64_t kv_bytes() const { return kv_bytes_; }
 
  private:
-  SelectionCounts QueryAt(const DeviceSelector* selector, uint32_t position, bool dense) const;
-  SelectionCounts CascadeAt(const DeviceSelector& selector, uint32_t position,
-                            uint32_t layer) const;
+  SelectionCounts QueryAt(const DeviceSelector* selector, const RowReads& reads,
+                          uint32_t position) const;
+  SelectionCounts CascadeAt(const DeviceSelector& selector, const RowReads& reads,
+                            uint32_t position, uint32_t layer) const;
 
   const KvCache* cache_;
   uint32_t layers_, kv_heads_, group_;

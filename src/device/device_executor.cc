@@ -43,7 +43,9 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
                                           .sequence_tokens_max = options.sequence_tokens_max,
                                           .logits_max = e->options_.logits_max,
                                           .uncommitted_max = options.uncommitted_max(),
-                                          .processors = setup.device.processors}));
+                                          .processors = setup.device.processors,
+                                          .sub_pages = e->sub_pages_,
+                                          .keeps_choices = e->needs_.state_bytes > 0}));
   const uint32_t bucket_max = std::min(options.step_tokens_max, e->options_.logits_max);
   e->plan_ =
       std::make_unique<DevicePlan>(e->cache_.get(), e->step_.get(), model.frequencies(),
@@ -70,12 +72,29 @@ Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
   const uint32_t kinds = RecordKindsOf(specs, *codec);
   shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
   KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*setup_.model));
-  cache.kept.metadata = kinds;
+  TS_ASSIGN_OR_RETURN(needs_, NeedsOf(specs, shape_, &places_));
+  TS_RETURN_IF_ERROR(ListSubPages(specs, codec->sealed_type));
+  needs_.metadata = kinds;
+  // States of sequences are kept by the step.
+  cache.kept = {.metadata = kinds, .summary_bytes = needs_.summary_bytes, .state_bytes = 0};
   TS_ASSIGN_OR_RETURN(
       cache_,
       KvCache::Create(
           {{.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim}},
           cache, setup_.pages));
+  return Status();
+}
+
+Status DeviceExecutor::ListSubPages(std::span<const SelectorSpec> specs, KvType stored) {
+  for (const SelectorSpec& spec : specs) {
+    if (spec.table == nullptr) continue;
+    TS_ASSIGN_OR_RETURN(const DeviceSelector selector, DeviceSelectorOf(spec, stored));
+    if (selector.sub_tokens == 0) continue;
+    TS_ASSIGN_OR_RETURN(const SummaryOffsets at, PlaceOf(spec, shape_, needs_, places_));
+    const SubPageBoxes boxes{.tokens = selector.sub_tokens, .at = at.own};
+    const auto same = [&](const SubPageBoxes& other) { return other.at == boxes.at; };
+    if (std::none_of(sub_pages_.begin(), sub_pages_.end(), same)) sub_pages_.push_back(boxes);
+  }
   return Status();
 }
 
@@ -91,7 +110,7 @@ Status DeviceExecutor::RunStep(const StepBatch& batch) {
     TS_CHECK(input >= 0 && static_cast<uint32_t>(input) < setup_.model->config().vocab);
   }
   plan_->Plan(batch, inputs, selectors_);
-  counts_->BeginStep(batch, selectors_);
+  counts_->BeginStep(batch, selectors_, *plan_);
   const StepForm& form = plan_->form();
   TS_RETURN_IF_ERROR(step_->UploadInputs(form));
   TS_RETURN_IF_ERROR(Launch(form));
@@ -237,23 +256,28 @@ Result<uint32_t> DeviceExecutor::FindSelector(const std::string& text) {
   for (size_t i = 0; i < selectors_.size(); ++i) {
     if (selectors_[i].spec.resolved == spec.resolved) return static_cast<uint32_t>(i + 1);
   }
-  TS_RETURN_IF_ERROR(CheckSelector(spec));
+  TS_ASSIGN_OR_RETURN(DeviceSelector selector, OpenSelector(spec));
   if (selectors_.size() >= kDeviceSelectorsMax) {
     return Status(Code::kResourceExhausted,
                   fmt::format("selector '{}': {} different ones are open already, the most that a "
                               "device takes",
                               text, kDeviceSelectorsMax));
   }
-  TS_ASSIGN_OR_RETURN(selectors_.emplace_back(), DeviceSelectorOf(spec, cache_->shape(0).type));
+  selectors_.push_back(std::move(selector));
   return static_cast<uint32_t>(selectors_.size());
 }
 
 Status DeviceExecutor::CheckSelector(const SelectorSpec& spec) const {
-  if (spec.table == nullptr) return Status();
+  return spec.table == nullptr ? Status() : OpenSelector(spec).status();
+}
+
+Result<DeviceSelector> DeviceExecutor::OpenSelector(const SelectorSpec& spec) const {
   TS_RETURN_IF_ERROR(CheckStored(spec, cache_->codec()));
-  TS_ASSIGN_OR_RETURN(const DeviceSelector selector, DeviceSelectorOf(spec, cache_->shape(0).type));
+  TS_ASSIGN_OR_RETURN(DeviceSelector selector, DeviceSelectorOf(spec, cache_->shape(0).type));
   if (selector.cascade) TS_RETURN_IF_ERROR(step_->CheckLongestCascade());
-  return PlaceOf(spec, shape_, cache_->kept(), {}).status();
+  TS_ASSIGN_OR_RETURN(const SummaryOffsets at, PlaceOf(spec, shape_, needs_, places_));
+  selector.summary_at = at.own;
+  return selector;
 }
 
 std::string DeviceExecutor::selector_resolved(uint32_t selector) const {

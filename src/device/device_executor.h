@@ -87,6 +87,9 @@ class DeviceExecutor : public Executor {
 
   DeviceExecutor() = default;
   Status OpenCache(const ExecutorOptions& options);
+  Status ListSubPages(std::span<const SelectorSpec> specs, KvType stored);
+  // Errors: as FindSelector.
+  Result<DeviceSelector> OpenSelector(const SelectorSpec& spec) const;
   Status Launch(const StepForm& form);
   Status Download(const StepForm& form);
   Status ScorePrompts(const StepBatch& batch);
@@ -96,6 +99,10 @@ class DeviceExecutor : public Executor {
   ExecutorOptions options_;
   std::unique_ptr<KvCache> cache_;
   tinyserve_shape shape_{};
+  // What selectors were opened for, and where what they keep of pages lies.
+  SelectorNeeds needs_{};
+  std::vector<SummaryPlace> places_;
+  std::vector<SubPageBoxes> sub_pages_;
   std::vector<DeviceSelector> selectors_;  // in memory of their own before a step names them
   std::unique_ptr<DeviceStep> step_;
   std::unique_ptr<DevicePlan> plan_;

@@ -57,7 +57,8 @@ DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
       bucket_max_(bucket_max),
       pairs_(static_cast<uint32_t>(frequencies.size())),
       group_(step->query_group()),
-      coded_(cache->coded(0)) {
+      coded_(cache->coded(0)),
+      choices_(cache->sequences_max()) {
   cos_sin_.reserve(uint64_t{tokens_max} * pairs_ * 2);
   for (uint32_t position = 0; position < tokens_max; ++position) {
     for (const float frequency : frequencies) {
@@ -73,7 +74,9 @@ void DevicePlan::Plan(const StepBatch& batch, std::span<const int32_t> tokens,
                       const std::vector<DeviceSelector>& selectors) {
   form_ = {.tokens_max = 1, .groups = 0};
   runs_.clear();
+  choices_.BeginStep();
   PlaceRows(batch);
+  reads_.resize(form_.rows());
   for (size_t r = 0; r < batch.rows.size(); ++r) FillRun(batch.rows[r], r, tokens, selectors);
   if (!step_->prompt_decodes()) PlanPrompts(batch);
   PlanLogits(batch);
@@ -121,6 +124,8 @@ void DevicePlan::ClearRow(uint32_t row) {
 void DevicePlan::FillRun(const StepRow& row, size_t r, std::span<const int32_t> tokens,
                          const std::vector<DeviceSelector>& selectors) {
   const StepInputs& in = step_->inputs();
+  // Choices are those of a run of generated tokens.
+  if (row.token_class == TokenClass::kPrompt) choices_.Forget(row.slot);
   FillTables(row, table_of_[r]);
   ListPages(row);
   const uint32_t open_first = coded_ ? cache_->open_first(row.slot) : 0;
@@ -144,7 +149,18 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
   const bool generated = row.token_class == TokenClass::kGenerated;
   const DeviceSelector* selector =
       generated && row.selector != 0 ? &selectors[row.selector - 1] : nullptr;
-  const RowReads reads = ReadsAt(*cache_, selector, position);
+  RowReads& reads = reads_[at];
+  reads = ReadsAt(*cache_, selector, position);
+  if (reads.selects && selector->keeps_choices()) {
+    choices_.Next(*selector,
+                  {.slot = row.slot,
+                   .life = cache_->states_life(row.slot),
+                   .selector = row.selector,
+                   .position = position,
+                   .page_tokens = cache_->page_tokens(),
+                   .row = at},
+                  &reads, in.choices.host.data, in.choice_places.host.data);
+  }
   const uint32_t group = reads.selects ? row.selector : 0;
   form_.groups |= 1u << group;
   in.budgets.host.data[at] = reads.budget;

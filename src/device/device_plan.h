@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "device/device_choices.h"
 #include "device/device_selector.h"
 #include "device/device_step.h"
 #include "engine/step_batch.h"
@@ -14,17 +15,8 @@
 
 namespace tinyserve::cuda {
 
-// What a row of decode attention reads; `budget` and `newer` of those that select.
-struct RowReads {
-  uint32_t pages, open;  // in blocks, or raw ones beside coded ones
-  uint32_t budget;       // of `pages`, the forced ones too; of the cascade: candidates
-  uint32_t scored;       // pages whose records are read
-  bool selects;
-  // Of the cascade, in layers that are not wide: tokens that are read in full, and those that give
-  // their values, at most; not yet held to what there is.
-  uint32_t full_tokens, value_tokens;
-};
-// A query of the token at `position`; `selector` may be null.
+// A query of the token at `position`, by the budget of `selector`, which may be null: what a choice
+// that is in force changes of it is left out.
 RowReads ReadsAt(const KvCache& cache, const DeviceSelector* selector, uint32_t position);
 
 class DevicePlan {
@@ -49,6 +41,8 @@ class DevicePlan {
   int32_t logits_at(size_t row) const { return logits_at_[row]; }
   uint32_t logits_count(size_t row) const { return logits_count_[row]; }
   bool draws(size_t row) const { return draws_[row]; }
+  // What the i-th token of a batch row reads. REQUIRES: it is a generated one.
+  const RowReads& reads(size_t row, uint32_t i) const { return reads_[first_row_[row] + i]; }
 
  private:
   void PlaceRows(const StepBatch& batch);
@@ -70,6 +64,8 @@ class DevicePlan {
   bool coded_;
   std::vector<float> cos_sin_;  // [tokens_max][pairs][2]
   StepForm form_;
+  ChoicesInForce choices_;
+  std::vector<RowReads> reads_;  // by row of decode attention
   bool replayable_ = false;
   std::vector<uint32_t> first_row_, length_, table_of_, logits_count_;  // by batch row
   std::vector<int32_t> logits_at_;

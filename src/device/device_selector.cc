@@ -15,26 +15,23 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored)
   const auto refused = [&](const char* why) {
     return Status(
         Code::kUnsupported,
-        fmt::format("selector '{}': {}; a device computes full, over planes cascade, over "
-                    "all others box and, over pages of floats, moments, the CPU (--device "
-                    "cpu) all",
+        fmt::format("selector '{}': {}; a device computes full, box, moments, hierarchical and, "
+                    "over planes, cascade, the CPU (--device cpu) all",
                     spec.typed, why));
   };
   const auto builtins = BuiltinSelectors();
   if (std::find(builtins.begin(), builtins.end(), spec.table) == builtins.end())
     return refused("its code runs on the host, where the pages of a device are not");
   const std::string_view name = spec.table->name;
-  const bool box = name == "box", cascade = spec.table->fused_id == TINYSERVE_FUSED_CASCADE;
-  if (!box && !cascade && name != "moments") return refused("there is no kernel of it");
+  const bool moments = name == "moments", hierarchical = name == "hierarchical";
+  const bool cascade = spec.table->fused_id == TINYSERVE_FUSED_CASCADE;
+  if (!moments && !hierarchical && !cascade && name != "box")
+    return refused("there is no kernel of it");
   if (cascade && stored != KvType::kPlanes) return refused("it reads pages in planes");
-  if (!cascade && stored == KvType::kPlanes)
-    return refused("pages in planes have no records of it on a device");
-  if (name == "moments" && IsCoded(stored))
-    return refused("coded pages have no moments on a device");
   if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
   if (spec.budget.rest_means) return refused("means of what is not read are not kept there");
   DeviceSelector selector{.spec = spec,
-                          .kind = box ? ScoreKind::kBox : ScoreKind::kMoments,
+                          .kind = moments ? ScoreKind::kMoments : ScoreKind::kBox,
                           .pool = ScorePool::kMax,
                           .alpha = 0,
                           .cascade = std::nullopt};
@@ -45,7 +42,11 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored)
   }
   const boost::json::object options = Options(spec.config_json.c_str());
   if (!ReadPool(options, &selector.pool)) return refused("pool is not max, sum or softmax");
-  if (!box) selector.alpha = options.at("alpha").to_number<float>();
+  if (moments) selector.alpha = options.at("alpha").to_number<float>();
+  if (hierarchical) {
+    selector.sub_tokens = options.at("sub").to_number<uint32_t>();
+    selector.reuse = options.at("reuse").to_number<uint32_t>();
+  }
   return selector;
 }
 

@@ -18,9 +18,19 @@ struct DeviceSelector {
   ScorePool pool;
   float alpha;
   std::optional<tinyserve_cascade> cascade;  // then the three before mean nothing
+  // Of `hierarchical`: tokens of a sub-page, else 0, and positions that a choice is in force.
+  uint32_t sub_tokens = 0, reuse = 1;
+  uint32_t summary_at = 0;  // where in what is kept of a page its boxes begin, bytes
 
   // Whether a query with this many tokens before and at it reads everything.
   bool ReadsAll(uint32_t tokens) const { return tokens <= spec.budget.min_context; }
+  bool keeps_choices() const { return reuse > 1; }
+  // Of a page, that it scores beside records: boxes of its sub-pages.
+  uint32_t SummaryBytes(const KvShape& shape) const {
+    return sub_tokens == 0 ? 0
+                           : shape.page_tokens / sub_tokens *
+                                 MetaLayoutOf(kMetaBox, shape.head_dim).record_bytes;
+  }
   // How many times a layer has the budgets of the cascade.
   uint32_t Widen(uint32_t layer) const { return cascade && layer < cascade->wide_layers ? 2 : 1; }
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "device/device_choices.h"
 #include "kernels/cuda/append.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/sample.h"
@@ -96,6 +97,8 @@ Status DeviceStep::AllocateInputs() {
   for (auto* upload :
        {&in.positions, &in.table_of, &in.budgets, &in.newer, &in.full_tokens, &in.value_tokens})
     add(*upload, rows);
+  add(in.choices, options_.keeps_choices ? rows : Checked(0));
+  add(in.choice_places, options_.keeps_choices ? rows : Checked(0));
   add(in.ids, rows);
   add(in.cos_sin, rows * Checked(2 * model_->frequencies().size()));
   add(in.tables, sequences * Checked(table_pages_));
@@ -135,11 +138,16 @@ Status DeviceStep::AllocateActivations() {
   const Checked items = Checked(attend_rows_) * Checked(c.kv_heads);
   arena_.Add(&partials_, PartialFloats(shape_, attend_rows_, tokens));
   arena_.Add(&arrived_, items);
-  const bool selects = cache_->meta_layout(0).kinds != 0;
+  const bool selects = cache_->meta_layout(0).kinds != 0 || !options_.sub_pages.empty();
   const Checked lists = selects ? items * Checked(table_pages_) : Checked(0);
   arena_.Add(&head_scores_, lists * Checked(shape_.group));
   arena_.Add(&lists_, lists);
   arena_.Add(&list_tokens_, items);
+  const Checked places = Checked(options_.sequences_max) * Checked(ChoicesInForce::kPlaces);
+  arena_.Add(&kept_choices_,
+             options_.keeps_choices
+                 ? Checked(c.layers) * places * Checked(c.kv_heads) * Checked(table_pages_)
+                 : Checked(0));
   if (shape_.type == KvType::kPlanes) {
     arena_.Add(&cascade_logits_, items * Checked(CascadeFloats(shape_.group, table_pages_)));
     arena_.Add(&cascade_reads_, items * Checked(table_pages_) * Checked(shape_.page_tokens));
@@ -175,6 +183,10 @@ Status DeviceStep::UploadInputs(const StepForm& form) const {
   if (form.groups > 1) {
     TS_RETURN_IF_ERROR(copy(in.budgets, form.generated));
     TS_RETURN_IF_ERROR(copy(in.newer, form.generated));
+    if (options_.keeps_choices) {
+      TS_RETURN_IF_ERROR(copy(in.choices, form.generated));
+      TS_RETURN_IF_ERROR(copy(in.choice_places, form.generated));
+    }
     if (shape_.type == KvType::kPlanes) {
       TS_RETURN_IF_ERROR(copy(in.full_tokens, form.generated));
       TS_RETURN_IF_ERROR(copy(in.value_tokens, form.generated));
@@ -332,10 +344,8 @@ Status DeviceStep::Multiply(const StepForm& form, const DeviceLinear& linear,
 
 DevicePages DeviceStep::PagesOf(uint32_t l) const {
   const KvSlab slab = cache_->slab(0, l, 0);
-  const uint64_t pages =
-      uint64_t{cache_->pool(0).total()} * (cache_->block_tokens() / shape_.page_tokens);
   return {.slabs = SlabsOf<const uint8_t>(slab, uint64_t{slab.page_bytes} << slab.extent_shift,
-                                          shape_.kv_heads, pages),
+                                          shape_.kv_heads, Pages()),
           .v_offset = slab.v_offset};
 }
 
@@ -347,12 +357,20 @@ DevicePages DeviceStep::RawPagesOf(uint32_t l) const {
           .v_offset = slab.v_offset};
 }
 
+uint64_t DeviceStep::Pages() const {
+  return uint64_t{cache_->pool(0).total()} * (cache_->block_tokens() / shape_.page_tokens);
+}
+
 Slabs<uint8_t> DeviceStep::RecordsOf(uint32_t l) const {
   const KvSlab slab = cache_->records(0, l, 0);
-  const uint64_t pages =
-      uint64_t{cache_->pool(0).total()} * (cache_->block_tokens() / shape_.page_tokens);
   return SlabsOf<uint8_t>(slab, uint64_t{slab.page_bytes} << slab.extent_shift, shape_.kv_heads,
-                          pages);
+                          Pages());
+}
+
+Slabs<uint8_t> DeviceStep::SummariesOf(uint32_t l) const {
+  const KvSlab slab = cache_->summaries(0, l, 0);
+  return SlabsOf<uint8_t>(slab, uint64_t{slab.page_bytes} << slab.extent_shift, shape_.kv_heads,
+                          Pages());
 }
 
 namespace {
@@ -409,11 +427,19 @@ Status DeviceStep::Seal(const StepForm& form, uint32_t l) {
                              .spread_at = layout.spread_at,
                              .from = {inputs_.seal_from.part(0, form.seal_pages)},
                              .to = {inputs_.seal_to.part(0, form.seal_pages)}};
-    return (IsRanged(shape_.type) ? SealRanges : SealPlanes)(step, stream_->handle());
+    TS_RETURN_IF_ERROR((IsRanged(shape_.type) ? SealRanges : SealPlanes)(step, stream_->handle()));
   }
-  if (layout.kinds == 0) return Status();
-  return Summarise(shape_, PagesOf(l), layout, RecordsOf(l),
-                   {inputs_.full_pages.part(0, form.full_pages)}, stream_->handle());
+  const FullPages full = {coded_ ? inputs_.seal_to.part(0, form.seal_pages)
+                                 : inputs_.full_pages.part(0, form.full_pages)};
+  if ((layout.kinds & (kMetaBox | kMetaMoments)) != 0) {
+    TS_RETURN_IF_ERROR(
+        Summarise(shape_, PagesOf(l), layout, RecordsOf(l), full, stream_->handle()));
+  }
+  for (const SubPageBoxes& boxes : options_.sub_pages) {
+    TS_RETURN_IF_ERROR(SummariseSubPages(shape_, PagesOf(l), layout, RecordsOf(l), boxes,
+                                         SummariesOf(l), full, stream_->handle()));
+  }
+  return Status();
 }
 
 // ---- attention ----------------------------------------------------------------------------------
@@ -457,7 +483,34 @@ OpenTokens DeviceStep::RawOf(uint32_t l, uint32_t first, uint32_t rows, uint32_t
       .tokens_max = raw_pages_ * shape_.page_tokens};
 }
 
-Selection DeviceStep::SelectionOf(const StepForm& form, uint32_t first, uint32_t rows,
+KeptChoices DeviceStep::ChoicesOf(uint32_t l, uint32_t first, uint32_t rows) const {
+  const uint64_t of_layer =
+      uint64_t{options_.sequences_max} * ChoicesInForce::kPlaces * shape_.kv_heads * table_pages_;
+  return {.rows = inputs_.choices.part(first, rows),
+          .places = inputs_.choice_places.part(first, rows),
+          .q = Const(q_),
+          .list_pages = table_pages_,
+          .lists = {kept_choices_.data + l * of_layer, of_layer}};
+}
+
+DeviceRecords DeviceStep::ScoredOf(uint32_t l, const DeviceSelector& selector) const {
+  const MetaLayout layout = cache_->meta_layout(0);
+  const bool by_range = IsRanged(shape_.type) && selector.kind == ScoreKind::kBox;
+  DeviceRecords records{.slabs = ReadOnly(RecordsOf(l)),
+                        .channels = layout.channels,
+                        .box_at = layout.box_at,
+                        .moments_at = layout.moments_at,
+                        .range_at = by_range ? layout.spread_at : kNoRange};
+  if (selector.sub_tokens == 0) return records;
+  records.slabs = ReadOnly(SummariesOf(l));
+  records.box_at = selector.summary_at;
+  records.range_at = kNoRange;
+  records.boxes = shape_.page_tokens / selector.sub_tokens;
+  records.box_bytes = MetaLayoutOf(kMetaBox, shape_.head_dim).record_bytes;
+  return records;
+}
+
+Selection DeviceStep::SelectionOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
                                   const DeviceSelector& selector) const {
   const SelectorBudget& budget = selector.spec.budget;
   const uint32_t pages_max = (form.tokens_max + shape_.page_tokens - 1) / shape_.page_tokens;
@@ -473,7 +526,8 @@ Selection DeviceStep::SelectionOf(const StepForm& form, uint32_t first, uint32_t
       .budgets = inputs_.budgets.part(first, rows),
       .newer = coded_ ? inputs_.newer.part(first, rows) : Array<const uint32_t>{},
       .head_scores = head_scores_,
-      .chosen = {.list_pages = std::min(most, pages_max), .lists = lists_, .tokens = list_tokens_}};
+      .chosen = {.list_pages = std::min(most, pages_max), .lists = lists_, .tokens = list_tokens_},
+      .kept = selector.keeps_choices() ? ChoicesOf(l, first, rows) : KeptChoices{}};
 }
 
 Cascade DeviceStep::CascadeOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
@@ -517,12 +571,8 @@ Status DeviceStep::AttendRows(const StepForm& form, uint32_t l, uint32_t first, 
     return AttendCascade(shape_, coded, step, RawOf(l, first, rows, group),
                          CascadeOf(form, l, first, rows, *selector), stream);
   }
-  const Selection selection = SelectionOf(form, first, rows, *selector);
-  const DeviceRecords of_pages{.slabs = records,
-                               .channels = layout.channels,
-                               .box_at = layout.box_at,
-                               .moments_at = layout.moments_at,
-                               .range_at = coded_ ? layout.spread_at : kNoRange};
+  const Selection selection = SelectionOf(form, l, first, rows, *selector);
+  const DeviceRecords of_pages = ScoredOf(l, *selector);
   if (coded_) {
     return AttendCodedSparse(shape_, coded, of_pages, step, RawOf(l, first, rows, group), selection,
                              stream);

@@ -17,6 +17,7 @@
 #include "kernels/cuda/attention_prompt.h"
 #include "kernels/cuda/attention_sparse.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/seal.h"
 #include "kv/kv_cache.h"
 #include "tinyserve/status.h"
 
@@ -52,6 +53,9 @@ struct StepInputs {
   Upload<uint32_t> tokens[kReadGroups], raw_tokens[kReadGroups];  // [R]
   Upload<uint32_t> budgets, newer;                                // [R], of rows that select
   Upload<uint32_t> full_tokens, value_tokens;                     // [R], of those by the cascade
+  // [R], of those whose choices stay in force; none where no selector keeps any.
+  Upload<RowChoice> choices;
+  Upload<ChoicePlaces> choice_places;
   Upload<PromptRun> runs;
   Upload<PromptBlock> blocks;
   Upload<uint32_t> full_pages, seal_from, seal_to;
@@ -78,6 +82,9 @@ struct DeviceStepOptions {
   uint32_t rows_max, sequences_max, sequence_tokens_max, logits_max;
   uint32_t uncommitted_max;  // tokens of a sequence beyond those committed, as the cache has it
   uint32_t processors;       // of the device
+  // Of the selectors that keep boxes of sub-pages, each place once.
+  std::vector<SubPageBoxes> sub_pages;
+  bool keeps_choices;  // any of the selectors does
 };
 
 class DeviceStep {
@@ -136,13 +143,18 @@ class DeviceStep {
   Status AttendPromptRows(const StepForm& form, uint32_t l);
   DecodeStep RowsOf(const StepForm& form, uint32_t first, uint32_t rows, uint32_t group) const;
   OpenTokens RawOf(uint32_t l, uint32_t first, uint32_t rows, uint32_t group) const;
-  Selection SelectionOf(const StepForm& form, uint32_t first, uint32_t rows,
+  Selection SelectionOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
                         const DeviceSelector& selector) const;
+  KeptChoices ChoicesOf(uint32_t l, uint32_t first, uint32_t rows) const;
+  // What a selector but the cascade scores pages by.
+  DeviceRecords ScoredOf(uint32_t l, const DeviceSelector& selector) const;
   Cascade CascadeOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
                     const DeviceSelector& selector) const;
+  uint64_t Pages() const;  // of the pool
   DevicePages PagesOf(uint32_t l) const;
   DevicePages RawPagesOf(uint32_t l) const;
   Slabs<uint8_t> RecordsOf(uint32_t l) const;
+  Slabs<uint8_t> SummariesOf(uint32_t l) const;
 
   const DeviceModel* model_ = nullptr;
   const KvCache* cache_ = nullptr;
@@ -164,6 +176,7 @@ class DeviceStep {
   Array<float> partials_{}, head_scores_{}, cascade_logits_{};
   Array<uint8_t> cascade_reads_{};
   Array<uint32_t> arrived_{}, lists_{}, list_tokens_{};
+  Array<uint16_t> kept_choices_{};  // [layers][places][KV heads][table_pages]
   Array<float> logits_{}, scoring_{}, weights_{}, sums_{};
   Array<uint32_t> finite_{};
   Array<int32_t> drawn_{};

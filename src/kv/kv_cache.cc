@@ -111,11 +111,10 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const std::vector<LayerGroup>& 
                                                  const KvCacheOptions& options,
                                                  const PageSpace& space) {
   TS_RETURN_IF_ERROR(CheckOptions(groups, options));
-  if (space.space() == MemorySpace::kDevice &&
-      (options.kept.summary_bytes > 0 || options.kept.state_bytes > 0)) {
+  if (space.space() == MemorySpace::kDevice && options.kept.state_bytes > 0) {
     return Status(Code::kUnsupported,
-                  "a selector that keeps summaries of pages or a state of sequences computes on "
-                  "the host: pages in a device's memory do not serve it");
+                  "states of selectors lie in the host's memory: pages in a device's do not serve "
+                  "a selector that has one");
   }
   std::unique_ptr<KvCache> cache(new KvCache(space));
   cache->options_ = options;
@@ -500,6 +499,7 @@ SelectorState* KvCache::state(SequenceSlot slot, uint32_t group, uint32_t layer_
 }
 
 void KvCache::ForgetStates(SequenceSlot slot) {
+  ++sequences_[slot].states_life;
   if (options_.kept.state_bytes == 0) return;
   for (uint32_t g = 0; g < groups(); ++g) {
     for (uint32_t layer = 0; layer < groups_[g].shape.layers; ++layer) {
@@ -559,6 +559,8 @@ Status KvCache::Copy(SequenceSlot from, SequenceSlot to, uint32_t tokens) {
   KeepOpenPages(&target, PagesFor(raw - open_first(to)), open_pages);
   Take(&target, tokens, open_pages);
   target.committed = raw;
+  // What a device has of the source's states does not come along.
+  if (space_.space() == MemorySpace::kDevice) ForgetStates(to);
   for (uint32_t g = 0; g < groups(); ++g) {
     const GroupStorage& s = groups_[g];
     if (const uint64_t bytes = StatesBytesOfSlot(s); bytes > 0)

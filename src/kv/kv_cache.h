@@ -72,7 +72,7 @@ class KvCache {
   // Errors: kInvalidArgument (page or block size, what CheckCodec refuses).
   static Status CheckOptions(const std::vector<LayerGroup>& groups, const KvCacheOptions& options);
   // Errors: those of CheckOptions; kOutOfMemory (memory_bytes below one block, or not to be had),
-  // kUnsupported (what selectors keep of their own, on a device).
+  // kUnsupported (states of selectors, on a device).
   static Result<std::unique_ptr<KvCache>> Create(const std::vector<LayerGroup>& groups,
                                                  const KvCacheOptions& options,
                                                  const PageSpace& space);
@@ -186,6 +186,9 @@ class KvCache {
                        uint32_t kv_head) const;
   // The next query of a sequence finds states of zeros.
   void ForgetStates(SequenceSlot slot);
+  // Another number each time: what is known of a slot's states elsewhere ends with it. States of a
+  // device's selectors are kept there (src/device/device_choices.h).
+  uint32_t states_life(SequenceSlot slot) const { return sequences_[slot].states_life; }
   // The same for raw pages, of tokens [first, tokens). REQUIRES: open_first <= first < tokens <=
   // reserved, `first` at the begin of a page.
   PageView OpenView(SequenceSlot slot, uint32_t group, uint32_t first, uint32_t tokens) const;
@@ -245,6 +248,7 @@ class KvCache {
     bool live = false;
     uint32_t committed = 0;
     uint32_t dropped = 0;       // tokens, beside those that it holds
+    uint32_t states_life = 0;   // how often states were forgotten
     std::vector<Table> tables;  // one a group
     // Where it is in the prefix tree, since Adopt; no node: it shares no more.
     PrefixTree::Node *root = nullptr, *node = nullptr;

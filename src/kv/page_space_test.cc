@@ -50,7 +50,7 @@ KvCacheOptions OptionsFor(const char* codec) {
           .memory_bytes = 8 << 20,
           .sequences_max = 4,
           .sequence_tokens_max = 400,
-          .kept = {.metadata = kMetaBox, .summary_bytes = 0, .state_bytes = 0},
+          .kept = {.metadata = kMetaBox, .summary_bytes = 64, .state_bytes = 0},
           .uncommitted_tokens_max = 128};
 }
 
@@ -76,7 +76,9 @@ TEST(PagesOnADevice, AreNeverTouchedByTheHost) {
     EXPECT_EQ(device.copied.empty(), cache->coded(0));
     device.copied.clear();
     const SequenceSlot third = *cache->AddSequence();
+    const uint32_t life = cache->states_life(third);
     ASSERT_TRUE(cache->Copy(first, third, 200).ok());
+    EXPECT_NE(cache->states_life(third), life);  // states that the device has stay behind
     EXPECT_FALSE(device.copied.empty());
     for (const Copied& copy : device.copied) EXPECT_NE(copy.to, copy.from);
     EXPECT_EQ(cache->CheckIntegrity(), "");
@@ -90,7 +92,7 @@ TEST(PagesOnADevice, AreRefusedWithTheDevicesReason) {
   EXPECT_EQ(full.code(), Code::kOutOfMemory);
   EXPECT_EQ(full.message(), "the device is full");
   KvCacheOptions own = OptionsFor("f16");
-  own.kept.summary_bytes = 64;
+  own.kept.state_bytes = 64;
   EXPECT_EQ(KvCache::Create(kGroups, own, &device).status().code(), Code::kUnsupported);
 }
 

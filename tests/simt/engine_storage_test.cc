@@ -28,7 +28,10 @@ INSTANTIATE_TEST_SUITE_P(All, OnADevice,
                          testing::Values(Storage{"F16Box", "f16", kTinyBox},
                                          Storage{"BF16Moments", "bf16", kTinyMoments},
                                          Storage{"Int4Box", "int4", kTinyBox},
+                                         Storage{"Int8Moments", "int8", kTinyMoments},
                                          Storage{"Planes", "planes", "full"},
+                                         Storage{"F16Hierarchical", "f16", kTinyHierarchical},
+                                         Storage{"Int4Hierarchical", "int4", kTinyHierarchical},
                                          Storage{"Cascade", "planes", kSmallCascade}),
                          [](const auto& test) { return std::string(test.param.name); });
 

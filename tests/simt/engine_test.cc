@@ -89,8 +89,13 @@ TEST(EngineOnADevice, CancelsGiveEverythingBack) {
 
 // As the CPU does, which counts what it has chosen.
 TEST(EngineOnADevice, CountsWhatSelectionReads) {
-  for (const auto& [kv, selector] :
-       {std::pair{"f16", kTinyBox}, {"int8", kTinyBox}, {"planes", kSmallCascade}}) {
+  for (const auto& [kv, selector] : {std::pair{"f16", kTinyBox},
+                                     {"int8", kTinyBox},
+                                     {"k8v4", kTinyMoments},
+                                     {"planes", kTinyBox},
+                                     {"f16", kTinyHierarchical},
+                                     {"int8", kTinyHierarchical},
+                                     {"planes", kSmallCascade}}) {
     SelectionStats stats[2];
     for (const bool cpu : {false, true}) {
       auto engine = OpenTiny([&, kv = kv, selector = selector](EngineOptions* o) {
@@ -109,24 +114,56 @@ TEST(EngineOnADevice, CountsWhatSelectionReads) {
     EXPECT_EQ(stats[0].pages_held, stats[1].pages_held);
     EXPECT_EQ(stats[0].pages_scored, stats[1].pages_scored) << kv;
     EXPECT_EQ(stats[0].pages_read, stats[1].pages_read) << kv;
+    if (selector == kSmallCascade) continue;  // at most, there
+    EXPECT_EQ(stats[0].bytes_read, stats[1].bytes_read) << kv;
   }
 }
 
-// The preset, which is served from planes.
-TEST(EngineOnADevice, ServesTheDefault) {
-  Answer answers[2];
-  for (const bool cpu : {false, true}) {
-    auto engine = OpenTiny([&](EngineOptions* o) {
-      o->selector = "default";
-      if (cpu) o->device = "cpu";
-    });
-    ASSERT_NE(engine, nullptr);
-    EXPECT_EQ(engine->info().kv, "planes");
-    answers[cpu] = Ask(engine.get(), Prompt(140, 2, 4));
-    ASSERT_TRUE(answers[cpu].status.ok()) << answers[cpu].status.message();
-    EXPECT_GT(engine->stats().selection.queries, 0u);
+// The preset, which is served from planes, and what keeps boxes of sub-pages and choices.
+TEST(EngineOnADevice, WritesWhatTheCpuWrites) {
+  for (const auto& [selector, kv] : {std::pair{"default", "planes"},
+                                     {kTinyHierarchical, "f16"},
+                                     {kTinyHierarchical, "int8"},
+                                     {kTinyMoments, "k8v4"}}) {
+    Answer answers[2];
+    for (const bool cpu : {false, true}) {
+      auto engine = OpenTiny([&, selector = selector, kv = kv](EngineOptions* o) {
+        o->selector = selector;
+        if (o->selector != "default") o->kv = kv;
+        if (cpu) o->device = "cpu";
+      });
+      ASSERT_NE(engine, nullptr);
+      EXPECT_EQ(engine->info().kv, kv);
+      answers[cpu] = Ask(engine.get(), Prompt(140, 2, 6));
+      ASSERT_TRUE(answers[cpu].status.ok()) << answers[cpu].status.message();
+      EXPECT_GT(engine->stats().selection.queries, 0u);
+    }
+    EXPECT_EQ(answers[0].tokens, answers[1].tokens) << selector << " over " << kv;
   }
-  EXPECT_EQ(answers[0].tokens, answers[1].tokens);
+}
+
+// What a preempted sequence had generated is run again, several tokens a step.
+TEST(EngineOnADevice, PreemptedIsAsIfNever) {
+  const auto open = [](uint64_t memory) {
+    return OpenTiny([=](EngineOptions* o) {
+      o->selector = kTinyHierarchical;
+      o->context_tokens = 96;
+      o->kv_memory_bytes = memory;
+    });
+  };
+  auto roomy = open(1 << 20);
+  ASSERT_NE(roomy, nullptr);
+  auto tight = open(130 * roomy->info().kv_bytes_per_token + (16 << 10));
+  ASSERT_NE(tight, nullptr);
+  const std::vector<Request> requests = {Prompt(60, 1, 30), Prompt(60, 2, 30)};
+  std::vector<Answer> answers(requests.size());
+  std::vector<RequestId> ids;
+  for (size_t i = 0; i < requests.size(); ++i)
+    ids.push_back(*tight->Submit(requests[i], CollectInto(&answers[i])));
+  for (const RequestId id : ids) tight->Wait(id);
+  EXPECT_GT(tight->stats().preemptions, 0u);
+  for (size_t i = 0; i < requests.size(); ++i)
+    ExpectSame(answers[i], Ask(roomy.get(), requests[i]));
 }
 
 void ExpectRefused(const Change& change, const std::string& part) {
@@ -136,19 +173,13 @@ void ExpectRefused(const Change& change, const std::string& part) {
 }
 
 TEST(EngineOnADevice, SaysWhatItCannotCompute) {
-  ExpectRefused(
-      [](EngineOptions* o) {
-        o->kv = "planes";
-        o->selector = "box";
-      },
-      "no records of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "streaming"; }, "there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->selector = "box:rest=mean"; }, "are not kept there");
   ExpectRefused(
       [](EngineOptions* o) {
-        o->metadata = {"box", "hierarchical"};
+        o->metadata = {"box", "random"};
       },
-      "'hierarchical': there is no kernel of it");
+      "'random': there is no kernel of it");
   ExpectRefused([](EngineOptions* o) { o->step_plugins = {"early_exit"}; }, "run on the host");
   ExpectRefused([](EngineOptions* o) { o->compute = "f32"; }, "compute fast");
   ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; },
@@ -157,7 +188,7 @@ TEST(EngineOnADevice, SaysWhatItCannotCompute) {
   // What may be chosen is: the CPU's.
   for (const Change& change :
        {Change([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; }),
-        Change([](EngineOptions* o) { o->metadata = {"hierarchical"}; })}) {
+        Change([](EngineOptions* o) { o->metadata = {"random"}; })}) {
     const auto engine = OpenTiny([&](EngineOptions* o) {
       o->device = "auto";
       change(o);

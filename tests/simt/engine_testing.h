@@ -17,6 +17,8 @@ inline const std::string kFolder = TS_SOURCE_DIR "/tests/golden/tiny/";
 inline constexpr char kTinyBox[] = "box:ratio=0.3,min_tokens=0,min_context=16,recent=1";
 inline constexpr char kTinyMoments[] = "moments:ratio=0.3,min_tokens=0,min_context=16,recent=1";
 
+inline constexpr char kTinyHierarchical[] =
+    "hierarchical:ratio=0.4,min_tokens=0,min_context=16,recent=1,sub=4,reuse=4";
 inline constexpr char kSmallCascade[] =
     "cascade:ratio=0.3,min_tokens=0,min_context=16,sink=0,recent=1,full=0.1,min_full=8,values=0.3,"
     "min_values=16,least_share=0.001";

@@ -233,6 +233,59 @@ TEST_F(DeviceExecutors, SelectAsTheCpuDoes) {
   EXPECT_NE(chosen.back(), LogitsOf(device.get(), "f16", "full").back());
 }
 
+constexpr char kHierarchical[] =
+    "hierarchical:ratio=0.5,min_tokens=0,min_context=16,recent=1,sink=0,sub=4,reuse=4";
+
+// The logits of generated tokens after a prompt, in steps of so many.
+std::vector<std::vector<float>> LogitsInRuns(Backend* backend, const std::string& kv,
+                                             const std::vector<uint32_t>& runs) {
+  ExecutorOptions options = OptionsFor(kv, kHierarchical);
+  options.logits_max = options.step_tokens_max;
+  auto executor = *backend->CreateExecutor(options);
+  const uint32_t selects = *executor->FindSelector(kHierarchical);
+  const SequenceSlot slot = *executor->cache()->AddSequence();
+  std::vector<std::vector<float>> all;
+  uint32_t position = 0;
+  const auto run = [&](uint32_t length, bool prompt) {
+    StepBatch batch;
+    batch.rows.push_back({.slot = slot,
+                          .first_position = position,
+                          .length = length,
+                          .first_input = 0,
+                          .token_class = prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
+                          .want = prompt ? Want::kNothing : Want::kEveryLogits,
+                          .selector = selects});
+    for (uint32_t i = 0; i < length; ++i)
+      batch.inputs.push_back(static_cast<int32_t>((position + i) * 11 % kVocab));
+    position += length;
+    EXPECT_TRUE(executor->cache()->Reserve(slot, position).ok());
+    const Status ran = executor->RunStep(batch);
+    EXPECT_TRUE(ran.ok()) << ran.message();
+    executor->cache()->Commit(slot, position);
+    if (prompt || !ran.ok()) return;
+    const std::span<const float> logits = executor->logits(0);
+    for (uint32_t i = 0; i < length; ++i) {
+      const std::span<const float> row = logits.subspan(uint64_t{i} * kVocab, kVocab);
+      all.emplace_back(row.begin(), row.end());
+    }
+  };
+  run(58, true);
+  for (const uint32_t length : runs) run(length, false);
+  return all;
+}
+
+// Choices in force go from step to step and from row to row alike; a window is coded on the way.
+TEST_F(DeviceExecutors, ReplayWhatWasGeneratedBitForBit) {
+  const auto cpu = Cpu(), device = Device();
+  for (const char* kv : {"f16", "int8", "planes"}) {
+    const auto single = LogitsInRuns(device.get(), kv, std::vector<uint32_t>(16, 1));
+    EXPECT_EQ(single, LogitsInRuns(device.get(), kv, {6, 1, 1, 8})) << kv;
+    if (kv == std::string("f16")) {
+      ExpectNear(single, LogitsInRuns(cpu.get(), kv, {16}), 0.03);
+    }
+  }
+}
+
 // The root mean square distance of the rows after the window was coded.
 double ApartWhereCoded(const std::vector<std::vector<float>>& a,
                        const std::vector<std::vector<float>>& b) {
@@ -296,7 +349,11 @@ TEST_F(DeviceExecutors, DrawNothingFromLogitsThatAreNoNumbers) {
 TEST_F(DeviceExecutors, GraphsChangeNoBit) {
   const auto plain = Device(false), graphs = Device(true);
   const char* box = "box:ratio=0.4,min_tokens=0,min_context=16,recent=1";
-  for (const auto& [kv, selector] : {std::pair{"f16", box}, {"int8", box}, {"planes", kCascade}})
+  for (const auto& [kv, selector] : {std::pair{"f16", box},
+                                     {"int8", box},
+                                     {"planes", kCascade},
+                                     {"f16", kHierarchical},
+                                     {"int4", kHierarchical}})
     EXPECT_EQ(LogitsOf(plain.get(), kv, selector, kCodedPrompt),
               LogitsOf(graphs.get(), kv, selector, kCodedPrompt))
         << kv;
