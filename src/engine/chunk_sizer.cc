@@ -121,11 +121,18 @@ void ChunkSizer::Observe(const StepTimes& step) {
     if (step.generated == 0) return;
     if (!known) generated_seconds_ = 0;
     Follow(step.seconds, step.seconds > generated_seconds_ ? kLonger : kNew, &generated_seconds_);
+    // One step between others that hold prompts tells what streams have come to; not what they
+    // were.
+    if (!known || !beside_) before_seconds_ = generated_seconds_;
+    beside_ = false;
     generated_ = step.generated;
     age_ = 0;
     return;
   }
-  if (step.generated > 0) ++age_;
+  if (step.generated > 0) {
+    ++age_;
+    beside_ = true;
+  }
   double* beside = &beside_seconds_[RangeOf(step.depth)];
   // Timed by itself: one layer of few tokens tells, or else who once took its time for too long
   // would never learn better, for no step would have more.
@@ -144,7 +151,9 @@ PromptBudget ChunkSizer::BudgetBeside(uint32_t generating, uint32_t depth, uint3
   // A chunk of the least size will tell, by all layers.
   if (unit == 0) return {cost_, 1, tokens_max, {.layers = parts_.layers, .tokens_max = 0}};
   const double share = parts_.layers == 0 ? kPromptShare : kPartShare;
-  return {cost_, (share * generated_seconds_ - spent) / unit, tokens_max, parts_};
+  const double room = std::max((1 + share) * before_seconds_ - generated_seconds_,
+                               kLeastOfShare * share * generated_seconds_);
+  return {cost_, (room - spent) / unit, tokens_max, parts_};
 }
 
 }  // namespace tinyserve

@@ -80,8 +80,9 @@ class PromptBudget {
 };
 
 // A prompt that arrives makes the steps of running streams longer. Chunks are kept so small that a
-// step with one takes a fixed multiple of the time of one without, by the times that steps took.
-// Times come in; pure.
+// step with one takes a fixed multiple of the time that steps took before it came, by the times
+// that steps took: streams that become longer meanwhile, and with them their steps, leave prompts
+// less. Times come in; pure.
 //
 // With the share s of a step's time that prompts may take beside it, streams' steps become 1 + s
 // times as long, and a prompt needs e * (1 + 1 / s) times its time alone, where e is what small
@@ -89,10 +90,14 @@ class PromptBudget {
 // most: s <= 1.6, and e <= 1.5 then. A chunk's reading of what came before
 // (PromptCost::read_tokens) is what makes e: 1.2 to 1.45 over a prompt of 6000 tokens, as measured.
 // With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading. Where chunks
-// go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller.
+// go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller. But
+// whole layers seldom fill it (by four fifths in the mean), and streams take more of it as they
+// grow.
 class ChunkSizer {
  public:
-  static constexpr double kPromptShare = 1.6, kPartShare = 1.1;
+  static constexpr double kPromptShare = 1.6, kPartShare = 1.25;
+  // Of such a share of a step's time as it is now, this much is left to prompts at least.
+  static constexpr double kLeastOfShare = 0.5;
   // Steps with a prompt, after which one goes without, so that its time stays known.
   static constexpr uint32_t kStale = 64;
 
@@ -122,8 +127,10 @@ class ChunkSizer {
   const ChunkParts parts_;
   // Of a step that only generates; 0: none was seen.
   double generated_seconds_ = 0;
-  uint32_t generated_ = 0;  // tokens of it
-  uint32_t age_ = 0;        // steps with prompts since
+  double before_seconds_ = 0;  // the same when last no prompt was there
+  bool beside_ = false;        // the last step that generated held one
+  uint32_t generated_ = 0;     // tokens of it
+  uint32_t age_ = 0;           // steps with prompts since
   // Of a unit; 0: none was seen. Small chunks beside generation and large ones alone differ.
   double beside_seconds_[kRanges] = {}, alone_seconds_ = 0;
 };

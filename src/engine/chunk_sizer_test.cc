@@ -169,6 +169,37 @@ TEST(ChunkSizer, ChunksByLayersKeepToTheirShareAtAnyDepth) {
   }
 }
 
+// What counts is the time that steps took before the prompt came. But prompts go on.
+TEST(ChunkSizer, StreamsThatBecomeLongerLeaveAPromptLess) {
+  Machine machine;
+  const double before = machine.generation;
+  ChunkSizer sizer(kCost, {.layers = kLayers, .tokens_max = 64});
+  Warm(machine, &sizer);
+  const auto room = [&] {
+    const PromptBudget budget = sizer.BudgetBeside(kStreams, 0, UINT32_MAX);
+    return sizer.SecondsWith(budget, 0);
+  };
+  const auto observe = [&](int steps) {
+    for (int i = 0; i < steps; ++i) {
+      const double part = machine.Part(64, 0, 4);
+      sizer.Observe({kStreams, kCost.Of(64, 0) * 4 / kLayers, 0, machine.generation + part, part});
+      if (i % 64 == 63) sizer.Observe({kStreams, 0, 0, machine.generation});
+    }
+  };
+  observe(10);
+  EXPECT_NEAR(room(), (1 + ChunkSizer::kPartShare) * before, 1e-6);
+  machine.generation = 1.3 * before;
+  observe(64 * 60);
+  EXPECT_NEAR(room(), (1 + ChunkSizer::kPartShare) * before, 1e-6);
+  machine.generation = 3 * before;
+  observe(64 * 60);
+  EXPECT_NEAR(room(), (1 + ChunkSizer::kLeastOfShare * ChunkSizer::kPartShare) * 3 * before,
+              0.02 * before);
+  // Without prompts all is as it is now.
+  for (int i = 0; i < 2; ++i) sizer.Observe({kStreams, 0, 0, machine.generation});
+  EXPECT_NEAR(room(), (1 + ChunkSizer::kPartShare) * 3 * before, 0.02 * before);
+}
+
 // Once a part has taken so long that no step has more than a layer of few tokens, such parts tell
 // that they are short again.
 TEST(ChunkSizer, PartsThatWereHeldUpAreForgotten) {

@@ -112,6 +112,7 @@ class EngineImpl : public Engine {
     uint32_t depth = 0;       // of the first of them
     bool part_alone = false;  // prompts: layers of one chunk alone
     bool replays = false;     // what was generated before
+    bool held_up = false;     // so long that a prompt's layers were left out
   };
   StepLoad LoadOf(const ScheduledStep& step) const;
   void ObserveTime(const StepLoad& load, double seconds);

@@ -83,11 +83,15 @@ void EngineImpl::RunStep() {
   if (step_.rows.empty()) return;
   const double begin = NowSeconds();
   if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
+  bool held_up = false;
   if (ScheduledRow& last = step_.rows.back(); !last.part.empty()) {
     last.part.end = executor_->part_layer();
     last.done = scheduler_->CameTo(last.part.end);
+    held_up = last.part.empty();
   }
-  const StepLoad load = LoadOf(step_);
+  if (held_up) step_.rows.pop_back();  // the part, of which no layer has run
+  StepLoad load = LoadOf(step_);
+  load.held_up = held_up;
   // Nothing comes of a chunk before its last layer.
   if (!step_.rows.back().done) step_.rows.pop_back();
   const TraceScope scope(trace_.get(), TraceKind::kAnswer, step_.rows.size());
@@ -135,7 +139,8 @@ EngineImpl::StepLoad EngineImpl::LoadOf(const ScheduledStep& step) const {
 }
 
 void EngineImpl::ObserveTime(const StepLoad& load, double seconds) {
-  if (!load.replays) {
+  // Who only looked at those that were held up would think that all are so long.
+  if (!load.replays && !load.held_up) {
     chunks_->Observe({.generated = load.generated,
                       .units = load.prompts,
                       .depth = load.depth,

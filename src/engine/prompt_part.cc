@@ -29,10 +29,14 @@ void PromptPart::Run(const SequenceRun& run, std::span<const int32_t> tokens,
   TS_CHECK(layers.begin == 0 || follows);
   run_ = run;
   run_.first_row = 0;
+  next_layer_ = layers.begin;
+  seconds_ = ran_share_ = 0;
+  // Held up, the streams wait for no layer as well; twice in a row, the prompt does not wait.
+  left_out_ = until_ns != 0 && begin_ns >= until_ns && !left_out_;
+  if (left_out_) return;
   attention_->Plan({&run_, 1});
   step_->Begin(tokens, positions, attention_);
   model_->Prepare(step_.get(), layers.begin);
-  next_layer_ = layers.begin;
   for (bool goes_on = true; goes_on && next_layer_ < layers.end;) {
     model_->ForwardLayer(next_layer_++, step_.get());
     const uint64_t now_ns = NowNs(), mean_ns = (now_ns - begin_ns) / (next_layer_ - layers.begin);

@@ -29,7 +29,8 @@ class PromptPart {
 
   uint32_t tokens_max() const { return step_->sizes().rows_max; }
   // Runs some of the row's layers by themselves, with attention planned for it alone. REQUIRES: the
-  // first ones, or those after what ran of the same row last. until_ns: StepBatch::part_until_ns.
+  // first ones, or those after what ran of the same row last. until_ns: StepBatch::part_until_ns,
+  // by which none of them may run.
   void Run(const SequenceRun& run, std::span<const int32_t> tokens,
            std::span<const uint32_t> positions, LayerRange layers, uint64_t until_ns);
   uint32_t next_layer() const { return next_layer_; }
@@ -50,6 +51,7 @@ class PromptPart {
   Trace* trace_ = nullptr;
   SequenceRun run_{};
   uint32_t next_layer_ = 0;
+  bool left_out_ = false;                      // in the last Run
   double seconds_ = 0;                         // of the last Run
   double ran_share_ = 0;                       // of all layers, in the last Run
   uint64_t kv_bytes_ = 0, multiply_adds_ = 0;  // of its attention, all layers
