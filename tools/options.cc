@@ -136,8 +136,8 @@ void AddEngineOptions(CLI::App* app, EngineFlags* flags) {
       "SIMD target (`tinyserve --version` lists them); default: TINYSERVE_TARGET if set, else the "
       "best of this machine");
   add("--device", &flags->device, "NAME",
-      "What computes: auto, cpu, cuda or cuda:N. No step runs on a GPU yet: auto is the CPU, and "
-      "cuda says what is missing")
+      "What computes: cpu; cuda or cuda:N, which says what is missing where it cannot; auto: the "
+      "first GPU that can compute what is asked, else the CPU")
       ->capture_default_str();
   Choose(add("--page-tokens", &flags->page_tokens, "N", "Tokens of a KV page; coded ones have 16")
              ->capture_default_str(),
