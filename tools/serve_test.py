@@ -355,6 +355,23 @@ class Serve(unittest.TestCase):
         self.assertIn(b" 100 Continue", self.server.raw(
             head + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}"))
 
+    def test_what_is_no_whole_http_is_told(self):
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        cases = ((b"Host: localhost\r\nContent-Length: 2\r\n\r\n{}", 400, b"two Host"),
+                 (b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, b"chunked"),
+                 (b"Transfer-Encoding: identity\r\n\r\n{}", 400, b"chunked"),
+                 (b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", 400, b"framed"),
+                 (b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}and more\r\n", 400, b"framed"),
+                 (b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ", 400, b"Content-Length"),
+                 (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400, b"Content-Length"),
+                 (b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b", 415, b"decompressed"),
+                 (b"Expect: a miracle\r\nContent-Length: 2\r\n\r\n{}", 417, b"100-continue"))
+        for rest, status, words in cases:
+            received = self.server.raw(head + rest)
+            self.assertTrue(received.startswith(b"HTTP/1.1 %d " % status), received)
+            error = json.loads(received.split(b"\r\n\r\n", 1)[1])["error"]  # and nothing after it
+            self.assertIn(words, error["message"].encode())
+
     def test_slow_senders_are_dropped(self):
         start = time.monotonic()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"

@@ -20,7 +20,6 @@
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <cctype>
 #include <cerrno>
 #include <chrono>
 #include <exception>
@@ -28,6 +27,7 @@
 
 #include "server/api_error.h"
 #include "server/client_stream.h"
+#include "server/http_head.h"
 #include "server/http_text.h"
 #include "server/reply_id.h"
 #include "server/sse.h"
@@ -81,6 +81,12 @@ class BodyRoom {
 
 ApiError Refused(int status, std::string message, std::string code) {
   return {.status = status, .message = std::move(message), .param = "", .code = std::move(code)};
+}
+
+// Whether the client has sent what is no HTTP, and not merely nothing more.
+bool IsFault(const ErrorCode& error) {
+  return error.category() == http::make_error_code(http::error::bad_chunk).category() &&
+         error != http::error::end_of_stream && error != http::error::partial_message;
 }
 
 // HttpRequest::peer. Whoever has an address of IPv6 has a network of them.
@@ -270,37 +276,15 @@ net::awaitable<bool> Connection::ReadHead(Parser* parser, HttpRequest* request) 
                                                  context_.options.header_bytes_max),
                                      "head_too_long")));
   }
-  if (error == http::error::end_of_stream || error == http::error::partial_message ||
-      error == beast::error::timeout ||
-      (error && error.category() == boost::system::system_category())) {
-    co_return false;  // there is nobody to tell
-  }
   if (error) {
+    if (!IsFault(error)) co_return false;  // there is nobody to tell
     co_return co_await Refuse(
         *request,
         ErrorReply(Refused(400, "this is no HTTP request: " + error.message(), "bad_http")));
   }
-  const auto& message = parser->get();
-  http11_ = message.version() >= 11;
-  request->method = std::string(message.method_string());
-  for (const auto& field : message) {
-    std::string name(field.name_string());
-    std::transform(name.begin(), name.end(), name.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    request->headers.emplace_back(std::move(name), std::string(field.value()));
-  }
-  if (const std::string_view id = request->Header("x-request-id"); IsPlainId(id)) request->id = id;
-  const auto target = message.target();
-  const std::string_view text(target.data(), target.size());
-  const std::optional<std::string> path = PathOfTarget(text);
-  std::optional<HeaderList> query = QueryOfTarget(text);
-  if (!path || !query) {
-    co_return co_await Refuse(
-        *request,
-        ErrorReply(Refused(400, "the request's target is no path with a query", "bad_http")));
-  }
-  request->path = *path;
-  request->query = *std::move(query);
+  http11_ = parser->get().version() >= 11;
+  const std::optional<ApiError> wrong = TakeHead(parser->get(), request);
+  if (wrong) co_return co_await Refuse(*request, ErrorReply(*wrong));
   co_return true;
 }
 
@@ -318,6 +302,11 @@ net::awaitable<bool> Connection::ReadBody(Parser* parser, const HttpRequest& req
                                                 "is allowed",
                                                 context_.options.body_bytes_max),
                                     "body_too_long")));
+  }
+  if (error && IsFault(error)) {
+    co_return co_await Refuse(
+        request,
+        ErrorReply(Refused(400, "the body is not framed well: " + error.message(), "bad_http")));
   }
   co_return !error;
 }
