@@ -95,9 +95,12 @@ std::optional<ChatRequest> ParseChatRequest(std::string_view body, const Request
                                      "tools: leave it out, or set 'tool_choice' to none",
                                      request.options.grammar->field));
   }
-  fields.RefuseUnsupported({"audio", "prediction", "web_search_options", "reasoning_effort",
-                            "verbosity", "function_call", "chat_template", "continue_final_message",
-                            "echo"});
+  fields.RefuseUnsupported(
+      {"audio", "prediction", "web_search_options", "reasoning_effort", "chat_template"});
+  fields.RefuseUnless("verbosity", "medium");
+  fields.RefuseUnless("function_call", "none");
+  fields.RefuseUnless("continue_final_message", false);
+  fields.RefuseUnless("echo", false);
   fields.RefuseOthers();
   if (fields.failed()) return std::nullopt;
   return request;

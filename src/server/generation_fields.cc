@@ -143,6 +143,10 @@ void ReadOwn(Fields* fields, const RequestLimits& limits, std::optional<ApiError
       request->step_plugins->emplace_back(std::string_view(spec.get_string()));
   }
   inner.String("session", kNameBytesMax, &request->session);
+  // Else no path could name it.
+  if (std::any_of(request->session.begin(), request->session.end(),
+                  [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+    inner.Fail("session", "'tinyserve.session' must not hold control characters");
   inner.RefuseOthers();
 }
 
@@ -221,10 +225,16 @@ void ReadGenerationFields(Fields* fields, const RequestLimits& limits, Generatio
     fields->Fail("best_of", "'best_of' other than 'n' is not supported by this server");
   }
   if (error) fields->Fail(*std::move(error));
-  fields->Accept({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"});
-  fields->RefuseUnsupported({"prompt_logprobs", "use_beam_search", "length_penalty",
-                             "skip_special_tokens", "logits_processors", "guided_decoding_backend",
+  fields->Accept({"user", "metadata", "store", "safety_identifier", "prompt_cache_key",
+                  "prompt_cache_retention"});
+  fields->RefuseUnsupported({"prompt_logprobs", "logits_processors", "guided_decoding_backend",
                              "guided_whitespace_pattern"});
+  // What clients made for vLLM send though they want nothing else.
+  fields->RefuseUnless("use_beam_search", false);
+  fields->RefuseUnless("length_penalty", 1);
+  fields->RefuseUnless("skip_special_tokens", true);
+  fields->RefuseUnless("spaces_between_special_tokens", true);
+  fields->RefuseUnless("include_stop_str_in_output", false);
 }
 
 }  // namespace tinyserve

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "server/field_names.h"
+#include "server/repeated_name.h"
 #include "text/json_text.h"
 
 namespace tinyserve {
@@ -20,10 +21,16 @@ constexpr size_t kShownBytesMax = 80;  // of a wrong value or name, in messages
 std::string Shown(const json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "a list";
+  if (value.is_double() && !std::isfinite(value.get_double())) return "beyond all numbers";
   // Cut before it is made text: it may be megabytes. ToJson mends a character cut in two.
   if (const json::string* text = value.if_string(); text && text->size() > kShownBytesMax)
     return ToJson(json::value(text->subview(0, kShownBytesMax))) + "...";
   return ToJson(value);
+}
+
+// In quotes.
+std::string ShownName(std::string_view name) {
+  return ToJson(json::value(json::string_view(name.data(), std::min(name.size(), kShownBytesMax))));
 }
 
 }  // namespace
@@ -155,13 +162,23 @@ void Fields::RefuseUnlessEmpty(std::initializer_list<std::string_view> names) {
   }
 }
 
+void Fields::RefuseUnless(std::string_view name, const json::value& harmless) {
+  FieldNames::Refuse(prefix_, name);
+  const json::value* value = Find(name);
+  if (value == nullptr || *value == harmless) return;
+  // 1 may be written as 1.0.
+  if (const int64_t* whole = harmless.if_int64(); whole && WholeNumber(*value, *whole, *whole))
+    return;
+  Fail(name, fmt::format("'{}' other than {} is not supported by this server", Path(name),
+                         Shown(harmless)));
+}
+
 void Fields::RefuseOthers() {
   if (failed()) return;
   for (const auto& member : object_) {
     const std::string_view name(member.key().data(), member.key().size());
     if (std::find(seen_.begin(), seen_.end(), name) != seen_.end()) continue;
-    const std::string shown =
-        ToJson(json::value(json::string_view(name.data(), std::min(name.size(), kShownBytesMax))));
+    const std::string shown = ShownName(name);
     return Fail(BadField(
         prefix_ + shown.substr(1, shown.size() - 2),
         fmt::format("the field {} is unknown{}", shown,
@@ -186,6 +203,12 @@ std::optional<json::object> ParseBody(std::string_view body, uint32_t depth_max,
   json::value value = parser.release();
   if (!value.is_object()) {
     *error = BadField("", "the body must be a JSON object");
+    return std::nullopt;
+  }
+  if (const std::optional<std::string> name = RepeatedName(body, depth_max)) {
+    const std::string shown = ShownName(*name);
+    *error = BadField(shown.substr(1, shown.size() - 2),
+                      fmt::format("the field {} is given twice", shown));
     return std::nullopt;
   }
   return std::move(value.get_object());

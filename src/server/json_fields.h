@@ -48,6 +48,8 @@ class Fields {
   void RefuseUnsupported(std::initializer_list<std::string_view> names);
   // The same; an empty list or object asks for nothing, so it is let through.
   void RefuseUnlessEmpty(std::initializer_list<std::string_view> names);
+  // The same of one whose value `harmless` asks for what is done anyway.
+  void RefuseUnless(std::string_view name, const boost::json::value& harmless);
   // Any member that was not read.
   void RefuseOthers();
 
@@ -63,7 +65,8 @@ std::optional<int64_t> WholeNumber(const boost::json::value& value, int64_t low,
 // A number in [low, high]. Nothing: it is none.
 std::optional<double> RealNumber(const boost::json::value& value, double low, double high);
 
-// Parses a request's body: one JSON object, nested at most `depth_max` deep. Errors say where.
+// Parses a request's body: one JSON object, nested at most `depth_max` deep, no object of which has
+// two members of the same name. Errors say where.
 std::optional<boost::json::object> ParseBody(std::string_view body, uint32_t depth_max,
                                              std::optional<ApiError>* error);
 

@@ -125,13 +125,11 @@ void ReadAssistant(Fields* fields, uint32_t json_depth_max, std::optional<ApiErr
 
 // The result of a call.
 void ReadResult(Fields* fields, json::object* message) {
-  std::string id, name;
+  std::string id;
   fields->String("tool_call_id", kIdBytesMax, &id);
   if (id.empty())
     fields->Fail("tool_call_id", fmt::format("'{}' is missing", fields->Path("tool_call_id")));
-  fields->String("name", kIdBytesMax, &name);
   (*message)["tool_call_id"] = id;
-  if (!name.empty()) (*message)["name"] = name;
 }
 
 }  // namespace
@@ -163,11 +161,14 @@ std::optional<json::object> ReadMessage(const json::value& value, const std::str
   json::object message = {{"role", role}, {"content", ""}};
   if (assistant) ReadAssistant(&fields, json_depth_max, error, &message);
   if (tool) ReadResult(&fields, &message);
+  std::string name;  // who says it, or of a result what was called
+  fields.String("name", kIdBytesMax, &name);
+  if (!name.empty()) message["name"] = name;
   ReadContent(&fields, /*required=*/!message.contains("tool_calls"), error, &content);
   message["content"] = content;
   // What answers of this API carry, for those who send them back as they came.
   if (!assistant) fields.RefuseUnlessEmpty({"tool_calls"});
-  if (!tool) fields.RefuseUnsupported({"name", "tool_call_id"});
+  if (!tool) fields.RefuseUnsupported({"tool_call_id"});
   fields.RefuseUnlessEmpty({"annotations"});
   fields.RefuseUnsupported({"function_call", "audio", "refusal"});
   fields.RefuseOthers();

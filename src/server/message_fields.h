@@ -13,9 +13,9 @@
 
 namespace tinyserve {
 
-// As templates take it: {"role", "content"} and, of assistants, "reasoning_content" and
-// "tool_calls" with their arguments as objects; of tools "tool_call_id" and "name". Nothing:
-// `*error` says why.
+// As templates take it: {"role", "content"}, "name" where it has one, and, of assistants,
+// "reasoning_content" and "tool_calls" with their arguments as objects; of tools "tool_call_id".
+// Nothing: `*error` says why.
 std::optional<boost::json::object> ReadMessage(const boost::json::value& value,
                                                const std::string& path, uint32_t json_depth_max,
                                                std::optional<ApiError>* error);

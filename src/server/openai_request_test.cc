@@ -153,6 +153,14 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
       {R"({"prompt": "a", "frobnicate": 1})", "frobnicate", "unknown"},
       {R"({"prompt": "a", "frobnicate": null})", "frobnicate", "unknown"},
       {R"({"prompt": "a", "suffix": "b"})", "suffix", "not supported"},
+      {R"({"prompt": "a", "prompt": "a"})", "prompt", "twice"},
+      {R"({"prompt": "a", "metadata": {"b": [{"c": 1, "d": {}, "c": 1}]}})", "metadata.b.c",
+       "twice"},
+      {R"({"prompt": "a", "temperature": 1e999})", "temperature", "beyond all numbers"},
+      {R"({"prompt": "a", "use_beam_search": true})", "use_beam_search", "other than false"},
+      {R"({"prompt": "a", "length_penalty": 1.5})", "length_penalty", "other than 1"},
+      {R"({"prompt": "a", "skip_special_tokens": false})", "skip_special_tokens", "true"},
+      {R"({"prompt": "a", "tinyserve": {"session": "a\n"}})", "tinyserve.session", "control"},
       {R"({"prompt": "a", "temperature": 2.5})", "temperature", "from 0 to 2"},
       {R"({"prompt": "a", "temperature": "1"})", "temperature", "from 0 to 2"},
       {R"({"prompt": "a", "top_p": 0})", "top_p", "to 1"},
@@ -190,6 +198,13 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
       {R"({"prompt": "a", "model": "gpt-4"})", "model", "not served", 404},
   };
   ExpectRefused(refusals);
+}
+
+TEST(OpenAiRequest, FieldsThatAskForWhatIsDoneAnywayAreTaken) {
+  ChatOf(R"({"messages": [{"role": "user", "content": "x"}], "use_beam_search": false,
+      "length_penalty": 1.0, "skip_special_tokens": true, "spaces_between_special_tokens": true,
+      "include_stop_str_in_output": false, "verbosity": "medium", "function_call": "none",
+      "continue_final_message": false, "echo": false, "prompt_cache_retention": "24h"})");
 }
 
 TEST(OpenAiRequest, TheEarlierOfTwoDeadlinesCounts) {
@@ -235,7 +250,7 @@ TEST(OpenAiRequest, DeepNestingIsRefused) {
 
 TEST(OpenAiRequest, ChatMessagesAndParts) {
   const ChatRequest request = ChatOf(R"({"messages": [
-      {"role": "developer", "content": "be"},
+      {"role": "developer", "content": "be", "name": "boss"},
       {"role": "assistant", "content": "a", "refusal": null, "tool_calls": [], "audio": null},
       {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}],
       "max_tokens": 5, "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 3,
@@ -245,6 +260,7 @@ TEST(OpenAiRequest, ChatMessagesAndParts) {
   const auto& messages = request.conversation.messages;
   ASSERT_EQ(messages.size(), 3u);
   EXPECT_EQ(messages[0].at("role"), "system");
+  EXPECT_EQ(messages[0].at("name"), "boss");
   EXPECT_EQ(messages[2].at("content"), "xy");
   EXPECT_FALSE(request.conversation.calls());
   EXPECT_EQ(request.options.max_tokens, 5u);
@@ -267,8 +283,8 @@ TEST(OpenAiRequest, ChatsThatAreRefusedNameTheField) {
        "messages[0].content[0].type", "text alone"},
       {R"({"messages": [{"role": "user", "content": [{"type": "text"}]}]})",
        "messages[0].content[0].text", "missing"},
-      {R"({"messages": [{"role": "user", "content": "x", "name": "n"}]})", "messages[0].name",
-       "not supported"},
+      {R"({"messages": [{"role": "user", "content": "x", "name": 3}]})", "messages[0].name",
+       "string"},
       {R"({"messages": [{"role": "user", "content": "x", "nam": "n"}]})", "messages[0].nam",
        "unknown"},
       {R"({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]})",
@@ -306,6 +322,10 @@ TEST(OpenAiRequest, ChatsThatAreRefusedNameTheField) {
       {R"("max_tokens": 0)", "max_tokens"},
       {R"("max_tokens": 1, "max_completion_tokens": 2)", "max_tokens"},
       {R"("reasoning_effort": "low")", "reasoning_effort"},
+      {R"("verbosity": "low")", "verbosity"},
+      {R"("function_call": "auto")", "function_call"},
+      {R"("continue_final_message": true)", "continue_final_message"},
+      {R"("echo": true)", "echo"},
       {R"("modalities": ["audio"])", "modalities"},
       {R"("logprobs": 1)", "logprobs"},
       {R"("prompt": "x")", "prompt"}};

@@ -98,7 +98,8 @@ constexpr ApiField kGeneration[] = {
                       {"selector": {"type": ["string", "null"], "maxLength": 256},
                        "step_plugins": {"type": ["array", "null"], "maxItems": 8, "items":
                                         {"type": "string", "maxLength": 256}},
-                       "session": {"type": ["string", "null"], "maxLength": 256},
+                       "session": {"type": ["string", "null"], "maxLength": 256,
+                                   "pattern": "^[^\\u0000-\\u001f\\u007f]*$"},
                        "deadline_ms": {"type": ["integer", "null"], "minimum": 1,
                                        "maximum": 86400000}},
                       "additionalProperties": false})"}};
@@ -112,7 +113,8 @@ constexpr ApiField kAnswers[] = {
     {"metadata", kAnything},
     {"store", kAnything},
     {"safety_identifier", kAnything},
-    {"prompt_cache_key", kAnything}};
+    {"prompt_cache_key", kAnything},
+    {"prompt_cache_retention", kAnything}};
 
 constexpr ApiField kCompletion[] = {{"prompt", kPrompts, true},
                                     {"max_tokens", kCountOrNone},
@@ -154,6 +156,7 @@ constexpr ApiField kResponse[] = {
     {"user", kShortText},
     {"safety_identifier", kShortText},
     {"prompt_cache_key", kShortText},
+    {"prompt_cache_retention", kAnything},
     {"background", R"({"type": ["boolean", "null"]})"},
     {"truncation", R"({"enum": ["disabled", null]})"},
     {"top_logprobs", R"({"type": ["integer", "null"], "minimum": 0, "maximum": 0})"},

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cctype>
 #include <ctime>
 #include <utility>
 
@@ -16,14 +18,28 @@ ApiError Forbidden(std::string message) {
   return {.status = 403, .message = std::move(message), .param = "", .code = "forbidden"};
 }
 
-// A browser asks before it sends what pages of other origins want to send.
-HttpReply Preflight() {
+// Whether it is a list of names of headers.
+bool NamesHeaders(std::string_view text) {
+  constexpr size_t kBytesMax = 2048;
+  return !text.empty() && text.size() <= kBytesMax &&
+         std::all_of(text.begin(), text.end(), [](unsigned char c) {
+           return (c < 0x80 && std::isalnum(c) != 0) || c == '-' || c == '_' || c == ',' ||
+                  c == ' ';
+         });
+}
+
+// A browser asks before it sends what pages of other origins want to send. Whoever may use the
+// server may send any header: OpenAI's own client has a dozen (X-Stainless-…).
+HttpReply Preflight(const HttpRequest& request) {
+  const std::string_view asked = request.Header("access-control-request-headers");
   HttpReply reply;
   reply.status = 204;
   reply.content_type.clear();
-  reply.headers = {{"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
-                   {"Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id"},
-                   {"Access-Control-Max-Age", "600"}};
+  reply.headers = {
+      {"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
+      {"Access-Control-Allow-Headers",
+       std::string(NamesHeaders(asked) ? asked : "Authorization, Content-Type, X-Request-Id")},
+      {"Access-Control-Max-Age", "600"}};
   return reply;
 }
 
@@ -82,7 +98,7 @@ std::optional<HttpReply> Service::Refuse(HttpRequest* head) {
     return ErrorReply(
         Forbidden("pages of this origin may not use this server; --cors-origin allows one"));
   }
-  if (head->method == "OPTIONS" && CorsAllowed(origins, origin)) return Preflight();
+  if (head->method == "OPTIONS" && CorsAllowed(origins, origin)) return Preflight(*head);
   const Route* route = FindRoute(head->method, head->path);
   if (route == nullptr || !route->open) {
     // Also for what does not exist: a stranger learns nothing.
@@ -114,6 +130,7 @@ HeaderList Service::CommonHeaders(const HttpRequest& request) {
   const std::string_view origin = request.Header("origin");
   if (CorsAllowed(options_.origins, origin)) {
     headers.emplace_back("Access-Control-Allow-Origin", origin);
+    headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
     headers.emplace_back("Vary", "Origin");
   }
   return headers;

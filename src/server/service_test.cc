@@ -490,6 +490,18 @@ TEST_F(ServiceTest, HostsAndOriginsAreChecked) {
   const HttpReply preflight =
       Ask("OPTIONS", "/v1/chat/completions", "", {{"origin", "https://a.example"}});
   EXPECT_EQ(preflight.status, 204);
+  const auto allowed_headers = [&](const char* asked) -> std::string {
+    const HttpReply reply =
+        Ask("OPTIONS", "/v1/models", "",
+            {{"origin", "https://a.example"}, {"access-control-request-headers", asked}});
+    for (const auto& [name, value] : reply.headers) {
+      if (name == "Access-Control-Allow-Headers") return value;
+    }
+    return "";
+  };
+  // OpenAI's client in a browser names a dozen of its own.
+  EXPECT_EQ(allowed_headers("authorization,x-stainless-os"), "authorization,x-stainless-os");
+  EXPECT_EQ(allowed_headers("x\"y").find("Authorization"), 0u);
   HttpRequest request{.method = "GET", .path = "/", .headers = {{"origin", "https://a.example"}}};
   bool allowed = false;
   for (const auto& [name, value] : service_->CommonHeaders(request))

@@ -39,7 +39,8 @@ std::optional<TokenizeRequest> ParseTokenize(std::string_view body, const Reques
     ReadConversation(&fields, limits, &request.conversation);
     request.add_special = false;  // the template has written them
     fields.Bool("add_special_tokens", &request.add_special);
-    fields.RefuseUnsupported({"continue_final_message", "chat_template"});
+    fields.RefuseUnsupported({"chat_template"});
+    fields.RefuseUnless("continue_final_message", false);
   }
   fields.RefuseOthers();
   if (fields.failed()) return std::nullopt;

@@ -53,7 +53,9 @@ json::object WithoutTools(const json::object& message) {
       content += HermesCall(call.as_object());
     }
   }
-  return {{"role", json::string(role)}, {"content", content}};
+  json::object plain = {{"role", json::string(role)}, {"content", content}};
+  if (const json::value* name = message.if_contains("name")) plain["name"] = *name;
+  return plain;
 }
 
 }  // namespace
