@@ -200,6 +200,21 @@ TEST(OpenAiRequest, CompletionsThatAreRefusedNameTheField) {
   ExpectRefused(refusals);
 }
 
+TEST(OpenAiRequest, GrammarsMayBeWrittenAsGbnf) {
+  std::optional<ApiError> error;
+  const auto read = [&](const char* grammar) {
+    error.reset();
+    return ParseCompletionRequest(
+        std::string(R"({"prompt": "a", "structured_outputs": {"grammar": )") + grammar + "}}",
+        Limits(), &error);
+  };
+  const auto request = read(R"("root ::= \"yes\" | \"no\"")");
+  ASSERT_TRUE(request.has_value()) << error->message;
+  EXPECT_EQ(request->options.grammar->text, "start: r0\nr0: \"yes\" | \"no\"");
+  EXPECT_FALSE(read(R"("root ::= other")"));
+  EXPECT_EQ(error->param, "structured_outputs.grammar");
+}
+
 TEST(OpenAiRequest, FieldsThatAskForWhatIsDoneAnywayAreTaken) {
   ChatOf(R"({"messages": [{"role": "user", "content": "x"}], "use_beam_search": false,
       "length_penalty": 1.0, "skip_special_tokens": true, "spaces_between_special_tokens": true,

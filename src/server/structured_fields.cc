@@ -5,6 +5,7 @@
 #include <boost/json/array.hpp>
 #include <utility>
 
+#include "text/gbnf.h"
 #include "text/json_text.h"
 
 namespace tinyserve {
@@ -56,6 +57,13 @@ void ReadText(Fields* fields, std::string_view name, GrammarKind kind, OneGramma
   if (fields->Find(name) == nullptr) return;
   std::string text;
   fields->String(name, kGrammarBytesMax, &text);
+  if (kind == GrammarKind::kLark && IsGbnf(text)) {
+    Result<std::string> lark = LarkOfGbnf(text);
+    if (!lark.ok())
+      return fields->Fail(name,
+                          fmt::format("'{}': {}", fields->Path(name), lark.status().message()));
+    text = *std::move(lark);
+  }
   out->Set(fields->Path(name), kind, std::move(text));
 }
 

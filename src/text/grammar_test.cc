@@ -11,6 +11,7 @@
 #include <string>
 
 #include "tests/support/byte_vocab.h"
+#include "text/gbnf.h"
 #include "text/json_text.h"
 
 namespace tinyserve {
@@ -198,6 +199,51 @@ TEST_F(GrammarTest, ExpressionsAndGrammarsTakeTheirTextsAndNoOthers) {
   const char* pair = R"({"type": "array", "items": {"type": "null"}, "minItems": 2})";
   EXPECT_TRUE(Takes(GrammarLanguage::kJsonSchema, pair, "[null,\n  null]"));
   EXPECT_FALSE(Takes(GrammarLanguage::kJsonSchema, pair, "[null,\n\nnull]"));
+}
+
+TEST_F(GrammarTest, GbnfBecomesLark) {
+  const auto takes = [this](std::string_view gbnf, std::string_view text) {
+    EXPECT_TRUE(IsGbnf(gbnf)) << gbnf;
+    const Result<std::string> lark = LarkOfGbnf(gbnf);
+    EXPECT_TRUE(lark.ok()) << lark.status().message();
+    return lark.ok() && Takes(GrammarLanguage::kLark, *lark, text);
+  };
+  const char* sums = R"G(# sums
+root   ::= term ("+" term)*   # begins here
+term-1 ::= "(" root ")"
+term   ::=
+    [0-9]+ |
+    term-1
+)G";
+  EXPECT_TRUE(takes(sums, "1+(22+3)"));
+  EXPECT_FALSE(takes(sums, "1+(22+3"));
+  const char* escapes = R"(root ::= "a\"\\\n" [^a-c\]"] [\x41-\u0043é-] . "é"? [0-9]{2,3})";
+  EXPECT_TRUE(takes(escapes,
+                    "a\"\\\nzBx\xc3\xa9"
+                    "12"));
+  EXPECT_TRUE(takes(escapes, "a\"\\\nz\xc3\xa9\n123"));
+  EXPECT_TRUE(takes(escapes, "a\"\\\nz-/12"));
+  EXPECT_FALSE(takes(escapes, "a\"\\\nbBx12"));    // b is none of the others
+  EXPECT_FALSE(takes(escapes, "a\"\\\nzBx1"));     // two digits at least
+  EXPECT_FALSE(takes(escapes, "a\"\\\nzBx1234"));  // and three at most
+  EXPECT_FALSE(IsGbnf("start: \"x ::= y\""));
+  const std::pair<const char*, const char*> wrong[] = {
+      {"a ::= \"x\"", "'root'"},
+      {"root ::= b", "'b'"},
+      {"root ::= \"x", "line 1"},
+      {"root ::= [a", "line 1"},
+      {"\nroot ::= (=b)", "line 2"},
+      {"root ::= []", "empty"},
+      {"root ::= [b-a]", "before"},
+      {"root ::= \"\\ud800\"", "not understood"},
+      {"root ::= \"a\"{x}", "{m,n}"},
+      {"root ::= \"a\"\nroot ::= \"b\"", "already"},
+      {"root ::= \"a\" & root", "expected"}};
+  for (const auto& [text, words] : wrong) {
+    const Result<std::string> lark = LarkOfGbnf(text);
+    ASSERT_FALSE(lark.ok()) << text;
+    EXPECT_NE(lark.status().message().find(words), std::string::npos) << lark.status().message();
+  }
 }
 
 TEST_F(GrammarTest, StatesOfOneGrammarAreTheirOwn) {

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "tests/support/byte_vocab.h"
+#include "text/gbnf.h"
 #include "text/grammar.h"
 
 namespace tinyserve {
@@ -40,7 +41,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::unique_ptr<GrammarCompiler> compiler = *GrammarCompiler::Create(*tokenizer);
   if (size < 2) return 0;
   const auto language = static_cast<GrammarLanguage>(data[0] % 3);
-  const std::string_view text(reinterpret_cast<const char*>(data + 1), size - 1);
+  std::string_view text(reinterpret_cast<const char*>(data + 1), size - 1);
+  Result<std::string> lark(std::string{});
+  if (language == GrammarLanguage::kLark && IsGbnf(text)) {
+    lark = LarkOfGbnf(text);
+    if (!lark.ok()) {
+      TS_CHECK(!lark.status().message().empty());
+      return 0;
+    }
+    text = *lark;
+  }
   const Result<std::unique_ptr<CompiledGrammar>> grammar = compiler->Compile(language, text);
   if (grammar.ok()) {
     Follow(**grammar, text, *tokenizer);
