@@ -31,7 +31,8 @@ scripts/test-gpu.sh | tee "$out/tests.txt"
 measure dense --model "$model" --prefill 0 --decode "$steps" --depth 0,2048,7168 --batch 1,4,16,32,64
 # Selection against its own dense attention, in alternation.
 measure selection --model "$model" --prefill 0 --decode "$steps" --depth 2048,4096,7168 --batch 1,4,16,32,64 \
-  --selector full --selector default --selector "$box" --selector "$box@int8" --selector full@int8
+  --selector full --selector default --selector "$box" --selector "$box@int8" --selector full@int8 \
+  --selector hierarchical:ratio=0.3
 # Prompts.
 measure prefill --model "$model" --prefill 512,2048,7168 --decode 0 --depth 0 --batch 1
 # A Llama-shaped model of a billion weights, to 32K.

@@ -58,7 +58,8 @@ DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
       pairs_(static_cast<uint32_t>(frequencies.size())),
       group_(step->query_group()),
       coded_(cache->coded(0)),
-      choices_(cache->sequences_max()) {
+      choices_(cache->sequences_max()),
+      reads_(step->inputs().ids.host.count) {
   cos_sin_.reserve(uint64_t{tokens_max} * pairs_ * 2);
   for (uint32_t position = 0; position < tokens_max; ++position) {
     for (const float frequency : frequencies) {
@@ -76,7 +77,6 @@ void DevicePlan::Plan(const StepBatch& batch, std::span<const int32_t> tokens,
   runs_.clear();
   choices_.BeginStep();
   PlaceRows(batch);
-  reads_.resize(form_.rows());
   for (size_t r = 0; r < batch.rows.size(); ++r) FillRun(batch.rows[r], r, tokens, selectors);
   if (!step_->prompt_decodes()) PlanPrompts(batch);
   PlanLogits(batch);

@@ -142,6 +142,21 @@ TEST(EngineOnADevice, WritesWhatTheCpuWrites) {
   }
 }
 
+TEST(EngineOnADevice, ServesASelectorThatARequestNames) {
+  Request request = Prompt(40, 5, 5);
+  const Answer own =
+      Ask(OpenTiny([](EngineOptions* o) { o->selector = kTinyHierarchical; }).get(), request);
+  auto engine = OpenTiny([](EngineOptions* o) { o->metadata = {kTinyHierarchical}; });
+  request.selector = kTinyHierarchical;
+  const Answer named = Ask(engine.get(), request);
+  ExpectSame(own, named);
+  request.selector = "hierarchical:sub=8";
+  Answer unused;
+  const Status other = engine->Submit(request, CollectInto(&unused)).status();
+  EXPECT_EQ(other.code(), Code::kInvalidArgument);
+  EXPECT_NE(other.message().find("is not kept"), std::string::npos) << other.message();
+}
+
 // What a preempted sequence had generated is run again, several tokens a step.
 TEST(EngineOnADevice, PreemptedIsAsIfNever) {
   const auto open = [](uint64_t memory) {
