@@ -14,7 +14,10 @@ if [ "${1:-}" = chat ]; then
 elif [ -n "${PROMPT:-}" ]; then
   exec "$program" run --model="$model" --prompt="$PROMPT"
 else
-  serve=("$program" serve --model="$model" --port="${PORT:-8080}")
+  # So that the page's chat can try these selectors, and show what they do in a short conversation already.
+  short=min_tokens=64,min_context=0
+  serve=("$program" serve --model="$model" --port="${PORT:-8080}" --metadata="box:ratio=0.3,$short"
+    --metadata="moments:ratio=0.2,$short")
   [ -t 0 ] || exec "${serve[@]}"
   set -m  # as above: the server ends well by Ctrl-C, and make with it
   "${serve[@]}"

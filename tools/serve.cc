@@ -102,6 +102,19 @@ void Greet(const ServeFlags& flags, const Engine& engine, const std::string& add
   std::fflush(stdout);
 }
 
+// Selectors that requests may name as the server is: its own, and what metadata is kept for; one
+// that needs none, and takes effect in a short chat; all pages.
+std::vector<std::string> Suggestions(const ServeFlags& flags) {
+  std::vector<std::string> all = {flags.engine.selector};
+  all.insert(all.end(), flags.metadata.begin(), flags.metadata.end());
+  all.insert(all.end(), {"streaming:ratio=0.3,min_tokens=64,min_context=0", "full"});
+  std::vector<std::string> once;
+  for (std::string& one : all) {
+    if (std::find(once.begin(), once.end(), one) == once.end()) once.push_back(std::move(one));
+  }
+  return once;
+}
+
 Status CheckFlags(ServeFlags* flags) {
   TS_RETURN_IF_ERROR(RequireModel(flags->engine));
   if (flags->service.models.empty()) {
@@ -112,6 +125,7 @@ Status CheckFlags(ServeFlags* flags) {
   if (flags->reasoning_parser != "auto")
     flags->service.parsers.reasoning = flags->reasoning_parser == "think";
   flags->service.origins.loopback = IsLoopbackHost(flags->http.host);
+  flags->service.selectors = Suggestions(*flags);
   if (flags->step_tokens_max < flags->sequences_max) {
     return Status(Code::kInvalidArgument, "--step-tokens must be at least --sequences");
   }

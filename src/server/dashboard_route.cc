@@ -3,6 +3,7 @@
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 #include <charconv>
+#include <utility>
 
 #include "server/api_error.h"
 #include "server/base64.h"
@@ -72,6 +73,9 @@ HttpReply DashboardState(const Service& service, const HttpRequest&) {
                         {"version", service.options().version},
                         {"loading", service.loading()},
                         {"ready", service.engine() != nullptr && !service.stopping()}};
+  json::array selectors;
+  for (const std::string& selector : service.options().selectors) selectors.emplace_back(selector);
+  state["selectors"] = std::move(selectors);
   if (const Engine* engine = service.engine(); engine != nullptr) {
     const EngineStats stats = engine->stats();
     const ModelInfo& info = engine->info();

@@ -23,7 +23,8 @@
 namespace tinyserve {
 
 struct ServiceOptions {
-  std::vector<std::string> models;  // served names; the first is the one that replies carry
+  std::vector<std::string> models;     // served names; the first is the one that replies carry
+  std::vector<std::string> selectors;  // that the dashboard suggests: requests may name them
   OriginRules origins;
   RequestLimits limits;
   AnswerParsers parsers;

@@ -527,6 +527,7 @@ TEST_F(ServiceTest, SmallRoutes) {
   const json::object state = GetJson("/dashboard/state");
   EXPECT_EQ(state.at("kv_blocks_used"), 5);
   EXPECT_EQ(state.at("prefix_hits"), 4);
+  EXPECT_EQ(state.at("selectors"), (json::array{"full", "box"}));
   EXPECT_EQ(state.at("token_gaps"), 0);
   EXPECT_NE(Ask("GET", "/").body.find("<html"), std::string::npos);
   const json::object info = GetJson("/tokenizer_info");

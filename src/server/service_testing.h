@@ -24,6 +24,7 @@ class ServiceTest : public testing::Test {
     options.models = {"fake", "alias"};
     options.config_json = R"({"port": 1})";
     options.version = "9.9";
+    options.selectors = {"full", "box"};
     options.origins.cors = {"https://a.example"};
     service_ = std::make_unique<Service>(options, &keys_, metrics_.get());
     service_->SetEngine(&engine_);

@@ -105,6 +105,24 @@ class Dashboard(unittest.TestCase):
                 expect(page.locator("#share")).to_have_text("100.0 %", timeout=60000)
                 self.check_clean()
 
+    def test_every_selector_that_is_suggested_is_taken(self):
+        short = "ratio=0.3,min_tokens=64,min_context=0"
+        with Served("--metadata", f"box:{short}") as server:
+            page = self.open(server, color_scheme="light")
+            options = page.locator("#selectors option")
+            expect(options).to_have_count(3)
+            page.get_by_label("Most tokens").fill("12")
+            for turn, selector in enumerate(("full", f"box:{short}", f"streaming:{short}")):
+                self.assertIn(selector, [options.nth(i).get_attribute("value") for i in range(3)])
+                page.get_by_label("Selector of the next message").fill(selector)
+                page.get_by_role("textbox", name="Message").fill("A story of: " + "The whale swam far. " * 60)
+                page.keyboard.press("Enter")
+                said = page.locator(".turn.assistant small").nth(turn)
+                expect(said).to_contain_text(selector, timeout=60000)
+                self.assertEqual("read 100.0 %" in said.inner_text(), selector == "full", said.inner_text())
+            expect(page.locator(".turn.error")).to_have_count(0)
+            self.check_clean()
+
     def test_errors_are_shown_and_stop_stops(self):
         with Served() as server:
             page = self.open(server, color_scheme="dark")
