@@ -22,11 +22,13 @@ measure() {  # NAME ARGUMENT...
   local name=$1
   shift
   echo "==> $name"
-  "$program" bench --device cuda --no-peaks --json "$out/$name.json" "$@" | tee "$out/$name.txt"
+  "$program" bench --device cuda --json "$out/$name.json" "$@" | tee "$out/$name.txt"
 }
 
 # The device computes what it is tested to compute, before anything is timed.
 scripts/test-gpu.sh | tee "$out/tests.txt"
+# The device's peaks; each case below measures them anew, and gives its shares of them.
+"$program" bench --machine --device cuda --json "$out/peaks.json" | tee "$out/peaks.txt"
 # Dense attention, and whole steps: batches at depth 0 and 8K less what is generated.
 measure dense --model "$model" --prefill 0 --decode "$steps" --depth 0,2048,7168 --batch 1,4,16,32,64
 # Selection against its own dense attention, in alternation.

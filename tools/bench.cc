@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <boost/json/object.hpp>
 #include <memory>
+#include <optional>
 
+#include "engine/device_peaks.h"
 #include "engine/executor.h"
 #include "kernels/cuda/device.h"
 #include "kernels/targets.h"
@@ -43,14 +45,32 @@ Result<MachinePeaks> MeasurePeaksWithNote(const Kernels& kernels, ThreadPool* th
   return MeasurePeaks(kernels, threads, [&](double fraction) { progress.Update(fraction); });
 }
 
+Result<DevicePeaks> MeasureDevicePeaksWithNote(uint32_t index) {
+  Progress progress("Measuring this device", 0, 0);
+  progress.Update(0);
+  return MeasureDevicePeaks(index, [&](double fraction) { progress.Update(fraction); });
+}
+
+Status PrintPeaks(const BenchSetup& setup, JsonOutput* output) {
+  if (output->wanted()) TS_RETURN_IF_ERROR(output->Write(PeaksJson(setup)));
+  if (!output->on_stdout()) fmt::print("{}", PeaksTable(setup));
+  return Status();
+}
+
 Result<int> BenchMachine(const BenchFlags& flags, JsonOutput* output) {
   TS_RETURN_IF_ERROR(cuda::CheckEngineDevice(flags.engine.device));
+  TS_ASSIGN_OR_RETURN(const cuda::DeviceName device, cuda::ParseDeviceName(flags.engine.device));
+  if (device.kind == cuda::DeviceName::Kind::kCuda) {
+    BenchSetup setup;
+    TS_ASSIGN_OR_RETURN(setup.device_peaks, MeasureDevicePeaksWithNote(device.index));
+    TS_RETURN_IF_ERROR(PrintPeaks(setup, output));
+    return 0;
+  }
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(flags.engine.target));
   ThreadPool threads(ThreadsOf(flags.engine));
   TS_ASSIGN_OR_RETURN(const MachinePeaks peaks, MeasurePeaksWithNote(*kernels, &threads));
-  const BenchSetup setup{.target = kernels->name, .threads = threads.threads(), .peaks = peaks};
-  if (output->wanted()) TS_RETURN_IF_ERROR(output->Write(PeaksJson(setup)));
-  if (!output->on_stdout()) fmt::print("{}", PeaksTable(setup));
+  TS_RETURN_IF_ERROR(
+      PrintPeaks({.target = kernels->name, .threads = threads.threads(), .peaks = peaks}, output));
   return 0;
 }
 
@@ -74,8 +94,12 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
   }
   TS_ASSIGN_OR_RETURN(const LoadedModel model, LoadWithProgress(flags.engine));
   MachinePeaks peaks;
-  // Those of the CPU; a device's own are not measured.
-  if (!flags.no_peaks && !model.on_device()) {
+  std::optional<DevicePeaks> device_peaks;
+  if (!flags.no_peaks && model.on_device()) {
+    TS_ASSIGN_OR_RETURN(const cuda::DeviceName device, cuda::ParseDeviceName(flags.engine.device));
+    TS_ASSIGN_OR_RETURN(device_peaks, MeasureDevicePeaksWithNote(device.index));
+    peaks = PeaksOf(*device_peaks);
+  } else if (!flags.no_peaks) {
     TS_ASSIGN_OR_RETURN(peaks, MeasurePeaksWithNote(*model.kernels, model.threads.get()));
   }
   BenchRequest request{.engine = &flags.engine,
@@ -108,7 +132,8 @@ Result<int> BenchModel(const BenchFlags& flags, JsonOutput* output) {
                          .threads = model.threads->threads(),
                          .chunk_tokens = flags.chunk_tokens,
                          .methods = methods,
-                         .peaks = peaks};
+                         .peaks = peaks,
+                         .device_peaks = device_peaks};
   if (!flags.text.empty()) {
     TS_ASSIGN_OR_RETURN(request.text, ReadTextTokens(flags.text, *model.file));
   }
@@ -178,12 +203,14 @@ void AddBench(CLI::App* parent, Command* run) {
                   "Prompts are parts of this text, another one for each sequence; without it they "
                   "are random tokens, the same in all")
       ->type_name("FILE");
-  CLI::Option* machine =
-      app->add_flag("--machine", flags->machine,
-                    "Measure this machine alone: memory bandwidth, and multiply-adds of each kind");
+  CLI::Option* machine = app->add_flag(
+      "--machine", flags->machine,
+      "Measure this machine alone, or the device that --device names: memory bandwidth, "
+      "and multiply-adds of each kind");
   app->add_flag(
          "--no-peaks", flags->no_peaks,
-         "Do not measure this machine first, some three seconds: shares of its bandwidth and "
+         "Do not measure this machine, or its device, first, some three seconds: shares of its "
+         "bandwidth and "
          "roofline are left out")
       ->excludes(machine);
   AddLayersOption(app, &flags->layers);

@@ -103,7 +103,31 @@ json::object SkippedJson(const SkippedCase& skipped) {
           {"reason", skipped.reason}};
 }
 
+namespace {
+
+json::object DevicePeaksJson(const DevicePeaks& peaks) {
+  return {{"engine", "tinyserve"},
+          {"kind", "machine"},
+          {"device", peaks.device},
+          {"copy_bytes_per_s", std::round(peaks.copy_bytes_per_s)},
+          {"multiply_adds_per_s", json::object{{"f32", std::round(peaks.f32)},
+                                               {"dp4a", std::round(peaks.dp4a)},
+                                               {"tensor_f16", std::round(peaks.tensor_f16)},
+                                               {"tensor_bf16", std::round(peaks.tensor_bf16)}}}};
+}
+
+std::string DevicePeaksTable(const DevicePeaks& peaks) {
+  return fmt::format(
+      "{}\n  copies {}, read and written; multiply-adds a second: f32 {:.0f} G dp4a {:.0f} G, of "
+      "tensor cores f16 {:.0f} G bf16 {:.0f} G\n",
+      PrintableLine(peaks.device, 100), FormatBandwidth(peaks.copy_bytes_per_s), peaks.f32 / 1e9,
+      peaks.dp4a / 1e9, peaks.tensor_f16 / 1e9, peaks.tensor_bf16 / 1e9);
+}
+
+}  // namespace
+
 json::object PeaksJson(const BenchSetup& setup) {
+  if (setup.device_peaks) return DevicePeaksJson(*setup.device_peaks);
   json::object dots;
   for (uint32_t kind = 0; kind < kDotKinds; ++kind) {
     const double peak = setup.peaks.multiply_adds_per_s[kind];
@@ -119,6 +143,7 @@ json::object PeaksJson(const BenchSetup& setup) {
 }
 
 std::string PeaksTable(const BenchSetup& setup) {
+  if (setup.device_peaks) return DevicePeaksTable(*setup.device_peaks);
   std::string out = fmt::format("{}, {} threads, target {}\n  reads {}", CpuName(), setup.threads,
                                 setup.target, FormatBandwidth(setup.peaks.read_bytes_per_s));
   out += "; multiply-adds a second:";

@@ -3,6 +3,7 @@
 #define TINYSERVE_TOOLS_BENCH_REPORT_H_
 
 #include <boost/json/object.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ struct BenchSetup {
   uint32_t chunk_tokens = 0;
   std::vector<Method> methods;  // by BenchCase::selector
   MachinePeaks peaks;
+  std::optional<DevicePeaks> device_peaks;  // where `peaks` are those of a device
 };
 
 struct CaseResult {

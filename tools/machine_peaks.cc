@@ -104,6 +104,17 @@ Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads,
   return peaks;
 }
 
+MachinePeaks PeaksOf(const DevicePeaks& device) {
+  MachinePeaks peaks{.read_bytes_per_s = device.copy_bytes_per_s, .multiply_adds_per_s = {}};
+  const auto set = [&](DotKind kind, double peak) {
+    peaks.multiply_adds_per_s[static_cast<size_t>(kind)] = peak;
+  };
+  set(DotKind::kF32, device.f32);
+  set(DotKind::kU8S8, device.dp4a);
+  set(DotKind::kBF16, device.tensor_f16);
+  return peaks;
+}
+
 double RooflineSeconds(const StepCost& cost, const MachinePeaks& peaks) {
   const double bytes = static_cast<double>(cost.weight_bytes + cost.kv_bytes);
   const double fastest =

@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "base/thread_pool.h"
+#include "engine/device_peaks.h"
 #include "engine/executor.h"
 #include "kernels/kernels.h"
 #include "tinyserve/status.h"
@@ -29,6 +30,10 @@ Result<double> MeasureReadBandwidth(const Kernels& kernels, ThreadPool* threads,
 // each kind of dot. About three seconds. Errors: kOutOfMemory.
 Result<MachinePeaks> MeasurePeaks(const Kernels& kernels, ThreadPool* threads,
                                   const std::function<void(double fraction)>& progress);
+
+// Those of a device, by the kinds that its executor counts (DeviceExecutor::cost): bf16 stands for
+// tensor cores over f16, in which prompts are computed, u8s8 for dp4a. Bytes are those of copies.
+MachinePeaks PeaksOf(const DevicePeaks& device);
 
 // The least time that `cost` takes on a machine with these peaks: its bytes or its multiply-adds,
 // whichever takes longer. A kind without a peak counts as the fastest kind that there is.

@@ -65,10 +65,27 @@ void DeviceCounts::Reset() {
   std::fill(strips_.begin(), strips_.end(), SelectionCounts());
 }
 
+void DeviceCounts::CountWork(const StepRow& row, uint64_t generated_multiply_adds) {
+  const auto token_class = static_cast<size_t>(row.token_class);
+  work_.tokens[token_class] += row.length;
+  const bool one = row.want == Want::kLogits;
+  const bool all = row.want == Want::kEveryLogits || row.want == Want::kLogProbs;
+  work_.logits += all ? row.length : one ? 1 : 0;
+  if (row.token_class == TokenClass::kGenerated) {
+    work_.attention[token_class] += generated_multiply_adds;
+    return;
+  }
+  uint64_t seen = 0;  // keys, by all rows
+  for (uint32_t i = 0; i < row.length; ++i) seen += row.first_position + i + 1ull;
+  work_.attention[token_class] +=
+      seen * 2 * group_ * cache_->shape(0).head_dim * kv_heads_ * layers_;
+}
+
 void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
                              const DevicePlan& plan) {
   rows_.assign(batch.rows.size(), SelectionCounts());
   kv_bytes_ = 0;
+  work_ = DeviceWork();
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     const StepRow& row = batch.rows[r];
     const bool generated = row.token_class == TokenClass::kGenerated;
@@ -94,6 +111,7 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
       }
     }
     kv_bytes_ += rows_[r].bytes_read;
+    CountWork(row, rows_[r].multiply_adds);
   }
 }
 

@@ -15,6 +15,11 @@
 
 namespace tinyserve::cuda {
 
+// What a step computes, by TokenClass: tokens, multiply-adds of their attention; rows of logits.
+struct DeviceWork {
+  uint64_t tokens[2] = {}, attention[2] = {}, logits = 0;
+};
+
 class DeviceCounts {
  public:
   DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group);
@@ -31,8 +36,10 @@ class DeviceCounts {
   const SelectionCounts& OfRow(size_t row) const { return rows_[row]; }
   // KV bytes that the last step must read: what a run sees once, or what was selected.
   uint64_t kv_bytes() const { return kv_bytes_; }
+  const DeviceWork& work() const { return work_; }  // of the last step
 
  private:
+  void CountWork(const StepRow& row, uint64_t generated_multiply_adds);
   SelectionCounts QueryAt(const DeviceSelector* selector, const RowReads& reads,
                           uint32_t position) const;
   SelectionCounts CascadeAt(const DeviceSelector& selector, const RowReads& reads,
@@ -43,6 +50,7 @@ class DeviceCounts {
   SelectionCounts total_;
   std::vector<SelectionCounts> strips_, rows_;
   uint64_t kv_bytes_ = 0;
+  DeviceWork work_;
 };
 
 }  // namespace tinyserve::cuda

@@ -8,18 +8,26 @@
 #include "base/check.h"
 #include "engine/logprobs.h"
 #include "engine/selector_storage.h"
+#include "kernels/cuda/products.h"
 
 namespace tinyserve::cuda {
 namespace {
 
 constexpr size_t kGraphsMax = 64;
 
-// Multiply-adds of one token, without its logits.
-uint64_t ProductsOf(const DeviceModel& model) {
-  uint64_t products = 0;
+void AddProducts(const DeviceLinear& linear, TokenProducts* products) {
+  for (const DeviceLinear::Part& part : linear.parts) {
+    uint64_t& kind = TakesCodedActs(part.weights.form) ? products->coded : products->floats;
+    kind += uint64_t{part.weights.rows} * linear.cols;
+  }
+}
+
+// Without logits.
+TokenProducts ProductsOf(const DeviceModel& model) {
+  TokenProducts products;
   for (const DeviceLayer& layer : model.layers()) {
     for (const DeviceLinear* w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down})
-      products += uint64_t{w->rows} * w->cols;
+      AddProducts(*w, &products);
   }
   return products;
 }
@@ -71,7 +79,10 @@ Status DeviceExecutor::OpenCache(const ExecutorOptions& options) {
   TS_RETURN_IF_ERROR(CheckDeviceSelectors(specs, *codec));
   const uint32_t kinds = RecordKindsOf(specs, *codec);
   shape_ = SelectorShapeOf(config, options.page_tokens, options.sequence_tokens_max, kinds);
-  KvCacheOptions cache = CacheOptionsOf(options, codec, config, ProductsOf(*setup_.model));
+  layer_products_ = ProductsOf(*setup_.model);
+  AddProducts(setup_.model->head(), &head_products_);
+  KvCacheOptions cache =
+      CacheOptionsOf(options, codec, config, layer_products_.coded + layer_products_.floats);
   TS_ASSIGN_OR_RETURN(needs_, NeedsOf(specs, shape_, &places_));
   TS_RETURN_IF_ERROR(ListSubPages(specs, codec->sealed_type));
   needs_.metadata = kinds;
@@ -247,6 +258,18 @@ StepCost DeviceExecutor::cost() const {
   StepCost cost;
   cost.weight_bytes = setup_.model->step_bytes();
   cost.kv_bytes = counts_->kv_bytes();
+  const DeviceWork& work = counts_->work();
+  const auto generated = static_cast<size_t>(TokenClass::kGenerated);
+  const auto prompt = static_cast<size_t>(TokenClass::kPrompt);
+  const auto add = [&](DotKind kind, uint64_t multiply_adds) {
+    cost.multiply_adds[static_cast<size_t>(kind)] += multiply_adds;
+  };
+  const TokenProducts &layers = layer_products_, &head = head_products_;
+  add(DotKind::kU8S8, work.tokens[generated] * layers.coded + work.logits * head.coded);
+  add(DotKind::kF32, work.tokens[generated] * layers.floats + work.logits * head.floats);
+  add(DotKind::kBF16, work.tokens[prompt] * (layers.coded + layers.floats));
+  add(DotKind::kF32, work.attention[generated]);
+  add(step_->prompt_decodes() ? DotKind::kF32 : DotKind::kBF16, work.attention[prompt]);
   return cost;
 }
 

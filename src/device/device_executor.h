@@ -30,6 +30,11 @@ struct DeviceSetup {
   bool graphs = true;
 };
 
+// Multiply-adds of one token's products, by what a generated row's weights meet: codes or floats.
+struct TokenProducts {
+  uint64_t coded = 0, floats = 0;
+};
+
 // Why step plugins are refused.
 Status NoStepPlugins(const std::string& text);
 
@@ -107,6 +112,7 @@ class DeviceExecutor : public Executor {
   std::unique_ptr<DeviceStep> step_;
   std::unique_ptr<DevicePlan> plan_;
   std::unique_ptr<DeviceCounts> counts_;
+  TokenProducts layer_products_, head_products_;
   std::vector<Recorded> graphs_;  // those used last at the end
   Arena<PinnedMemory> pinned_;
   Array<uint32_t> finite_{};  // [R]

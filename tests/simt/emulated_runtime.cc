@@ -192,7 +192,7 @@ Result<std::vector<DeviceInfo>> ListDevices() {
                                   .capability = 90,
                                   .processors = 4,
                                   .memory_bytes = uint64_t{1} << 30,
-                                  .l2_bytes = 1 << 20,
+                                  .l2_bytes = 64 << 10,
                                   .block_shared_bytes_max = 99 << 10}};
 }
 Status UseDevice(uint32_t) { return CheckAlive("UseDevice"); }

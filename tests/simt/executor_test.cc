@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -84,9 +85,11 @@ constexpr char kCascade[] =
     "cascade:ratio=0.5,min_tokens=0,min_context=16,recent=1,sink=0,full=0.1,min_full=0,values=0.2,"
     "min_values=0,wide_layers=1";
 
-// The logits of every token of two sequences: a prompt, then generated tokens side by side.
+// The logits of every token of two sequences: a prompt, then generated tokens side by side. `work`
+// gets the multiply-adds of each step, where it is not null.
 std::vector<std::vector<float>> LogitsOf(Backend* backend, const std::string& kv,
-                                         const std::string& selector, uint32_t prompt = 37) {
+                                         const std::string& selector, uint32_t prompt = 37,
+                                         std::vector<uint64_t>* work = nullptr) {
   auto created = backend->CreateExecutor(OptionsFor(kv, selector));
   EXPECT_TRUE(created.ok()) << created.status().message();
   Executor* executor = created->get();
@@ -95,6 +98,9 @@ std::vector<std::vector<float>> LogitsOf(Backend* backend, const std::string& kv
   const auto run = [&](const StepBatch& batch) {
     const Status ran = executor->RunStep(batch);
     EXPECT_TRUE(ran.ok()) << ran.message();
+    const StepCost cost = executor->cost();
+    if (work != nullptr)
+      work->push_back(std::accumulate(cost.multiply_adds, cost.multiply_adds + kDotKinds, 0ull));
     for (size_t r = 0; ran.ok() && r < batch.rows.size(); ++r) {
       EXPECT_TRUE(executor->finite(r));
       const std::span<float> logits = executor->logits(r);
@@ -167,6 +173,14 @@ class DeviceExecutors : public testing::Test {
   ThreadPool threads_;
   std::unique_ptr<GgufFile> file_;
 };
+
+// What rooflines are made of.
+TEST_F(DeviceExecutors, CountsTheMultiplyAddsThatTheCpuCounts) {
+  std::vector<uint64_t> on_device, on_cpu;
+  LogitsOf(Device().get(), "f16", "full", 37, &on_device);
+  LogitsOf(Cpu().get(), "f16", "full", 37, &on_cpu);
+  EXPECT_EQ(on_device, on_cpu);
+}
 
 void ExpectNear(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b,
                 double within) {
