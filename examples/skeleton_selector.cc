@@ -7,7 +7,8 @@
 //       --method skeleton:ratio=0.1
 //
 // This one ranks pages like the built-in `box` does: by the largest q.k that a key inside a page's
-// bounding box can have, over the query heads that share the keys.
+// bounding box can have, over the query heads that share the keys. With SKELETON_IMAGE, the path of
+// skeleton_score.cu as nvcc has compiled it, it does so on a CUDA device, too.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "tinyserve/plugin.h"
+#include "tinyserve/plugin_device.h"
 
 namespace {
 
@@ -92,3 +94,35 @@ constexpr tinyserve_selector_v2 kTable = {.abi_version = TINYSERVE_SELECTOR_ABI_
 }  // namespace
 
 extern "C" const tinyserve_selector_v2* tinyserve_selector() { return &kTable; }
+
+#ifdef SKELETON_IMAGE
+
+// The file as it is; the zero byte ends it where it is PTX.
+asm(".section .rodata\n.balign 16\nskeleton_image:\n.incbin \"" SKELETON_IMAGE
+    "\"\n.byte 0\nskeleton_image_end:\n.previous\n");
+extern "C" const char skeleton_image[], skeleton_image_end[];
+
+namespace {
+
+int Parameters(void* self, uint64_t* parameters, tinyserve_error*) {
+  std::memcpy(parameters, &static_cast<const Skeleton*>(self)->slack, sizeof(float));
+  return 0;
+}
+
+}  // namespace
+
+extern "C" const tinyserve_selector_device_v1* tinyserve_selector_device() {
+  static const tinyserve_selector_device_v1 entry = {
+      .abi_version = TINYSERVE_SELECTOR_DEVICE_ABI_VERSION,
+      .struct_size = sizeof(tinyserve_selector_device_v1),
+      .image = skeleton_image,
+      .image_bytes = static_cast<uint64_t>(skeleton_image_end - skeleton_image),
+      .kernel = "skeleton_score",
+      .block_threads = 128,
+      .block_pages = 16,
+      .shared_bytes = 0,
+      .parameters = Parameters};
+  return &entry;
+}
+
+#endif

@@ -115,4 +115,35 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
   }
 }
 
+void DeviceCounts::CountFailures(const StepBatch& batch,
+                                 const std::vector<DeviceSelector>& selectors,
+                                 const DevicePlan& plan, const uint32_t* failed) {
+  const KvShape shape = cache_->shape(0);
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    const StepRow& row = batch.rows[r];
+    if (row.token_class != TokenClass::kGenerated || row.selector == 0) continue;
+    const DeviceSelector& selector = selectors[row.selector - 1];
+    if (!selector.scorer) continue;
+    for (uint32_t i = 0; i < row.length; ++i) {
+      const RowReads& reads = plan.reads(r, i);
+      const uint64_t unread = reads.pages - reads.budget, tokens = unread * shape.page_tokens;
+      const SelectionCounts more{.pages_read = unread,
+                                 .tokens_read = tokens,
+                                 .bytes_read = unread * cache_->PageBytes(0),
+                                 .multiply_adds = tokens * 2 * group_ * shape.head_dim,
+                                 .failures = 1};
+      const uint64_t at = (uint64_t{plan.first_row(r)} + i) * layers_ * kv_heads_;
+      const uint32_t dense = std::min(selector.spec.budget.dense_layers, layers_);
+      for (uint32_t strip = dense * kv_heads_; reads.selects && strip < layers_ * kv_heads_;
+           ++strip) {
+        if (failed[at + strip] == 0) continue;
+        rows_[r].Add(more);
+        total_.Add(more);
+        strips_[strip].Add(more);
+        kv_bytes_ += more.bytes_read;
+      }
+    }
+  }
+}
+
 }  // namespace tinyserve::cuda

@@ -27,6 +27,12 @@ class DeviceCounts {
   // `plan`: of the batch.
   void BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
                  const DevicePlan& plan);
+
+  // Rows of the step at which a plugin's scores were no numbers, so that everything was read:
+  // `failed` [rows of the device][layers][KV heads].
+  void CountFailures(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
+                     const DevicePlan& plan, const uint32_t* failed);
+
   void Reset();
 
   // Of queries that were asked to select, in all steps; by [layer][KV head].

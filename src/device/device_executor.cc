@@ -9,6 +9,7 @@
 #include "engine/logprobs.h"
 #include "engine/selector_storage.h"
 #include "kernels/cuda/products.h"
+#include "select/device_entry.h"
 
 namespace tinyserve::cuda {
 namespace {
@@ -62,11 +63,13 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
                                               config.heads / config.kv_heads);
   const Checked logits = e->options_.logits_max, vocab = config.vocab;
   e->pinned_.Add(&e->finite_, options.step_tokens_max);
+  e->pinned_.Add(&e->failed_, e->step_->failed().count);
   e->pinned_.Add(&e->drawn_, logits);
   e->pinned_.Add(&e->tops_, logits);
   e->pinned_.Add(&e->logits_, logits * vocab);
   e->pinned_.Add(&e->scoring_, Checked(DeviceStep::logit_rows()) * vocab);
   TS_RETURN_IF_ERROR(e->pinned_.Allocate());
+  e->scorers_.LoadAll();
   for (const std::string& text : options.selectors)
     TS_RETURN_IF_ERROR(e->FindSelector(text).status());
   return Result<std::unique_ptr<DeviceExecutor>>(std::move(e));
@@ -127,6 +130,7 @@ Status DeviceExecutor::RunStep(const StepBatch& batch) {
   TS_RETURN_IF_ERROR(Launch(form));
   TS_RETURN_IF_ERROR(Download(form));
   TS_RETURN_IF_ERROR(setup_.pages->stream().Synchronize());
+  if (AsksPlugins(form)) counts_->CountFailures(batch, selectors_, *plan_, failed_.data);
   TS_RETURN_IF_ERROR(ScorePrompts(batch));
   sampled_.assign(batch.rows.size(), -1);
   states_.clear();
@@ -152,8 +156,21 @@ Status DeviceExecutor::Launch(const StepForm& form) {
   return stream.Launch(graphs_.back().graph);
 }
 
+bool DeviceExecutor::AsksPlugins(const StepForm& form) const {
+  for (size_t i = 0; i < selectors_.size(); ++i) {
+    if (selectors_[i].scorer && (form.groups >> (i + 1) & 1) != 0) return true;
+  }
+  return false;
+}
+
 Status DeviceExecutor::Download(const StepForm& form) {
   const Stream stream = setup_.pages->stream().handle();
+  if (AsksPlugins(form)) {
+    const ModelConfig& c = setup_.model->config();
+    const uint64_t flags = uint64_t{form.generated} * c.layers * c.kv_heads;
+    TS_RETURN_IF_ERROR(
+        runtime::Copy(failed_.data, step_->failed().data, flags * sizeof(uint32_t), stream));
+  }
   const uint64_t vocab = setup_.model->config().vocab;
   TS_RETURN_IF_ERROR(
       runtime::Copy(finite_.data, step_->finite().data, form.rows() * sizeof(uint32_t), stream));
@@ -285,6 +302,10 @@ Result<uint32_t> DeviceExecutor::FindSelector(const std::string& text) {
                   fmt::format("selector '{}': {} different ones are open already, the most that a "
                               "device takes",
                               text, kDeviceSelectorsMax));
+  }
+  if (DeviceEntryOf(spec.table) != nullptr) {
+    TS_RETURN_IF_ERROR(runtime::UseDevice(setup_.device.index));
+    TS_ASSIGN_OR_RETURN(selector.scorer, scorers_.Open(spec, shape_));
   }
   selectors_.push_back(std::move(selector));
   return static_cast<uint32_t>(selectors_.size());

@@ -97,6 +97,7 @@ class DeviceExecutor : public Executor {
   Result<DeviceSelector> OpenSelector(const SelectorSpec& spec) const;
   Status Launch(const StepForm& form);
   Status Download(const StepForm& form);
+  bool AsksPlugins(const StepForm& form) const;  // for scores
   Status ScorePrompts(const StepBatch& batch);
   Status ScoreRow(const StepBatch& batch, size_t row, uint32_t first, uint32_t count);
 
@@ -108,6 +109,7 @@ class DeviceExecutor : public Executor {
   SelectorNeeds needs_{};
   std::vector<SummaryPlace> places_;
   std::vector<SubPageBoxes> sub_pages_;
+  DeviceScorers scorers_;
   std::vector<DeviceSelector> selectors_;  // in memory of their own before a step names them
   std::unique_ptr<DeviceStep> step_;
   std::unique_ptr<DevicePlan> plan_;
@@ -116,6 +118,7 @@ class DeviceExecutor : public Executor {
   std::vector<Recorded> graphs_;  // those used last at the end
   Arena<PinnedMemory> pinned_;
   Array<uint32_t> finite_{};  // [R]
+  Array<uint32_t> failed_{};  // as the step has them
   Array<int32_t> drawn_{};    // [L]
   Array<float> tops_{};       // [L]
   Array<float> logits_{};     // [L][vocab]

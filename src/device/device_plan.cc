@@ -113,7 +113,7 @@ void DevicePlan::ClearRow(uint32_t row) {
   in.ids.host.data[row] = -1;
   in.positions.host.data[row] = kNoPosition;
   in.table_of.host.data[row] = 0;
-  for (auto* upload : {&in.budgets, &in.newer, &in.full_tokens, &in.value_tokens})
+  for (auto* upload : {&in.budgets, &in.newer, &in.candidates, &in.full_tokens, &in.value_tokens})
     upload->host.data[row] = 0;
   for (uint32_t g = 0; g < kReadGroups; ++g) {
     in.tokens[g].host.data[row] = 0;
@@ -165,6 +165,7 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
   form_.groups |= 1u << group;
   in.budgets.host.data[at] = reads.budget;
   in.newer.host.data[at] = reads.open;
+  in.candidates.host.data[at] = reads.scored;
   in.full_tokens.host.data[at] = reads.full_tokens;
   in.value_tokens.host.data[at] = reads.value_tokens;
   const uint32_t raw = coded_ ? cache_->RawBegin(position) : position + 1;

@@ -8,8 +8,30 @@
 
 #include "select/builtin.h"
 #include "select/builtin_parts.h"
+#include "select/device_entry.h"
 
 namespace tinyserve::cuda {
+namespace {
+
+// A plugin's own, but for its kernel.
+template <class Refused>
+Result<DeviceSelector> PluginSelector(const SelectorSpec& spec, const Refused& refused) {
+  if (DeviceEntryOf(spec.table) == nullptr) {
+    return refused(
+        "its code runs on the host, where the pages of a device are not, and it brings "
+        "no device entry");
+  }
+  if (spec.budget.mass > 0) return refused("a budget by mass is not known there");
+  if (spec.budget.rest_means) return refused("means of what is not read are not kept there");
+  return DeviceSelector{.spec = spec,
+                        .kind = ScoreKind::kBox,
+                        .pool = ScorePool::kMax,
+                        .alpha = 0,
+                        .cascade = std::nullopt,
+                        .scorer = std::nullopt};
+}
+
+}  // namespace
 
 Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored) {
   const auto refused = [&](const char* why) {
@@ -21,7 +43,7 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored)
   };
   const auto builtins = BuiltinSelectors();
   if (std::find(builtins.begin(), builtins.end(), spec.table) == builtins.end())
-    return refused("its code runs on the host, where the pages of a device are not");
+    return PluginSelector(spec, refused);
   const std::string_view name = spec.table->name;
   const bool moments = name == "moments", hierarchical = name == "hierarchical";
   const bool cascade = spec.table->fused_id == TINYSERVE_FUSED_CASCADE;
@@ -34,7 +56,8 @@ Result<DeviceSelector> DeviceSelectorOf(const SelectorSpec& spec, KvType stored)
                           .kind = moments ? ScoreKind::kMoments : ScoreKind::kBox,
                           .pool = ScorePool::kMax,
                           .alpha = 0,
-                          .cascade = std::nullopt};
+                          .cascade = std::nullopt,
+                          .scorer = std::nullopt};
   if (cascade) {
     TS_ASSIGN_OR_RETURN(const std::unique_ptr<Selector> opened, Selector::Open(spec, {}));
     selector.cascade = *opened->cascade();

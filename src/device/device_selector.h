@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "device/device_scorers.h"
 #include "kernels/kernels.h"
 #include "kv/codec.h"
 #include "select/selector.h"
@@ -21,6 +22,9 @@ struct DeviceSelector {
   // Of `hierarchical`: tokens of a sub-page, else 0, and positions that a choice is in force.
   uint32_t sub_tokens = 0, reuse = 1;
   uint32_t summary_at = 0;  // where in what is kept of a page its boxes begin, bytes
+  // Of a plugin, which alone has one: then kind, pool and alpha mean nothing. Set by
+  // DeviceExecutor, which loads its kernel.
+  std::optional<PageScorer> scorer;
 
   // Whether a query with this many tokens before and at it reads everything.
   bool ReadsAll(uint32_t tokens) const { return tokens <= spec.budget.min_context; }

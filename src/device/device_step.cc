@@ -94,8 +94,8 @@ Status DeviceStep::AllocateInputs() {
   const Checked rows = options_.rows_max, sequences = options_.sequences_max;
   const Checked logits = options_.logits_max;
   StepInputs& in = inputs_;
-  for (auto* upload :
-       {&in.positions, &in.table_of, &in.budgets, &in.newer, &in.full_tokens, &in.value_tokens})
+  for (auto* upload : {&in.positions, &in.table_of, &in.budgets, &in.newer, &in.candidates,
+                       &in.full_tokens, &in.value_tokens})
     add(*upload, rows);
   add(in.choices, options_.keeps_choices ? rows : Checked(0));
   add(in.choice_places, options_.keeps_choices ? rows : Checked(0));
@@ -148,6 +148,7 @@ Status DeviceStep::AllocateActivations() {
              options_.keeps_choices
                  ? Checked(c.layers) * places * Checked(c.kv_heads) * Checked(table_pages_)
                  : Checked(0));
+  arena_.Add(&failed_, selects ? rows * Checked(c.layers) * Checked(c.kv_heads) : Checked(0));
   if (shape_.type == KvType::kPlanes) {
     arena_.Add(&cascade_logits_, items * Checked(CascadeFloats(shape_.group, table_pages_)));
     arena_.Add(&cascade_reads_, items * Checked(table_pages_) * Checked(shape_.page_tokens));
@@ -187,6 +188,7 @@ Status DeviceStep::UploadInputs(const StepForm& form) const {
       TS_RETURN_IF_ERROR(copy(in.choices, form.generated));
       TS_RETURN_IF_ERROR(copy(in.choice_places, form.generated));
     }
+    TS_RETURN_IF_ERROR(copy(in.candidates, form.generated));
     if (shape_.type == KvType::kPlanes) {
       TS_RETURN_IF_ERROR(copy(in.full_tokens, form.generated));
       TS_RETURN_IF_ERROR(copy(in.value_tokens, form.generated));
@@ -495,7 +497,8 @@ KeptChoices DeviceStep::ChoicesOf(uint32_t l, uint32_t first, uint32_t rows) con
 
 DeviceRecords DeviceStep::ScoredOf(uint32_t l, const DeviceSelector& selector) const {
   const MetaLayout layout = cache_->meta_layout(0);
-  const bool by_range = IsRanged(shape_.type) && selector.kind == ScoreKind::kBox;
+  const bool by_range =
+      IsRanged(shape_.type) && selector.kind == ScoreKind::kBox && !selector.scorer;
   DeviceRecords records{.slabs = ReadOnly(RecordsOf(l)),
                         .channels = layout.channels,
                         .box_at = layout.box_at,
@@ -571,15 +574,41 @@ Status DeviceStep::AttendRows(const StepForm& form, uint32_t l, uint32_t first, 
     return AttendCascade(shape_, coded, step, RawOf(l, first, rows, group),
                          CascadeOf(form, l, first, rows, *selector), stream);
   }
-  const Selection selection = SelectionOf(form, l, first, rows, *selector);
+  Selection selection = SelectionOf(form, l, first, rows, *selector);
   const DeviceRecords of_pages = ScoredOf(l, *selector);
+  if (selector->scorer) {
+    TS_RETURN_IF_ERROR(ScoreByPlugin(l, first, *selector, step, of_pages, &selection));
+  }
   if (coded_) {
     return AttendCodedSparse(shape_, coded, of_pages, step, RawOf(l, first, rows, group), selection,
                              stream);
   }
-  const bool fused = rows * shape_.kv_heads >= kFusedItems * options_.processors &&
+  const bool fused = !selector->scorer &&
+                     rows * shape_.kv_heads >= kFusedItems * options_.processors &&
                      selection.pages_max <= kFusedPagesMax;
   return (fused ? AttendFused : AttendInTwo)(shape_, pages, of_pages, step, selection, stream);
+}
+
+Status DeviceStep::ScoreByPlugin(uint32_t l, uint32_t first, const DeviceSelector& selector,
+                                 const DecodeStep& step, const DeviceRecords& records,
+                                 Selection* selection) {
+  const uint32_t heads = shape_.kv_heads, layers = model_->config().layers;
+  selection->page_scores = Const(head_scores_);
+  selection->failed = From(failed_, (uint64_t{first} * layers + l) * heads);
+  selection->failed_stride = layers * heads;
+  selection->chosen.list_pages = selection->pages_max;  // a row whose scores fail reads them all
+  return LaunchScorer(*selector.scorer,
+                      {.shape = shape_,
+                       .layer = l,
+                       .record_kinds = cache_->meta_layout(0).kinds &
+                                       (TINYSERVE_NEEDS_BOX | TINYSERVE_NEEDS_MOMENTS),
+                       .records = records,
+                       .step = step,
+                       .first_page = selection->sink,
+                       .pages_max = selection->pages_max,
+                       .candidates = inputs_.candidates.part(first, step.rows),
+                       .scores = head_scores_},
+                      stream_->handle());
 }
 
 Status DeviceStep::AttendPromptRows(const StepForm& form, uint32_t l) {

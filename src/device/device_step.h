@@ -51,7 +51,7 @@ struct StepInputs {
   // By group, of the rows that read as it does, else 0: tokens in the pages of blocks, and in raw
   // ones.
   Upload<uint32_t> tokens[kReadGroups], raw_tokens[kReadGroups];  // [R]
-  Upload<uint32_t> budgets, newer;                                // [R], of rows that select
+  Upload<uint32_t> budgets, newer, candidates;                    // [R], of rows that select
   Upload<uint32_t> full_tokens, value_tokens;                     // [R], of those by the cascade
   // [R], of those whose choices stay in force; none where no selector keeps any.
   Upload<RowChoice> choices;
@@ -122,6 +122,9 @@ class DeviceStep {
   const Array<uint32_t>& finite() const { return finite_; }  // [R]
   const Array<int32_t>& tokens() const { return drawn_; }    // [L]
   const Array<float>& tops() const { return tops_; }         // [L] the largest logits of those
+  // [R][layers][kv_heads] 1 where scores of a plugin were no numbers, so that everything was read;
+  // of rows and layers that it was asked for alone.
+  const Array<uint32_t>& failed() const { return failed_; }
   uint64_t bytes() const { return arena_.memory().size(); }
 
  private:
@@ -148,6 +151,9 @@ class DeviceStep {
   KeptChoices ChoicesOf(uint32_t l, uint32_t first, uint32_t rows) const;
   // What a selector but the cascade scores pages by.
   DeviceRecords ScoredOf(uint32_t l, const DeviceSelector& selector) const;
+  // Scores pages by the plugin's kernel, and says so in `selection`.
+  Status ScoreByPlugin(uint32_t l, uint32_t first, const DeviceSelector& selector,
+                       const DecodeStep& step, const DeviceRecords& records, Selection* selection);
   Cascade CascadeOf(const StepForm& form, uint32_t l, uint32_t first, uint32_t rows,
                     const DeviceSelector& selector) const;
   uint64_t Pages() const;  // of the pool
@@ -175,7 +181,7 @@ class DeviceStep {
   Array<F16> halves_{};
   Array<float> partials_{}, head_scores_{}, cascade_logits_{};
   Array<uint8_t> cascade_reads_{};
-  Array<uint32_t> arrived_{}, lists_{}, list_tokens_{};
+  Array<uint32_t> arrived_{}, lists_{}, list_tokens_{}, failed_{};
   Array<uint16_t> kept_choices_{};  // [layers][places][KV heads][table_pages]
   Array<float> logits_{}, scoring_{}, weights_{}, sums_{};
   Array<uint32_t> finite_{};

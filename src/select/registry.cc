@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "select/builtin.h"
+#include "select/device_entry.h"
 #include "select/option_schema.h"
 #include "select/selector.h"
 
@@ -20,9 +21,13 @@ namespace {
 constexpr size_t kNameMax = 64;
 
 std::mutex g_mutex;
-// Of plugins, under g_mutex.
-std::vector<const tinyserve_selector_v2*>& Loaded() {
-  static std::vector<const tinyserve_selector_v2*> loaded;
+struct Plugin {
+  const tinyserve_selector_v2* table;
+  const tinyserve_selector_device_v1* device;  // null: none
+};
+// Under g_mutex.
+std::vector<Plugin>& Loaded() {
+  static std::vector<Plugin> loaded;
   return loaded;
 }
 
@@ -41,8 +46,16 @@ std::vector<const tinyserve_selector_v2*> AllSelectors() {
   const auto builtin = BuiltinSelectors();
   std::vector<const tinyserve_selector_v2*> all(builtin.begin(), builtin.end());
   const std::lock_guard lock(g_mutex);
-  all.insert(all.end(), Loaded().begin(), Loaded().end());
+  for (const Plugin& plugin : Loaded()) all.push_back(plugin.table);
   return all;
+}
+
+const tinyserve_selector_device_v1* DeviceEntryOf(const tinyserve_selector_v2* table) {
+  const std::lock_guard lock(g_mutex);
+  for (const Plugin& plugin : Loaded()) {
+    if (plugin.table == table) return plugin.device;
+  }
+  return nullptr;
 }
 
 // The two come first in every version: nothing else is read before they are right.
@@ -112,6 +125,14 @@ Status LoadSelectorPlugin(const std::string& path) {
   if (const Status status = CheckSelectorTable(table); !status.ok()) {
     return bad(Code::kInvalidArgument, status.message());
   }
+  const tinyserve_selector_device_v1* device = nullptr;
+  using DeviceEntry = const tinyserve_selector_device_v1* (*)();
+  if (const auto device_entry =
+          reinterpret_cast<DeviceEntry>(::dlsym(handle, "tinyserve_selector_device"))) {
+    device = device_entry();
+    if (const Status status = CheckDeviceEntry(device, *table); !status.ok())
+      return bad(Code::kInvalidArgument, fmt::format("device entry: {}", status.message()));
+  }
   for (const tinyserve_selector_v2* other : AllSelectors()) {
     if (other == table) return Status();
     if (std::string_view(other->name) == table->name || IsReservedName(table->name)) {
@@ -119,7 +140,7 @@ Status LoadSelectorPlugin(const std::string& path) {
     }
   }
   const std::lock_guard lock(g_mutex);
-  Loaded().push_back(table);
+  Loaded().push_back({table, device});
   return Status();
 }
 

@@ -23,7 +23,8 @@ Status CheckPluginVersion(uint32_t abi_version, uint32_t struct_size, uint32_t v
 // Whether a table may have this name. Errors: kInvalidArgument, with what is allowed.
 Status CheckPluginName(const char* name);
 
-// Loads a shared object that exports tinyserve_selector(). Loading one again changes nothing.
+// Loads a shared object that exports tinyserve_selector(), and maybe tinyserve_selector_device()
+// (select/device_entry.h). Loading one again changes nothing.
 // Errors: kNotFound (what the dynamic linker says), kInvalidArgument (its table, or its name is
 // taken), all with the path. Thread-safe.
 Status LoadSelectorPlugin(const std::string& path);

@@ -276,6 +276,9 @@ TEST(AttentionSparse, RefusesWhatItCannotDo) {
   const Status status = AttendFused(shape, {}, {}, {}, how, nullptr);
   EXPECT_EQ(status.code(), Code::kUnsupported);
   EXPECT_NE(status.message().find("in two launches"), std::string::npos) << status.message();
+  how.page_scores.count = 1;
+  const Status given = AttendFused(shape, {}, {}, {}, how, nullptr);
+  EXPECT_NE(given.message().find("two launches"), std::string::npos) << given.message();
   how.recent = 0;
   EXPECT_EQ(AttendInTwo(shape, {}, {}, {}, how, nullptr).code(), Code::kUnsupported);
 }

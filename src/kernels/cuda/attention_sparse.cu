@@ -95,12 +95,28 @@ FusedKernel(SparseCall call) {
           .Part(item.at.Item() * item.at.group * kDim, uint64_t{item.at.group} * kDim));
 }
 
+// Scores that no number is among, or else everything is to be read.
+TS_DEVICE void TakeGivenScores(const SparseCall& call, SparseItem* item,
+                               const Shared<uint32_t>& keys) {
+  Budget& budget = item->budget;
+  const bool failed =
+      budget.chosen > 0 && TakeScores(call.how, item->at.Item(), budget.candidates, keys);
+  if (failed) {
+    budget.read = budget.pages;
+    budget.candidates = budget.chosen = budget.taken = 0;
+  }
+  if (ThreadIndex() != 0) return;
+  Global<uint32_t>(call.how.failed, "failed")
+      .Set(uint64_t{item->at.row} * call.how.failed_stride + item->at.head, failed ? 1 : 0);
+}
+
 // The first of two launches. Grid: parts of kScoredAtOnce candidates, KV heads, rows.
 template <uint32_t kDim, uint32_t kGroup>
 TS_BOUNDED_KERNEL(kDecodeThreads)
 SelectKernel(SparseCall call) {
-  const SparseItem item(call, BlockY(), BlockZ());
-  const uint32_t scored = item.budget.Scored();
+  SparseItem item(call, BlockY(), BlockZ());
+  const bool given = call.how.page_scores.count != 0;
+  const uint32_t scored = given ? 0 : item.budget.Scored();
   const uint32_t parts = scored == 0 ? 1 : (scored + kScoredAtOnce - 1) / kScoredAtOnce;
   const uint32_t part = BlockX(), first = part * kScoredAtOnce;
   if (part >= parts) return;
@@ -117,6 +133,7 @@ SelectKernel(SparseCall call) {
                              scores);
   }
   if (!ArrivesLast(Global<uint32_t>(call.step.arrived, "arrived"), item.at.Item(), parts)) return;
+  if (given && item.tokens != 0) TakeGivenScores(call, &item, keys);
   if (ThreadIndex() == 0) {
     Global<uint32_t>(call.how.chosen.tokens, "chosen tokens")
         .Set(item.at.Item(), item.tokens == 0 ? 0 : item.Read(call.pages.page_shift));
@@ -207,6 +224,8 @@ Status LaunchSelect(const DecodeShape& shape, const SparseCall& call, Stream str
 Status AttendFused(const DecodeShape& shape, const DevicePages& pages, const DeviceRecords& records,
                    const DecodeStep& step, const Selection& selection, Stream stream) {
   TS_RETURN_IF_ERROR(CheckSelection(shape, records, selection));
+  if (selection.page_scores.count != 0)
+    return Status(Code::kUnsupported, "attention_sparse: scores that are given take two launches");
   const SparseCall call = CallOf(shape, pages, records, step, selection);
   return ForShape("attention_sparse", shape, FusedLaunch{call, stream});
 }

@@ -64,6 +64,13 @@ struct Selection {
   Array<float> head_scores;  // [rows][kv_heads][group][pages_max]: scratch
   ChosenPages chosen;        // written; list_pages: the largest budget, or more
   KeptChoices kept = {};
+  // [rows][kv_heads][pages_max] scores that others have made; count 0: records are scored as above.
+  // Two launches alone. Where one of a row's is no number it reads all pages at that KV head, so
+  // that list_pages must be no less than pages_max.
+  Array<const float> page_scores = {};
+  // Written with page_scores: 1 where that was so, at row * failed_stride + head; else 0.
+  Array<uint32_t> failed = {};
+  uint32_t failed_stride = 0;
 };
 
 // Errors: kUnsupported, also where the lists do not fit in shared memory (the one launch alone).

@@ -203,6 +203,23 @@ TS_DEVICE void PoolScores(const Selection& how, uint32_t group, uint32_t count,
   SyncBlock();
 }
 
+// keys = those of an item's scores that are given; whether one of them is no number.
+TS_DEVICE bool TakeScores(const Selection& how, uint64_t item, uint32_t count,
+                          const Shared<uint32_t>& keys) {
+  TS_SHARED(uint32_t, wrong, 1);
+  if (ThreadIndex() == 0) wrong.Set(0, 0);
+  SyncBlock();
+  const Global<const float> scores =
+      Global<const float>(how.page_scores, "page_scores").Part(item * how.pages_max, count);
+  for (uint32_t i = ThreadIndex(); i < count; i += kDecodeThreads) {
+    const float score = scores.Get(i);
+    if (score != score) AtomicMax(wrong, 0, 1u);
+    keys.Set(i, KeyOf(score));
+  }
+  SyncBlock();
+  return wrong.Get(0) != 0;
+}
+
 // Sums of the lanes before one, and its own.
 TS_DEVICE uint32_t SumUpTo(uint32_t value) {
   const uint32_t lane = LaneIndex();
@@ -338,6 +355,7 @@ TS_DEVICE Global<uint16_t> KeptList(const KeptChoices& kept, const RowOfStep& at
 }
 
 // store(position, index into the table) of all pages that a row reads. All threads of the block.
+// Scores that are given are in `keys` already.
 template <uint32_t kGroup, class Store>
 TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, const RowOfStep& at,
                            const Global<float>& head_scores, const Shared<uint32_t>& keys,
@@ -363,7 +381,9 @@ TS_DEVICE void ChoosePages(const Selection& how, const Budget& budget, const Row
     }
     return;
   }
-  PoolScores<kGroup>(how, at.group, budget.candidates, head_scores, keys);
+  if (how.page_scores.count == 0) {
+    PoolScores<kGroup>(how, at.group, budget.candidates, head_scores, keys);
+  }
   TopKeys(keys, budget.candidates, budget.chosen, [&](uint32_t position, uint32_t i) {
     const uint32_t page = how.sink + i;
     if (position < budget.taken) store(how.sink + position, page);

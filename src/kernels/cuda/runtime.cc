@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "kernels/cuda/library.h"
+
 #ifdef TINYSERVE_CUDA
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -205,6 +207,49 @@ Status AfterLaunch(const char* kernel, int error, Stream stream) {
   return Synchronize(stream);
 }
 
+// ---- kernels/cuda/library.h ---------------------------------------------------------------------
+
+Result<LibraryHandle> LoadLibrary(const void* image) {
+  cudaLibrary_t library = nullptr;
+  TS_RETURN_IF_ERROR(
+      Checked(cudaLibraryLoadData(&library, image, nullptr, nullptr, 0, nullptr, nullptr, 0),
+              "cudaLibraryLoadData"));
+  return LibraryHandle{library};
+}
+void UnloadLibrary(LibraryHandle library) {
+  (void)cudaLibraryUnload(static_cast<cudaLibrary_t>(library));
+}
+
+Result<KernelHandle> FindKernel(LibraryHandle library, const char* name, uint32_t threads) {
+  cudaKernel_t kernel = nullptr;
+  const cudaError_t error =
+      cudaLibraryGetKernel(&kernel, static_cast<cudaLibrary_t>(library), name);
+  if (error == cudaErrorSymbolNotFound) {
+    (void)cudaGetLastError();
+    return Status(Code::kNotFound, fmt::format("the image has no kernel '{}'", name));
+  }
+  TS_RETURN_IF_ERROR(Checked(error, "cudaLibraryGetKernel"));
+  // Loads the code onto the device in use: what the image has none of is found here.
+  cudaFuncAttributes attributes{};
+  TS_RETURN_IF_ERROR(Checked(cudaFuncGetAttributes(&attributes, static_cast<const void*>(kernel)),
+                             "cudaFuncGetAttributes"));
+  if (static_cast<uint32_t>(attributes.maxThreadsPerBlock) < threads) {
+    return Status(Code::kUnsupported,
+                  fmt::format("blocks of kernel '{}' may have {} threads on this device, not {}",
+                              name, attributes.maxThreadsPerBlock, threads));
+  }
+  return KernelHandle{kernel};
+}
+
+Status LaunchLoaded(const LaunchConfig& config, KernelHandle kernel, const void* parameter,
+                    uint64_t) {
+  void* parameters[] = {const_cast<void*>(parameter)};
+  const cudaError_t error = cudaLaunchKernel(
+      kernel, dim3(config.grid.x, config.grid.y, config.grid.z), dim3(config.threads), parameters,
+      config.shared_bytes, Native(config.stream));
+  return AfterLaunch(config.kernel, static_cast<int>(error), config.stream);
+}
+
 #else  // a program without CUDA
 
 namespace {
@@ -237,6 +282,10 @@ Status BeginCapture(Stream) { return None(); }
 Result<GraphHandle> EndCapture(Stream) { return None(); }
 Status LaunchGraph(GraphHandle, Stream) { return None(); }
 void DestroyGraph(GraphHandle) {}
+Result<LibraryHandle> LoadLibrary(const void*) { return None(); }
+void UnloadLibrary(LibraryHandle) {}
+Result<KernelHandle> FindKernel(LibraryHandle, const char*, uint32_t) { return None(); }
+Status LaunchLoaded(const LaunchConfig&, KernelHandle, const void*, uint64_t) { return None(); }
 
 Status AfterLaunch(const char* kernel, int, Stream) {
   last_kernel.store(kernel, std::memory_order_relaxed);
