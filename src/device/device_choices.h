@@ -45,9 +45,10 @@ class ChoicesInForce {
     uint32_t page_tokens;
     uint32_t row;  // of the step
   };
-  // A query that selects, those of a sequence in order of position. `reads`: as its budget alone
-  // has it, then as it is; the row's entries of `choices` and `places` are set where any of its
-  // pages are chosen by scores, and places of rows before it may be withdrawn.
+  // A query that selects, those of a sequence in order of position; each is to be run, once.
+  // `reads`: as its budget alone has it, then as it is; the row's entries of `choices` and `places`
+  // are set where any of its pages are chosen by scores, and places of rows before it may be
+  // withdrawn.
   void Next(const DeviceSelector& selector, const Query& query, RowReads* reads, RowChoice* choices,
             ChoicePlaces* places);
 

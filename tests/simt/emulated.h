@@ -16,6 +16,7 @@
 
 #define TS_KERNEL static void
 #define TS_BOUNDED_KERNEL(threads) static void
+#define TS_RESIDENT_KERNEL(threads, blocks) static void
 #define TS_DEVICE inline
 #define TS_UNROLL
 

@@ -112,7 +112,7 @@ TS_DEVICE void TakeGivenScores(const SparseCall& call, SparseItem* item,
 
 // The first of two launches. Grid: parts of kScoredAtOnce candidates, KV heads, rows.
 template <uint32_t kDim, uint32_t kGroup>
-TS_BOUNDED_KERNEL(kDecodeThreads)
+TS_RESIDENT_KERNEL(kDecodeThreads, 5)
 SelectKernel(SparseCall call) {
   SparseItem item(call, BlockY(), BlockZ());
   const bool given = call.how.page_scores.count != 0;

@@ -8,6 +8,8 @@
 //
 //   TS_KERNEL, TS_DEVICE, TS_UNROLL     of a kernel, a device function, a loop
 //   TS_BOUNDED_KERNEL(threads)          of a kernel whose blocks have so many threads at most
+//   TS_RESIDENT_KERNEL(threads, blocks) the same, with registers for so many blocks of a
+//                                       multiprocessor at a time
 //   Status Launch(config, kernel, args...)
 //   ThreadIndex() LaneIndex() WarpIndex() BlockThreads() BlockX/Y/Z() GridX/Y/Z()
 //   SyncBlock(), SyncWarp(mask)         all threads of the block, or lanes of the mask, must come

@@ -15,6 +15,8 @@
 
 #define TS_KERNEL __global__ static void
 #define TS_BOUNDED_KERNEL(threads) __global__ static void __launch_bounds__(threads, 1)
+#define TS_RESIDENT_KERNEL(threads, blocks) \
+  __global__ static void __launch_bounds__(threads, blocks)
 #define TS_DEVICE __device__ __forceinline__
 #define TS_UNROLL _Pragma("unroll")
 
