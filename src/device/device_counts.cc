@@ -81,8 +81,8 @@ void DeviceCounts::CountWork(const StepRow& row, uint64_t generated_multiply_add
       seen * 2 * group_ * cache_->shape(0).head_dim * kv_heads_ * layers_;
 }
 
-void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
-                             const DevicePlan& plan) {
+void DeviceCounts::CountStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
+                             const PlannedRows& planned) {
   rows_.assign(batch.rows.size(), SelectionCounts());
   kv_bytes_ = 0;
   work_ = DeviceWork();
@@ -98,10 +98,10 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
       const bool selects = selector != nullptr && !selector->ReadsAll(position + 1);
       for (uint32_t layer = 0; layer < layers_; ++layer) {
         const bool dense = !selects || layer < selector->spec.budget.dense_layers;
-        const SelectionCounts query = dense ? QueryAt(nullptr, all, position)
-                                      : selector->cascade
-                                          ? CascadeAt(*selector, plan.reads(r, i), position, layer)
-                                          : QueryAt(selector, plan.reads(r, i), position);
+        const SelectionCounts query =
+            dense               ? QueryAt(nullptr, all, position)
+            : selector->cascade ? CascadeAt(*selector, planned.ReadsOf(r, i), position, layer)
+                                : QueryAt(selector, planned.ReadsOf(r, i), position);
         for (uint32_t head = 0; head < kv_heads_; ++head) {
           rows_[r].Add(query);
           if (!selects) continue;
@@ -117,7 +117,7 @@ void DeviceCounts::BeginStep(const StepBatch& batch, const std::vector<DeviceSel
 
 void DeviceCounts::CountFailures(const StepBatch& batch,
                                  const std::vector<DeviceSelector>& selectors,
-                                 const DevicePlan& plan, const uint32_t* failed) {
+                                 const PlannedRows& planned, const uint32_t* failed) {
   const KvShape shape = cache_->shape(0);
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     const StepRow& row = batch.rows[r];
@@ -125,14 +125,14 @@ void DeviceCounts::CountFailures(const StepBatch& batch,
     const DeviceSelector& selector = selectors[row.selector - 1];
     if (!selector.scorer) continue;
     for (uint32_t i = 0; i < row.length; ++i) {
-      const RowReads& reads = plan.reads(r, i);
+      const RowReads& reads = planned.ReadsOf(r, i);
       const uint64_t unread = reads.pages - reads.budget, tokens = unread * shape.page_tokens;
       const SelectionCounts more{.pages_read = unread,
                                  .tokens_read = tokens,
                                  .bytes_read = unread * cache_->PageBytes(0),
                                  .multiply_adds = tokens * 2 * group_ * shape.head_dim,
                                  .failures = 1};
-      const uint64_t at = (uint64_t{plan.first_row(r)} + i) * layers_ * kv_heads_;
+      const uint64_t at = (uint64_t{planned.rows[r].first_row} + i) * layers_ * kv_heads_;
       const uint32_t dense = std::min(selector.spec.budget.dense_layers, layers_);
       for (uint32_t strip = dense * kv_heads_; reads.selects && strip < layers_ * kv_heads_;
            ++strip) {

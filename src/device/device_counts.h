@@ -24,14 +24,14 @@ class DeviceCounts {
  public:
   DeviceCounts(const KvCache* cache, uint32_t layers, uint32_t group);
 
-  // `plan`: of the batch.
-  void BeginStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
-                 const DevicePlan& plan);
+  // `planned`: of the batch.
+  void CountStep(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
+                 const PlannedRows& planned);
 
   // Rows of the step at which a plugin's scores were no numbers, so that everything was read:
   // `failed` [rows of the device][layers][KV heads].
   void CountFailures(const StepBatch& batch, const std::vector<DeviceSelector>& selectors,
-                     const DevicePlan& plan, const uint32_t* failed);
+                     const PlannedRows& planned, const uint32_t* failed);
 
   void Reset();
 

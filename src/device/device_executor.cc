@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "engine/logprobs.h"
 #include "engine/selector_storage.h"
 #include "kernels/cuda/products.h"
@@ -62,10 +64,16 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
   e->counts_ = std::make_unique<DeviceCounts>(e->cache_.get(), config.layers,
                                               config.heads / config.kv_heads);
   const Checked logits = e->options_.logits_max, vocab = config.vocab;
-  e->pinned_.Add(&e->finite_, options.step_tokens_max);
-  e->pinned_.Add(&e->failed_, e->step_->failed().count);
-  e->pinned_.Add(&e->drawn_, logits);
-  e->pinned_.Add(&e->tops_, logits);
+  for (Flight& flight : e->flights_) {
+    e->pinned_.Add(&flight.finite, options.step_tokens_max);
+    e->pinned_.Add(&flight.failed, e->step_->failed().count);
+    e->pinned_.Add(&flight.drawn, logits);
+    e->pinned_.Add(&flight.tops, logits);
+  }
+  for (auto& events : e->events_) {
+    TS_ASSIGN_OR_RETURN(events.begun, Event::Create());
+    TS_ASSIGN_OR_RETURN(events.ended, Event::Create());
+  }
   e->pinned_.Add(&e->logits_, logits * vocab);
   e->pinned_.Add(&e->scoring_, Checked(DeviceStep::logit_rows()) * vocab);
   TS_RETURN_IF_ERROR(e->pinned_.Allocate());
@@ -112,35 +120,124 @@ Status DeviceExecutor::ListSubPages(std::span<const SelectorSpec> specs, KvType 
   return Status();
 }
 
-Status DeviceExecutor::RunStep(const StepBatch& batch) {
-  uint64_t tokens[2] = {};  // by TokenClass
-  for (const StepRow& row : batch.rows) tokens[static_cast<size_t>(row.token_class)] += row.length;
-  const TraceScope scope(options_.trace, TraceKind::kStep, tokens[0], tokens[1], batch.rows.size());
+// What is on its way to or from this memory arrives first; a device that is lost copies no more.
+DeviceExecutor::~DeviceExecutor() {
+  if (running() > 0) (void)setup_.pages->stream().Synchronize();
+}
+
+// ---- a step -------------------------------------------------------------------------------------
+
+void DeviceExecutor::BeginStep(const StepBatch& batch) {
+  TS_CHECK(running() <= 1);
+  if (running() == 1) {
+    for (const PlannedRow& row : flights_[finished_ % 2].planned.rows) TS_CHECK(row.draws);
+  }
+  Flight* flight = &flights_[begun_ % 2];
+  flight->begin_ns = NowNs();
+  flight->batch = batch;
+  flight->begun = Enqueue(flight);
+  ++begun_;
+}
+
+// Uploads, launches, downloads: all in the stream's order, so that what a step reads is what those
+// before it have written, whoever a page has belonged to meanwhile.
+Status DeviceExecutor::Enqueue(Flight* flight) {
+  const DeviceStream& stream = setup_.pages->stream();
+  step_->FlipInputs();
+  flight->planned = plan_->Plan(flight->batch, ResolveInputs(flight->batch), selectors_);
   TS_RETURN_IF_ERROR(runtime::UseDevice(setup_.device.index));
   TS_RETURN_IF_ERROR(setup_.pages->TakeFailure());
+  TS_RETURN_IF_ERROR(stream.Record(events_[begun_ % 3].begun));
+  TS_RETURN_IF_ERROR(step_->UploadInputs(flight->planned.form));
+  TS_RETURN_IF_ERROR(Launch(flight->planned));
+  TS_RETURN_IF_ERROR(Download(*flight));
+  return stream.Record(events_[begun_ % 3].ended);
+}
+
+// What a step that runs has drawn is known on the device alone.
+std::vector<int32_t> DeviceExecutor::ResolveInputs(const StepBatch& batch) const {
+  const auto vocab = static_cast<int32_t>(setup_.model->config().vocab);
   std::vector<int32_t> inputs(batch.inputs);
   for (int32_t& input : inputs) {
-    if (input < 0) input = sampled_[static_cast<size_t>(~input)];
-    TS_CHECK(input >= 0 && static_cast<uint32_t>(input) < setup_.model->config().vocab);
+    if (input < 0) {
+      const auto row = static_cast<size_t>(~input);
+      if (running() == 1) {
+        const int32_t at = flights_[finished_ % 2].planned.rows[row].logits_at;
+        input = DrawnId(static_cast<uint32_t>(at));
+        continue;
+      }
+      input = sampled_[row];
+    }
+    TS_CHECK(input >= 0 && input < vocab);
   }
-  plan_->Plan(batch, inputs, selectors_);
-  counts_->BeginStep(batch, selectors_, *plan_);
-  const StepForm& form = plan_->form();
-  TS_RETURN_IF_ERROR(step_->UploadInputs(form));
-  TS_RETURN_IF_ERROR(Launch(form));
-  TS_RETURN_IF_ERROR(Download(form));
-  TS_RETURN_IF_ERROR(setup_.pages->stream().Synchronize());
-  if (AsksPlugins(form)) counts_->CountFailures(batch, selectors_, *plan_, failed_.data);
-  TS_RETURN_IF_ERROR(ScorePrompts(batch));
-  sampled_.assign(batch.rows.size(), -1);
+  return inputs;
+}
+
+void DeviceExecutor::DropRow(size_t row) {
+  TS_CHECK(running() > 0);
+  Flight* flight = &flights_[finished_ % 2];
+  const auto at = static_cast<std::ptrdiff_t>(row);
+  flight->batch.rows.erase(flight->batch.rows.begin() + at);
+  flight->planned.rows.erase(flight->planned.rows.begin() + at);
+}
+
+Status DeviceExecutor::FinishStep() {
+  TS_CHECK(running() > 0);
+  const uint64_t step = finished_++;
+  const Flight& flight = flights_[step % 2];
+  const uint64_t last_end_ns = std::exchange(ended_ns_, 0);
+  if (!flight.begun.ok()) {
+    // What came that far reads inputs that are to be written anew.
+    (void)setup_.pages->stream().Synchronize();
+    return flight.begun;
+  }
+  const uint64_t wait_ns = NowNs();
+  TS_RETURN_IF_ERROR(events_[step % 3].ended.Await());
+  ended_ns_ = NowNs();
+  if (last_end_ns != 0) TS_RETURN_IF_ERROR(CountTime(step, wait_ns - last_end_ns));
+  if (flight.batch.rows.empty()) return Status();
+  counts_->CountStep(flight.batch, selectors_, flight.planned);
+  if (AsksPlugins(flight.planned.form))
+    counts_->CountFailures(flight.batch, selectors_, flight.planned, flight.failed.data);
+  TS_RETURN_IF_ERROR(ScorePrompts(flight.batch));
+  TraceStep(flight, last_end_ns);
+  sampled_.assign(flight.batch.rows.size(), -1);
   states_.clear();
   ++steps_;
   return Status();
 }
 
-Status DeviceExecutor::Launch(const StepForm& form) {
+Status DeviceExecutor::CountTime(uint64_t step, uint64_t host_ns) {
+  const auto &before = events_[(step - 1) % 3], &of = events_[step % 3];
+  TS_ASSIGN_OR_RETURN(const float idle_ms,
+                      runtime::Milliseconds(before.ended.handle(), of.begun.handle()));
+  TS_ASSIGN_OR_RETURN(const float device_ms,
+                      runtime::Milliseconds(of.begun.handle(), of.ended.handle()));
+  ++times_.steps;
+  times_.host_seconds += static_cast<double>(host_ns) / 1e9;
+  times_.idle_seconds += double{idle_ms} / 1e3;
+  times_.device_seconds += double{device_ms} / 1e3;
+  return Status();
+}
+
+// Steps that were begun ahead follow each other without overlapping: from the end of the one before
+// on, the device is theirs.
+void DeviceExecutor::TraceStep(const Flight& flight, uint64_t last_end_ns) const {
+  if (options_.trace == nullptr) return;
+  uint64_t tokens[2] = {};  // by TokenClass
+  for (const StepRow& row : flight.batch.rows)
+    tokens[static_cast<size_t>(row.token_class)] += row.length;
+  options_.trace->Add(TraceSpan{.kind = TraceKind::kStep,
+                                .label = nullptr,
+                                .begin_ns = std::max(flight.begin_ns, last_end_ns),
+                                .end_ns = NowNs(),
+                                .args = {tokens[0], tokens[1], flight.batch.rows.size()}});
+}
+
+Status DeviceExecutor::Launch(const PlannedRows& planned) {
   const DeviceStream& stream = setup_.pages->stream();
-  if (!setup_.graphs || !plan_->replayable()) return step_->LaunchAll(form, selectors_);
+  const StepForm& form = planned.form;
+  if (!setup_.graphs || !planned.replayable) return step_->LaunchAll(form, selectors_);
   auto found = std::find_if(graphs_.begin(), graphs_.end(),
                             [&](const Recorded& recorded) { return recorded.form == form; });
   if (found == graphs_.end()) {
@@ -163,23 +260,24 @@ bool DeviceExecutor::AsksPlugins(const StepForm& form) const {
   return false;
 }
 
-Status DeviceExecutor::Download(const StepForm& form) {
+Status DeviceExecutor::Download(const Flight& flight) {
   const Stream stream = setup_.pages->stream().handle();
+  const StepForm& form = flight.planned.form;
   if (AsksPlugins(form)) {
     const ModelConfig& c = setup_.model->config();
     const uint64_t flags = uint64_t{form.generated} * c.layers * c.kv_heads;
     TS_RETURN_IF_ERROR(
-        runtime::Copy(failed_.data, step_->failed().data, flags * sizeof(uint32_t), stream));
+        runtime::Copy(flight.failed.data, step_->failed().data, flags * sizeof(uint32_t), stream));
   }
   const uint64_t vocab = setup_.model->config().vocab;
-  TS_RETURN_IF_ERROR(
-      runtime::Copy(finite_.data, step_->finite().data, form.rows() * sizeof(uint32_t), stream));
+  TS_RETURN_IF_ERROR(runtime::Copy(flight.finite.data, step_->finite().data,
+                                   form.rows() * sizeof(uint32_t), stream));
   uint32_t first = UINT32_MAX, end = 0;  // logits that the host wants
-  for (size_t r = 0; r < plan_->batch_rows(); ++r) {
-    if (plan_->logits_at(r) < 0 || plan_->draws(r)) continue;
-    const auto at = static_cast<uint32_t>(plan_->logits_at(r));
+  for (const PlannedRow& row : flight.planned.rows) {
+    if (row.logits_at < 0 || row.draws) continue;
+    const auto at = static_cast<uint32_t>(row.logits_at);
     first = std::min(first, at);
-    end = std::max(end, at + plan_->logits_count(r));
+    end = std::max(end, at + row.logits_count);
   }
   if (end > first) {
     TS_RETURN_IF_ERROR(runtime::Copy(logits_.data + first * vocab,
@@ -188,8 +286,9 @@ Status DeviceExecutor::Download(const StepForm& form) {
   }
   if (form.drawn == 0) return Status();
   TS_RETURN_IF_ERROR(
-      runtime::Copy(tops_.data, step_->tops().data, form.drawn * sizeof(float), stream));
-  return runtime::Copy(drawn_.data, step_->tokens().data, form.drawn * sizeof(int32_t), stream);
+      runtime::Copy(flight.tops.data, step_->tops().data, form.drawn * sizeof(float), stream));
+  return runtime::Copy(flight.drawn.data, step_->tokens().data, form.drawn * sizeof(int32_t),
+                       stream);
 }
 
 // Log-probabilities of prompts' next tokens, some rows at a time.
@@ -215,7 +314,8 @@ Status DeviceExecutor::ScoreRow(const StepBatch& batch, size_t row, uint32_t fir
   const DeviceStream& stream = setup_.pages->stream();
   const uint64_t vocab = setup_.model->config().vocab;
   const Upload<uint32_t>& wanted = step_->inputs().wanted;
-  for (uint32_t i = 0; i < count; ++i) wanted.host.data[i] = plan_->first_row(row) + first + i;
+  for (uint32_t i = 0; i < count; ++i)
+    wanted.host.data[i] = last().planned.rows[row].first_row + first + i;
   TS_RETURN_IF_ERROR(wanted.Copy(stream, count));
   TS_RETURN_IF_ERROR(step_->LaunchLogits(0, count, step_->scoring()));
   TS_RETURN_IF_ERROR(runtime::Copy(scoring_.data, step_->scoring().data,
@@ -232,30 +332,33 @@ Status DeviceExecutor::ScoreRow(const StepBatch& batch, size_t row, uint32_t fir
   return Status();
 }
 
+// ---- what came of it ----------------------------------------------------------------------------
+
 bool DeviceExecutor::finite(size_t row) const {
-  const uint32_t first = plan_->first_row(row);
-  return std::all_of(finite_.data + first, finite_.data + first + plan_->length(row),
-                     [](uint32_t is) { return is != 0; });
+  const PlannedRow& at = last().planned.rows[row];
+  const uint32_t* first = last().finite.data + at.first_row;
+  return std::all_of(first, first + at.length, [](uint32_t is) { return is != 0; });
 }
 
 std::optional<int32_t> DeviceExecutor::drawn(size_t row) const {
-  if (!plan_->draws(row)) return std::nullopt;
-  const int32_t at = plan_->logits_at(row);
-  return std::isfinite(tops_.data[at]) ? drawn_.data[at] : -1;
+  const PlannedRow& at = last().planned.rows[row];
+  if (!at.draws) return std::nullopt;
+  return std::isfinite(last().tops.data[at.logits_at]) ? last().drawn.data[at.logits_at] : -1;
 }
 
 std::span<float> DeviceExecutor::logits(size_t row) {
-  TS_CHECK(plan_->logits_at(row) >= 0 && !plan_->draws(row));
+  const PlannedRow& at = last().planned.rows[row];
+  TS_CHECK(at.logits_at >= 0 && !at.draws);
   const uint64_t vocab = setup_.model->config().vocab;
-  return {logits_.data + static_cast<uint64_t>(plan_->logits_at(row)) * vocab,
-          vocab * plan_->logits_count(row)};
+  return {logits_.data + static_cast<uint64_t>(at.logits_at) * vocab, vocab * at.logits_count};
 }
 
 void DeviceExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) const {
   const ModelConfig& config = setup_.model->config();
-  TS_CHECK(i < plan_->length(row) && out.size() == config.dim);
+  const PlannedRows& planned = last().planned;
+  TS_CHECK(running() == 0 && i < planned.rows[row].length && out.size() == config.dim);
   if (states_.empty()) {
-    states_.resize(uint64_t{plan_->form().rows()} * config.dim);
+    states_.resize(uint64_t{planned.form.rows()} * config.dim);
     const Stream stream = setup_.pages->stream().handle();
     const Status copied =
         runtime::Copy(states_.data(), step_->x().data, states_.size() * sizeof(float), stream);
@@ -263,7 +366,7 @@ void DeviceExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) co
     if (!copied.ok() || !runtime::Synchronize(stream).ok())
       std::fill(states_.begin(), states_.end(), NAN);
   }
-  const float* x = states_.data() + uint64_t{plan_->first_row(row) + i} * config.dim;
+  const float* x = states_.data() + uint64_t{planned.rows[row].first_row + i} * config.dim;
   double sum = 0;
   for (uint32_t c = 0; c < config.dim; ++c) sum += double{x[c]} * double{x[c]};
   const auto factor = static_cast<float>(1 / std::sqrt(sum / config.dim + double{config.norm_eps}));

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device/device_arena.h"
@@ -17,6 +18,7 @@
 #include "device/device_selector.h"
 #include "device/device_step.h"
 #include "engine/executor.h"
+#include "kernels/cuda/device.h"
 
 namespace tinyserve::cuda {
 
@@ -45,8 +47,17 @@ class DeviceExecutor : public Executor {
   static Result<std::unique_ptr<DeviceExecutor>> Create(const DeviceSetup& setup,
                                                         const ExecutorOptions& options);
 
+  ~DeviceExecutor() override;
+
   KvCache* cache() override { return cache_.get(); }
-  Status RunStep(const StepBatch& batch) override;
+  Status RunStep(const StepBatch& batch) override {
+    BeginStep(batch);
+    return FinishStep();
+  }
+  bool begins_ahead() const override { return true; }
+  void BeginStep(const StepBatch& batch) override;
+  void DropRow(size_t row) override;
+  Status FinishStep() override;
 
   bool finite(size_t row) const override;
   std::optional<int32_t> drawn(size_t row) const override;
@@ -59,6 +70,10 @@ class DeviceExecutor : public Executor {
   void SetSampled(size_t row, int32_t token) override { sampled_[row] = token; }
 
   StepCost cost() const override;
+  DeviceTimes TakeDeviceTimes() override {
+    ended_ns_ = 0;
+    return std::exchange(times_, DeviceTimes());
+  }
   SelectionCounts selection_counts() const override { return counts_->total(); }
   SelectionCounts ReadsOf(size_t row) const override { return counts_->OfRow(row); }
   std::vector<SelectionCounts> strip_counts() const override { return counts_->strips(); }
@@ -89,15 +104,32 @@ class DeviceExecutor : public Executor {
     StepForm form;
     Graph graph;
   };
+  // A step from its begin until the one after the next begins.
+  struct Flight {
+    StepBatch batch;
+    PlannedRows planned;
+    Status begun;
+    uint64_t begin_ns = 0;
+    Array<uint32_t> finite{};  // [R]
+    Array<uint32_t> failed{};  // as the step has them
+    Array<int32_t> drawn{};    // [L]
+    Array<float> tops{};       // [L]
+  };
 
   DeviceExecutor() = default;
   Status OpenCache(const ExecutorOptions& options);
   Status ListSubPages(std::span<const SelectorSpec> specs, KvType stored);
   // Errors: as FindSelector.
   Result<DeviceSelector> OpenSelector(const SelectorSpec& spec) const;
-  Status Launch(const StepForm& form);
-  Status Download(const StepForm& form);
+  uint64_t running() const { return begun_ - finished_; }
+  const Flight& last() const { return flights_[(finished_ - 1) % 2]; }
+  std::vector<int32_t> ResolveInputs(const StepBatch& batch) const;
+  Status Enqueue(Flight* flight);
+  Status Launch(const PlannedRows& planned);
+  Status Download(const Flight& flight);
   bool AsksPlugins(const StepForm& form) const;  // for scores
+  void TraceStep(const Flight& flight, uint64_t last_end_ns) const;
+  Status CountTime(uint64_t step, uint64_t host_ns);
   Status ScorePrompts(const StepBatch& batch);
   Status ScoreRow(const StepBatch& batch, size_t row, uint32_t first, uint32_t count);
 
@@ -117,17 +149,20 @@ class DeviceExecutor : public Executor {
   TokenProducts layer_products_, head_products_;
   std::vector<Recorded> graphs_;  // those used last at the end
   Arena<PinnedMemory> pinned_;
-  Array<uint32_t> finite_{};  // [R]
-  Array<uint32_t> failed_{};  // as the step has them
-  Array<int32_t> drawn_{};    // [L]
-  Array<float> tops_{};       // [L]
-  Array<float> logits_{};     // [L][vocab]
-  Array<float> scoring_{};    // [logit_rows][vocab]
+  Flight flights_[2];                  // step i is at i % 2
+  uint64_t begun_ = 0, finished_ = 0;  // steps
+  struct {
+    Event begun, ended;
+  } events_[3];  // step i's are at i % 3: two run, one has ended
+  DeviceTimes times_;
+  uint64_t ended_ns_ = 0;  // when the last step was found to have ended; 0: no step is to follow it
+  Array<float> logits_{};  // [L][vocab]
+  Array<float> scoring_{};  // [logit_rows][vocab]
   std::vector<int32_t> sampled_;
   std::vector<std::vector<float>> logprobs_;
   std::vector<std::vector<std::vector<TokenLogprob>>> top_logprobs_;
   mutable std::vector<float> states_;  // [rows][dim] of the last step, once somebody asks
-  uint64_t steps_ = 0;
+  uint64_t steps_ = 0;                 // with rows
 };
 
 }  // namespace tinyserve::cuda

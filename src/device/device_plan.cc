@@ -58,8 +58,7 @@ DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
       pairs_(static_cast<uint32_t>(frequencies.size())),
       group_(step->query_group()),
       coded_(cache->coded(0)),
-      choices_(cache->sequences_max()),
-      reads_(step->inputs().ids.host.count) {
+      choices_(cache->sequences_max()) {
   cos_sin_.reserve(uint64_t{tokens_max} * pairs_ * 2);
   for (uint32_t position = 0; position < tokens_max; ++position) {
     for (const float frequency : frequencies) {
@@ -71,41 +70,42 @@ DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
   }
 }
 
-void DevicePlan::Plan(const StepBatch& batch, std::span<const int32_t> tokens,
-                      const std::vector<DeviceSelector>& selectors) {
-  form_ = {.tokens_max = 1, .groups = 0};
+const PlannedRows& DevicePlan::Plan(const StepBatch& batch, std::span<const int32_t> tokens,
+                                    const std::vector<DeviceSelector>& selectors) {
+  planned_.form = {.tokens_max = 1, .groups = 0};
   runs_.clear();
   choices_.BeginStep();
   PlaceRows(batch);
+  planned_.reads.resize(planned_.form.rows());
   for (size_t r = 0; r < batch.rows.size(); ++r) FillRun(batch.rows[r], r, tokens, selectors);
   if (!step_->prompt_decodes()) PlanPrompts(batch);
   PlanLogits(batch);
-  if (replayable_) RoundUp();
+  if (planned_.replayable) RoundUp();
+  return planned_;
 }
 
 // Generated rows first, in the order of the batch.
 void DevicePlan::PlaceRows(const StepBatch& batch) {
-  first_row_.assign(batch.rows.size(), 0);
   table_of_.assign(batch.rows.size(), 0);
-  length_.clear();
-  for (const StepRow& row : batch.rows) length_.push_back(row.length);
-  replayable_ = true;
+  planned_.rows.clear();
+  for (const StepRow& row : batch.rows) planned_.rows.push_back({.length = row.length});
+  planned_.replayable = true;
   for (const TokenClass wanted : {TokenClass::kGenerated, TokenClass::kPrompt}) {
     const bool prompt = wanted == TokenClass::kPrompt;
-    if (prompt) form_.first_prompt_table = form_.tables;
+    if (prompt) planned_.form.first_prompt_table = planned_.form.tables;
     for (size_t r = 0; r < batch.rows.size(); ++r) {
       const StepRow& row = batch.rows[r];
       if (row.token_class != wanted) continue;
-      first_row_[r] = form_.rows();
-      table_of_[r] = form_.tables++;
-      (prompt ? form_.prompt : form_.generated) += row.length;
+      planned_.rows[r].first_row = planned_.form.rows();
+      table_of_[r] = planned_.form.tables++;
+      (prompt ? planned_.form.prompt : planned_.form.generated) += row.length;
       const bool plain = row.want == Want::kNothing || row.want == Want::kLogits;
-      replayable_ = replayable_ && !prompt && row.length == 1 && plain;
+      planned_.replayable = planned_.replayable && !prompt && row.length == 1 && plain;
     }
   }
   const StepInputs& in = step_->inputs();
-  TS_CHECK(form_.rows() > 0 && form_.rows() <= in.ids.host.count);
-  TS_CHECK(form_.tables <= in.runs.host.count);
+  TS_CHECK(planned_.form.rows() > 0 && planned_.form.rows() <= in.ids.host.count);
+  TS_CHECK(planned_.form.tables <= in.runs.host.count);
 }
 
 void DevicePlan::ClearRow(uint32_t row) {
@@ -130,7 +130,7 @@ void DevicePlan::FillRun(const StepRow& row, size_t r, std::span<const int32_t> 
   ListPages(row);
   const uint32_t open_first = coded_ ? cache_->open_first(row.slot) : 0;
   for (uint32_t i = 0; i < row.length; ++i) {
-    const uint32_t at = first_row_[r] + i, position = row.first_position + i;
+    const uint32_t at = planned_.rows[r].first_row + i, position = row.first_position + i;
     ClearRow(at);
     in.ids.host.data[at] = tokens[row.first_input + i];
     in.positions.host.data[at] = position - open_first;
@@ -149,7 +149,7 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
   const bool generated = row.token_class == TokenClass::kGenerated;
   const DeviceSelector* selector =
       generated && row.selector != 0 ? &selectors[row.selector - 1] : nullptr;
-  RowReads& reads = reads_[at];
+  RowReads& reads = planned_.reads[at];
   reads = ReadsAt(*cache_, selector, position);
   if (reads.selects && selector->keeps_choices()) {
     choices_.Next(*selector,
@@ -162,7 +162,7 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
                   &reads, in.choices.host.data, in.choice_places.host.data);
   }
   const uint32_t group = reads.selects ? row.selector : 0;
-  form_.groups |= 1u << group;
+  planned_.form.groups |= 1u << group;
   in.budgets.host.data[at] = reads.budget;
   in.newer.host.data[at] = reads.open;
   in.candidates.host.data[at] = reads.scored;
@@ -170,7 +170,7 @@ void DevicePlan::FillRow(const StepRow& row, uint32_t at, uint32_t position,
   in.value_tokens.host.data[at] = reads.value_tokens;
   const uint32_t raw = coded_ ? cache_->RawBegin(position) : position + 1;
   in.tokens[group].host.data[at] = raw;
-  form_.tokens_max = std::max(form_.tokens_max, raw);
+  planned_.form.tokens_max = std::max(planned_.form.tokens_max, raw);
   if (!coded_) return;
   in.raw_tokens[group].host.data[at] = position + 1 - raw;
   const PageView view = cache_->OpenView(row.slot, 0, raw, position + 1);
@@ -201,7 +201,7 @@ void DevicePlan::ListPages(const StepRow& row) {
     if (end / page == row.first_position / page) return;
     const PageView view = cache_->View(row.slot, 0, end);
     for (uint32_t p = row.first_position / page; p < end / page; ++p)
-      in.full_pages.host.data[form_.full_pages++] = view.pages[p];
+      in.full_pages.host.data[planned_.form.full_pages++] = view.pages[p];
     return;
   }
   const uint32_t first = cache_->RawBegin(row.first_position);
@@ -210,8 +210,8 @@ void DevicePlan::ListPages(const StepRow& row) {
   const PageView open = cache_->OpenView(row.slot, 0, first, last);
   const PageView blocks = cache_->View(row.slot, 0, last);
   for (uint32_t p = 0; p < open.count; ++p) {
-    in.seal_from.host.data[form_.seal_pages] = open.pages[p];
-    in.seal_to.host.data[form_.seal_pages++] = blocks.pages[first / page + p];
+    in.seal_from.host.data[planned_.form.seal_pages] = open.pages[p];
+    in.seal_to.host.data[planned_.form.seal_pages++] = blocks.pages[first / page + p];
   }
 }
 
@@ -219,7 +219,7 @@ void DevicePlan::PlanPrompts(const StepBatch& batch) {
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     const StepRow& row = batch.rows[r];
     if (row.token_class != TokenClass::kPrompt) continue;
-    runs_.push_back({.first_row = first_row_[r] - form_.generated,
+    runs_.push_back({.first_row = planned_.rows[r].first_row - planned_.form.generated,
                      .rows = row.length,
                      .first_position = row.first_position});
   }
@@ -229,22 +229,19 @@ void DevicePlan::PlanPrompts(const StepBatch& batch) {
   TS_CHECK(blocks.size() <= in.blocks.host.count);
   std::copy(runs_.begin(), runs_.end(), in.runs.host.data);
   std::copy(blocks.begin(), blocks.end(), in.blocks.host.data);
-  form_.runs = static_cast<uint32_t>(runs_.size());
-  form_.blocks = static_cast<uint32_t>(blocks.size());
+  planned_.form.runs = static_cast<uint32_t>(runs_.size());
+  planned_.form.blocks = static_cast<uint32_t>(blocks.size());
 }
 
 // Rows whose token the device draws come first.
 void DevicePlan::PlanLogits(const StepBatch& batch) {
-  logits_at_.assign(batch.rows.size(), -1);
-  logits_count_.assign(batch.rows.size(), 0);
-  draws_.assign(batch.rows.size(), false);
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    draws_[r] = batch.rows[r].want == Want::kLogits && batch.rows[r].draw.on_device;
-    if (draws_[r]) AddWanted(batch.rows[r], r);
+    planned_.rows[r].draws = batch.rows[r].want == Want::kLogits && batch.rows[r].draw.on_device;
+    if (planned_.rows[r].draws) AddWanted(batch.rows[r], r);
   }
-  form_.drawn = form_.wanted;
+  planned_.form.drawn = planned_.form.wanted;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
-    if (!draws_[r]) AddWanted(batch.rows[r], r);
+    if (!planned_.rows[r].draws) AddWanted(batch.rows[r], r);
   }
 }
 
@@ -253,12 +250,12 @@ void DevicePlan::AddWanted(const StepRow& row, size_t r) {
   const bool every = row.want == Want::kEveryLogits;
   if (!last && !every) return;
   const StepInputs& in = step_->inputs();
-  logits_at_[r] = static_cast<int32_t>(form_.wanted);
-  logits_count_[r] = every ? row.length : 1;
+  planned_.rows[r].logits_at = static_cast<int32_t>(planned_.form.wanted);
+  planned_.rows[r].logits_count = every ? row.length : 1;
   for (uint32_t i = every ? 0 : row.length - 1; i < row.length; ++i) {
-    TS_CHECK(form_.wanted < in.seeds.host.count);
-    const uint32_t at = form_.wanted++;
-    in.wanted.host.data[at] = first_row_[r] + i;
+    TS_CHECK(planned_.form.wanted < in.seeds.host.count);
+    const uint32_t at = planned_.form.wanted++;
+    in.wanted.host.data[at] = planned_.rows[r].first_row + i;
     in.temperatures.host.data[at] = row.draw.temperature;
     in.min_ps.host.data[at] = row.draw.min_p;
     in.seeds.host.data[at] = row.draw.seed;
@@ -270,28 +267,29 @@ void DevicePlan::AddWanted(const StepRow& row, size_t r) {
 // in use, logits that are added are those of the first row; all are drawn from, for nothing.
 void DevicePlan::RoundUp() {
   const StepInputs& in = step_->inputs();
-  const uint32_t rows =
-      std::max(form_.generated, std::min(std::bit_ceil(form_.generated), bucket_max_));
+  const uint32_t rows = std::max(planned_.form.generated,
+                                 std::min(std::bit_ceil(planned_.form.generated), bucket_max_));
   const uint32_t row_pages = coded_ ? step_->raw_pages() : 1;
-  for (uint32_t row = form_.generated; row < rows; ++row) {
+  for (uint32_t row = planned_.form.generated; row < rows; ++row) {
     ClearRow(row);
     std::fill_n(in.cos_sin.host.data + uint64_t{row} * pairs_ * 2, pairs_ * 2, 0.0f);
   }
-  for (uint32_t i = form_.wanted; i < rows; ++i) in.wanted.host.data[i] = 0;
-  for (uint32_t i = form_.drawn; i < rows; ++i) {
+  for (uint32_t i = planned_.form.wanted; i < rows; ++i) in.wanted.host.data[i] = 0;
+  for (uint32_t i = planned_.form.drawn; i < rows; ++i) {
     in.temperatures.host.data[i] = in.min_ps.host.data[i] = 0;
     in.seeds.host.data[i] = in.draw_positions.host.data[i] = 0;
   }
   if (!coded_) {
-    for (; form_.full_pages < rows; ++form_.full_pages)
-      in.full_pages.host.data[form_.full_pages] = kNoPage;
+    for (; planned_.form.full_pages < rows; ++planned_.form.full_pages)
+      in.full_pages.host.data[planned_.form.full_pages] = kNoPage;
   }
-  for (; coded_ && form_.seal_pages < rows * row_pages; ++form_.seal_pages)
-    in.seal_from.host.data[form_.seal_pages] = in.seal_to.host.data[form_.seal_pages] = kNoPage;
-  form_.generated = form_.wanted = form_.drawn = rows;
-  form_.tables = std::max(form_.tables, 1u);
-  const uint32_t splits = (form_.tokens_max + kSplitTokens - 1) / kSplitTokens;
-  form_.tokens_max =
+  for (; coded_ && planned_.form.seal_pages < rows * row_pages; ++planned_.form.seal_pages)
+    in.seal_from.host.data[planned_.form.seal_pages] =
+        in.seal_to.host.data[planned_.form.seal_pages] = kNoPage;
+  planned_.form.generated = planned_.form.wanted = planned_.form.drawn = rows;
+  planned_.form.tables = std::max(planned_.form.tables, 1u);
+  const uint32_t splits = (planned_.form.tokens_max + kSplitTokens - 1) / kSplitTokens;
+  planned_.form.tokens_max =
       std::min(std::bit_ceil(splits) * kSplitTokens, step_->table_pages() * cache_->page_tokens());
 }
 

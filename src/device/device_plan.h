@@ -19,30 +19,33 @@ namespace tinyserve::cuda {
 // that is in force changes of it is left out.
 RowReads ReadsAt(const KvCache& cache, const DeviceSelector* selector, uint32_t position);
 
+// A batch's row on the device.
+struct PlannedRow {
+  uint32_t first_row = 0, length = 0;  // on the device, of as many
+  int32_t logits_at = -1;              // the place of its first logits; -1: it has none
+  uint32_t logits_count = 0;
+  bool draws = false;  // the device draws its token
+};
+struct PlannedRows {
+  StepForm form;
+  bool replayable = false;       // the form is one of a few
+  std::vector<PlannedRow> rows;  // by batch row
+  std::vector<RowReads> reads;   // by row of decode attention
+  // What the i-th token of a batch row reads. REQUIRES: it is a generated one.
+  const RowReads& ReadsOf(size_t row, uint32_t i) const { return reads[rows[row].first_row + i]; }
+};
+
 class DevicePlan {
  public:
   // `frequencies`, `magnitude`: of RoPE, for positions below tokens_max.
   DevicePlan(const KvCache* cache, DeviceStep* step, const std::vector<float>& frequencies,
              float magnitude, uint32_t tokens_max, uint32_t bucket_max);
 
-  // Fills the step's inputs. `tokens`: [inputs] resolved. A batch of generated tokens, one of each
-  // sequence, gets a form of a few kinds (rows and contexts rounded up), so that its launches can
-  // be recorded.
-  void Plan(const StepBatch& batch, std::span<const int32_t> tokens,
-            const std::vector<DeviceSelector>& selectors);
-
-  const StepForm& form() const { return form_; }
-  bool replayable() const { return replayable_; }
-  // Of a batch row: its first row on the device and how many there are; the place of its first
-  // logits, -1: none, and how many; whether the device draws its token.
-  size_t batch_rows() const { return first_row_.size(); }
-  uint32_t first_row(size_t row) const { return first_row_[row]; }
-  uint32_t length(size_t row) const { return length_[row]; }
-  int32_t logits_at(size_t row) const { return logits_at_[row]; }
-  uint32_t logits_count(size_t row) const { return logits_count_[row]; }
-  bool draws(size_t row) const { return draws_[row]; }
-  // What the i-th token of a batch row reads. REQUIRES: it is a generated one.
-  const RowReads& reads(size_t row, uint32_t i) const { return reads_[first_row_[row] + i]; }
+  // Fills the step's inputs. `tokens`: [inputs] resolved (StepInputs::ids). A batch of generated
+  // tokens, one of each sequence, gets a form of a few kinds (rows and contexts rounded up), so
+  // that its launches can be recorded. What is returned is valid until the next call.
+  const PlannedRows& Plan(const StepBatch& batch, std::span<const int32_t> tokens,
+                          const std::vector<DeviceSelector>& selectors);
 
  private:
   void PlaceRows(const StepBatch& batch);
@@ -63,13 +66,9 @@ class DevicePlan {
   uint32_t bucket_max_, pairs_, group_;
   bool coded_;
   std::vector<float> cos_sin_;  // [tokens_max][pairs][2]
-  StepForm form_;
   ChoicesInForce choices_;
-  std::vector<RowReads> reads_;  // by row of decode attention
-  bool replayable_ = false;
-  std::vector<uint32_t> first_row_, length_, table_of_, logits_count_;  // by batch row
-  std::vector<int32_t> logits_at_;
-  std::vector<bool> draws_;
+  PlannedRows planned_;
+  std::vector<uint32_t> table_of_;  // by batch row
   std::vector<PromptRun> runs_;
 };
 

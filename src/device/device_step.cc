@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "device/device_choices.h"
@@ -89,7 +90,9 @@ void DeviceStep::Measure() {
 Status DeviceStep::AllocateInputs() {
   const auto add = [this](auto& upload, Checked count) {
     pinned_.Add(&upload.host, count);
+    pinned_.Add(&upload.spare, count);
     arena_.Add(&upload.device, count);
+    flips_.emplace_back([&upload] { std::swap(upload.host, upload.spare); });
   };
   const Checked rows = options_.rows_max, sequences = options_.sequences_max;
   const Checked logits = options_.logits_max;
@@ -163,6 +166,10 @@ Status DeviceStep::AllocateActivations() {
   return arena_.Allocate();
 }
 
+void DeviceStep::FlipInputs() {
+  for (const auto& flip : flips_) flip();
+}
+
 Status DeviceStep::UploadInputs(const StepForm& form) const {
   const StepInputs& in = inputs_;
   const uint64_t rows = form.rows(), pairs = model_->frequencies().size();
@@ -215,7 +222,8 @@ Status DeviceStep::LaunchAll(const StepForm& form, const std::vector<DeviceSelec
                             .rows = form.rows(),
                             .cols = c.dim,
                             .x = x_,
-                            .add = false},
+                            .add = false,
+                            .drawn = Const(drawn_)},
                            stream_->handle()));
   for (uint32_t l = 0; l < c.layers; ++l) TS_RETURN_IF_ERROR(RunLayer(form, l, selectors));
   TS_RETURN_IF_ERROR(CheckFinite(

@@ -7,6 +7,7 @@
 #define TINYSERVE_DEVICE_DEVICE_STEP_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -27,10 +28,10 @@ namespace tinyserve::cuda {
 constexpr uint32_t kDeviceSelectorsMax = 8;
 constexpr uint32_t kReadGroups = kDeviceSelectorsMax + 1;
 
-// An array that the host writes and a step reads.
+// An array that the host writes and a step reads. What the step before reads lies in `spare`.
 template <class T>
 struct Upload {
-  Array<T> host, device;
+  Array<T> host, spare, device;
 
   Array<const T> part(uint64_t first, uint64_t count) const { return {device.data + first, count}; }
   Status Copy(const DeviceStream& stream, uint64_t count) const {
@@ -41,7 +42,7 @@ struct Upload {
 
 // R rows, S sequences, and what is drawn.
 struct StepInputs {
-  Upload<int32_t> ids;           // [R]; -1: the row is not in use
+  Upload<int32_t> ids;           // [R] or DrawnId; -1: the row is not in use
   Upload<uint32_t> positions;    // [R] where the row is written in its table
   Upload<uint32_t> table_of;     // [R]
   Upload<float> cos_sin;         // [R][pairs][2]
@@ -96,6 +97,9 @@ class DeviceStep {
                                                     const DeviceStepOptions& options);
 
   StepInputs& inputs() { return inputs_; }
+  // The next step's inputs are to be written while the last one's may still be copied. REQUIRES:
+  // those of the one before it are.
+  void FlipInputs();
   uint32_t query_group() const { return shape_.group; }
   uint32_t table_pages() const { return table_pages_; }
   uint32_t open_pages() const { return open_pages_; }
@@ -175,6 +179,7 @@ class DeviceStep {
   Arena<DeviceMemory> arena_;
   Arena<PinnedMemory> pinned_;
   StepInputs inputs_;
+  std::vector<std::function<void()>> flips_;  // of each of them
   Array<float> x_{}, qkv_{}, q_{}, o_{}, a_{};
   Array<float> floats_{}, code_scales_{}, half_scales_{};
   Array<uint32_t> codes_{}, code_sums_{};

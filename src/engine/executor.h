@@ -58,6 +58,14 @@ struct StepCost {
   uint64_t multiply_adds[kDotKinds] = {};
 };
 
+// Where the time of steps on a device went, each from the end of the step before it on.
+struct DeviceTimes {
+  uint64_t steps = 0;
+  double host_seconds = 0;    // that the host did not wait for the device
+  double device_seconds = 0;  // that the device was busy with the steps
+  double idle_seconds = 0;    // that it waited for their begin
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -80,8 +88,21 @@ class Executor {
   // and what the batch's sequences hold beyond what is committed is undefined.
   virtual Status RunStep(const StepBatch& batch) = 0;
 
-  // Of the last step; row: index into batch.rows. Different rows may be asked for from different
-  // threads at once.
+  // Whether RunStep has halves: a step may be begun while the one before it still runs.
+  virtual bool begins_ahead() const { return false; }
+  // The first half: the step goes to the device. REQUIRES: as RunStep; of the steps that are begun
+  // at most one is not finished, and that one draws after all of its rows itself (drawn()). Then an
+  // input ~i is what it draws after its row i. What the step fails with, FinishStep says.
+  virtual void BeginStep(const StepBatch&) {}
+  // Nobody wants a row of the step that FinishStep is to finish next: it is not counted, and the
+  // rows after it move up.
+  virtual void DropRow(size_t) {}
+  // Waits for the step that was begun first: from now on it is the last step. A step without rows
+  // does not count.
+  virtual Status FinishStep() { return Status(); }
+
+  // Of the last step that has ended; row: index into batch.rows. Different rows may be asked for
+  // from different threads at once.
   // Whether the states after the last layer of all of a row's tokens are numbers.
   virtual bool finite(size_t row) const = 0;
   // The token after a row that the executor has drawn by its rule (StepRow::draw), -1: its logits
@@ -99,6 +120,8 @@ class Executor {
 
   // Work of the last step.
   virtual StepCost cost() const = 0;
+  // Of the steps since the last call but the first of them. A CPU has none.
+  virtual DeviceTimes TakeDeviceTimes() { return {}; }
   // Pages of all steps since the last reset.
   virtual SelectionCounts selection_counts() const = 0;
   // Of the last step's row, by its index in the batch. REQUIRES: a row of generated tokens.

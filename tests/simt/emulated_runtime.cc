@@ -303,6 +303,15 @@ Status Record(EventHandle event, Stream stream) {
   *mark = {.queue = queue, .after = queue->added, .ns = 0};
   return Status();
 }
+Status Await(EventHandle event) {
+  TS_RETURN_IF_ERROR(CheckNotCapturing("Await"));
+  const auto* mark = static_cast<Mark*>(event);
+  TS_CHECK(mark->queue != nullptr);
+  ++g_device.counts.waits;
+  const Status waited = Drain(mark->queue, mark->after);
+  g_device.counts.waits_ahead += !mark->queue->work.empty();
+  return waited;
+}
 Status WaitFor(EventHandle event, Stream stream) {
   TS_RETURN_IF_ERROR(CheckAlive("WaitFor"));
   const Mark mark = *static_cast<Mark*>(event);

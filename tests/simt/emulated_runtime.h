@@ -34,6 +34,7 @@ void ReplaceDevice();
 
 struct DeviceCounts {
   uint64_t allocations = 0, launches = 0, graph_launches = 0, waits = 0;
+  uint64_t waits_ahead = 0;  // after which the stream still had work
   uint64_t bytes_in_use = 0;
 };
 DeviceCounts Counts();

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/random.h"
@@ -371,6 +372,138 @@ TEST_F(DeviceExecutors, GraphsChangeNoBit) {
     EXPECT_EQ(LogitsOf(plain.get(), kv, selector, kCodedPrompt),
               LogitsOf(graphs.get(), kv, selector, kCodedPrompt))
         << kv;
+}
+
+// Three sequences that go on with what the device draws, one of which somebody ends at the third
+// token; what each has drawn, and what was counted. Ahead: a step is begun before the one before it
+// has ended, and has a row too many where that one ends a sequence.
+struct Drawn {
+  std::vector<std::vector<int32_t>> tokens;
+  SelectionCounts counts;
+  uint64_t steps = 0;
+  bool operator==(const Drawn& other) const {
+    return tokens == other.tokens && steps == other.steps &&
+           counts.queries == other.counts.queries && counts.bytes_read == other.counts.bytes_read &&
+           counts.pages_held == other.counts.pages_held;
+  }
+};
+
+class DrawingRun {
+ public:
+  static constexpr uint32_t kSequences = 3, kSteps = 8, kEndsAfter = 3;
+
+  DrawingRun(Backend* backend, const std::string& kv, const std::string& selector, uint32_t prompt,
+             bool ahead)
+      : executor_(Open(backend, OptionsFor(kv, selector))),
+        selector_(*executor_->FindSelector(selector)),
+        prompt_(prompt),
+        ahead_(ahead) {
+    drawn_.tokens.resize(kSequences);
+  }
+
+  Drawn Run() {
+    for (uint32_t s = 0; s < kSequences; ++s) slots_.push_back(*executor_->cache()->AddSequence());
+    StepBatch running = Prompts(), next;
+    std::vector<uint32_t> of = {0, 1, 2};  // sequences by row
+    for (uint32_t step = 0; step < kSteps; ++step) {
+      const std::vector<uint32_t> of_running = of;
+      const bool last = step + 1 == kSteps;
+      if (ahead_) {
+        if (step == 0) executor_->BeginStep(running);
+        if (!last) executor_->BeginStep(next = Generated(step, of, of));
+      }
+      EXPECT_TRUE((ahead_ ? executor_->FinishStep() : executor_->RunStep(running)).ok());
+      Take(step, running, &of);
+      if (last) break;
+      running = ahead_ ? next : Generated(step, of, of_running);
+      if (!ahead_ || of == of_running) continue;
+      executor_->DropRow(1);
+      running.rows.erase(running.rows.begin() + 1);
+    }
+    drawn_.counts = executor_->selection_counts();
+    drawn_.steps = executor_->steps();
+    EXPECT_EQ(executor_->cache()->CheckIntegrity(), "");
+    return drawn_;
+  }
+
+ private:
+  static std::unique_ptr<Executor> Open(Backend* backend, ExecutorOptions options) {
+    options.step_tokens_max = kSequences * 64;
+    return *backend->CreateExecutor(options);
+  }
+  StepRow Row(uint32_t sequence, uint32_t position, uint32_t length, TokenClass token_class,
+              StepBatch* batch) {
+    EXPECT_TRUE(executor_->cache()->Reserve(slots_[sequence], position + length).ok());
+    return {.slot = slots_[sequence],
+            .first_position = position,
+            .length = length,
+            .first_input = static_cast<uint32_t>(batch->inputs.size()),
+            .token_class = token_class,
+            .want = Want::kLogits,
+            .selector = selector_,
+            .draw = {.on_device = true,
+                     .temperature = sequence == 0 ? 0.0f : 1.5f,
+                     .min_p = 0,
+                     .seed = sequence}};
+  }
+  StepBatch Prompts() {
+    StepBatch batch;
+    for (uint32_t s = 0; s < kSequences; ++s) {
+      batch.rows.push_back(Row(s, 0, prompt_ + s, TokenClass::kPrompt, &batch));
+      for (uint32_t i = 0; i < prompt_ + s; ++i)
+        batch.inputs.push_back(static_cast<int32_t>((i * 11 + s * 29 + i * i) % kVocab));
+    }
+    return batch;
+  }
+  // The step after `step`, of sequences `of`; inputs are drawn by the rows of `before`.
+  StepBatch Generated(uint32_t step, const std::vector<uint32_t>& of,
+                      const std::vector<uint32_t>& before) {
+    StepBatch batch;
+    for (const uint32_t s : of) {
+      batch.rows.push_back(Row(s, prompt_ + s + step, 1, TokenClass::kGenerated, &batch));
+      const auto row = std::find(before.begin(), before.end(), s) - before.begin();
+      batch.inputs.push_back(~static_cast<int32_t>(row));
+    }
+    return batch;
+  }
+  // What the step has drawn; a sequence that ends leaves `of`, and its slot.
+  void Take(uint32_t step, const StepBatch& batch, std::vector<uint32_t>* of) {
+    ASSERT_EQ(batch.rows.size(), of->size());
+    for (size_t r = 0; r < of->size(); ++r) {
+      EXPECT_TRUE(executor_->finite(r));
+      ASSERT_TRUE(executor_->drawn(r).has_value());
+      drawn_.tokens[(*of)[r]].push_back(*executor_->drawn(r));
+      executor_->SetSampled(r, *executor_->drawn(r));
+      executor_->cache()->Commit(batch.rows[r].slot,
+                                 batch.rows[r].first_position + batch.rows[r].length);
+    }
+    if (step + 1 != kEndsAfter) return;
+    executor_->cache()->RemoveSequence(slots_[1]);
+    std::erase(*of, 1u);
+  }
+
+  std::unique_ptr<Executor> executor_;
+  uint32_t selector_, prompt_;
+  bool ahead_;
+  std::vector<SequenceSlot> slots_;
+  Drawn drawn_;
+};
+
+TEST_F(DeviceExecutors, BeginStepsAheadWithoutChangingABit) {
+  const auto graphs = Device(true), plain = Device(false);
+  const char* box = "box:ratio=0.4,min_tokens=0,min_context=16,recent=1";
+  // In the second case a window is full, and coded, after some steps.
+  for (const auto& [kv, selector, prompt] :
+       {std::tuple{"f16", box, 12u}, {"planes", kCascade, kCodedPrompt - 3}}) {
+    const Drawn after = DrawingRun(graphs.get(), kv, selector, prompt, false).Run();
+    const Drawn ahead = DrawingRun(graphs.get(), kv, selector, prompt, true).Run();
+    EXPECT_TRUE(after == ahead) << kv;
+    if (prompt == 12) {
+      EXPECT_TRUE(after == DrawingRun(plain.get(), kv, selector, prompt, true).Run());
+    }
+    EXPECT_EQ(after.tokens[1].size(), DrawingRun::kEndsAfter);
+    EXPECT_NE(after.tokens[1], std::vector<int32_t>(DrawingRun::kEndsAfter, after.tokens[1][0]));
+  }
 }
 
 }  // namespace

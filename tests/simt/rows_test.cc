@@ -212,13 +212,13 @@ TEST(DeviceRows, EmbeddingsAreTheirWeights) {
     const uint32_t cols = testing::IsQuantised(type) ? 256 : 100;
     const testing::Source source = MakeSource(type, 7, cols, 3);
     const PackedWeights packed(source);
-    const std::vector<int32_t> ids = {6, 0, 3, 7, -1};
+    const std::vector<int32_t> drawn = {4, 2}, ids = {6, 0, 3, 7, -1, DrawnId(1)};
     std::vector<float> x = RandomRows(ids.size() * cols, 8), want = x;
     for (const bool add : {true, false}) {
       for (size_t r = 0; r < ids.size(); ++r) {
-        const bool known = ids[r] >= 0 && ids[r] < 7;
+        const int32_t id = ids[r] == DrawnId(1) ? drawn[1] : ids[r];
         const std::vector<float> row =
-            known ? source.Values(static_cast<uint32_t>(ids[r])) : std::vector<float>(cols);
+            id >= 0 && id < 7 ? source.Values(static_cast<uint32_t>(id)) : std::vector<float>(cols);
         for (uint32_t c = 0; c < cols; ++c) {
           float& w = want[r * cols + c];
           w = add ? w + row[c] : row[c];
@@ -229,7 +229,8 @@ TEST(DeviceRows, EmbeddingsAreTheirWeights) {
                                    .rows = static_cast<uint32_t>(ids.size()),
                                    .cols = cols,
                                    .x = ArrayOf(x),
-                                   .add = add},
+                                   .add = add,
+                                   .drawn = ConstArrayOf(drawn)},
                                   nullptr);
       ASSERT_TRUE(status.ok()) << status.message();
       // A minimum is added in one operation with the scale's product.

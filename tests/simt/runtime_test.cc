@@ -112,6 +112,23 @@ TEST_F(Runtime, EventsOrderStreams) {
   EXPECT_GE(*runtime::Milliseconds(filled.handle(), after.handle()), 0.0f);
 }
 
+// Waiting for an event runs what came before it alone.
+TEST_F(Runtime, EventsAreWaitedForWhileMoreIsToCome) {
+  const Event event = *Event::Create();
+  ASSERT_TRUE(stream.Fill(numbers, 0).ok());
+  ASSERT_TRUE(stream.CopyOut(host(), numbers, 0, numbers.size()).ok());
+  ASSERT_TRUE(stream.Record(event).ok());
+  ASSERT_TRUE(AddOnes().ok());
+  const simt::DeviceCounts before = simt::Counts();
+  ASSERT_TRUE(event.Await().ok());
+  EXPECT_EQ(host()[0], 0u);
+  EXPECT_EQ(simt::Counts().launches, before.launches);
+  EXPECT_EQ(simt::Counts().waits_ahead, before.waits_ahead + 1);
+  EXPECT_EQ(First(), 1u);
+  ASSERT_TRUE(event.Await().ok());
+  EXPECT_EQ(simt::Counts().waits_ahead, before.waits_ahead + 1);
+}
+
 TEST_F(Runtime, MemoryOfTheDeviceIsNotTheHosts) {
   EXPECT_DEATH(numbers.as<volatile uint32_t>()[0] = 1, "");
 }

@@ -69,8 +69,10 @@ class PinnedMemory {
 
 class Event {
  public:
+  Event() = default;
   static Result<Event> Create();
   EventHandle handle() const { return handle_.get(); }
+  Status Await() const { return runtime::Await(handle()); }
 
  private:
   Owned<runtime::DestroyEvent> handle_;

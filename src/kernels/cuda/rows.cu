@@ -12,6 +12,15 @@ constexpr uint32_t kBlockLanes = 8;  // lanes that share a block of 32 columns
 
 // ---- embedding ----------------------------------------------------------------------------------
 
+constexpr int32_t kFirstDrawn = DrawnId(0);
+
+TS_DEVICE uint32_t IdOf(const EmbedRows& e, uint32_t row) {
+  const int32_t id = Global<const int32_t>(e.ids, "ids").Get(row);
+  if (id > kFirstDrawn || e.drawn.count == 0) return static_cast<uint32_t>(id);
+  const auto drawn = static_cast<uint32_t>(kFirstDrawn - id);
+  return static_cast<uint32_t>(Global<const int32_t>(e.drawn, "drawn").Get(drawn));
+}
+
 // A block is a row.
 template <class Form>
 TS_KERNEL EmbedKernel(EmbedRows e) {
@@ -19,7 +28,7 @@ TS_KERNEL EmbedKernel(EmbedRows e) {
   const Global<const uint32_t> codes(e.embedding.codes, "embedding codes");
   const Global<const F16> scales(e.embedding.scales, "embedding scales");
   const Global<float> x(e.x, "x");
-  const auto id = static_cast<uint32_t>(Global<const int32_t>(e.ids, "ids").Get(row));
+  const uint32_t id = IdOf(e, row);
   for (uint32_t i = ThreadIndex(); i < lines; i += kThreads) {
     float values[Form::kCols] = {};
     if (id < e.embedding.rows) {

@@ -11,12 +11,16 @@
 
 namespace tinyserve::cuda {
 
+// The id of a row whose token is not known to the host: the i-th that the device drew last.
+constexpr int32_t DrawnId(uint32_t i) { return -2 - static_cast<int32_t>(i); }
+
 struct EmbedRows {
   DeviceWeights embedding;
-  Array<const int32_t> ids;  // [rows] of embedding's rows; another id gives zeros
+  Array<const int32_t> ids;  // [rows] of embedding's rows, or a DrawnId; another one gives zeros
   uint32_t rows, cols;       // cols: of x, at most embedding.cols
   Array<float> x;            // [rows][cols]
   bool add;                  // to x, as positions do
+  Array<const int32_t> drawn = {};  // that DrawnIds name; count 0: no id is one
 };
 // Errors: those of a launch.
 Status Embed(const EmbedRows& rows, Stream stream);

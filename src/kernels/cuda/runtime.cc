@@ -160,12 +160,16 @@ Status Record(EventHandle event, Stream stream) {
   return Checked(cudaEventRecord(NativeEvent(event), Native(stream)), "cudaEventRecord");
 }
 
+Status Await(EventHandle event) {
+  return Checked(cudaEventSynchronize(NativeEvent(event)), "cudaEventSynchronize");
+}
+
 Status WaitFor(EventHandle event, Stream stream) {
   return Checked(cudaStreamWaitEvent(Native(stream), NativeEvent(event), 0), "cudaStreamWaitEvent");
 }
 
 Result<float> Milliseconds(EventHandle from, EventHandle to) {
-  TS_RETURN_IF_ERROR(Checked(cudaEventSynchronize(NativeEvent(to)), "cudaEventSynchronize"));
+  TS_RETURN_IF_ERROR(Await(to));
   float milliseconds = 0;
   TS_RETURN_IF_ERROR(
       Checked(cudaEventElapsedTime(&milliseconds, NativeEvent(from), NativeEvent(to)),
@@ -276,6 +280,7 @@ Status Fill(void*, uint8_t, uint64_t, Stream) { return None(); }
 Result<EventHandle> CreateEvent() { return None(); }
 void DestroyEvent(EventHandle) {}
 Status Record(EventHandle, Stream) { return None(); }
+Status Await(EventHandle) { return None(); }
 Status WaitFor(EventHandle, Stream) { return None(); }
 Result<float> Milliseconds(EventHandle, EventHandle) { return None(); }
 Status BeginCapture(Stream) { return None(); }

@@ -61,6 +61,7 @@ Status Fill(void* data, uint8_t value, uint64_t bytes, Stream stream);
 Result<EventHandle> CreateEvent();
 void DestroyEvent(EventHandle event);
 Status Record(EventHandle event, Stream stream);
+Status Await(EventHandle event);                               // the caller waits
 Status WaitFor(EventHandle event, Stream stream);              // the stream waits, not the caller
 Result<float> Milliseconds(EventHandle from, EventHandle to);  // waits for `to`
 
