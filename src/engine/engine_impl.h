@@ -48,7 +48,9 @@ inline double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
 // One thread owns the scheduler and the cache, is fed by a bounded inbox, and answers by events.
 class EngineImpl : public Engine {
  public:
-  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+  // overlaps: where the executor can, a step is begun before the one before it has ended; else none
+  // is, which gives the same texts.
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options, bool overlaps = true);
   ~EngineImpl() override;
 
   Result<RequestId> Submit(const Request& request, EventSink sink) override;
@@ -102,7 +104,9 @@ class EngineImpl : public Engine {
   bool Follows(Job* job);
   void Adopt(Job* job);
   void Preempt(Job* job);
-  void AddRow(const ScheduledRow& row);
+  void FillBatch(const ScheduledStep& step, StepBatch* batch);
+  void AddRow(const ScheduledRow& row, StepBatch* batch);
+  void TracePlan(uint64_t begin_ns, size_t rows);
   // How the token after a row is drawn, where an executor may draw it.
   DrawRule RuleFor(const Job& job) const;
   // What a step's time is to be told by.
@@ -130,6 +134,10 @@ class EngineImpl : public Engine {
   // Lets step plugins drop some of them, where a row ends that may be followed by that.
   void Prune(const Job& job, const ScheduledRow& row);
   void RunStep();
+  Status ComputeStep();  // step_
+  bool BeginNext();      // next_step_, while step_ runs; false: it cannot be known yet
+  void DropEnded();      // rows of step_, which was begun before their requests ended
+  void AnswerStep();     // what came of step_
   // Ends the requests of a step that its device could not run.
   void FailStep(const Status& status);
   void CountDecode(const StepLoad& load);
@@ -174,15 +182,18 @@ class EngineImpl : public Engine {
   // The engine thread's own.
   std::unordered_map<RequestId, std::unique_ptr<Job>> jobs_;
   std::vector<RequestId> admitted_;  // and not started, in order
-  ScheduledStep step_;
+  ScheduledStep step_, next_step_;
+  StepBatch batch_, next_batch_;  // of them
+  bool overlaps_ = false;
+  bool begun_ = false;     // step_ has been begun, between two rounds of the loop
+  double step_begin_ = 0;  // of step_, or when the step before it ended
   std::unique_ptr<ChunkSizer> chunks_;
   std::unique_ptr<LatencyTuner> tuner_;    // or null
   std::vector<uint32_t> tuned_selectors_;  // by its rungs: the executor's
   double touch_seconds_ = 0;               // that the cache took between the last step and the next
-  StepBatch batch_;
-  uint64_t shadow_checks_ = 0;  // that stats_ tells of
-  std::vector<Draw> draws_;     // of the step's rows
-  std::vector<float> state_;    // scratch of PoolStates, [dim]
+  uint64_t shadow_checks_ = 0;             // that stats_ tells of
+  std::vector<Draw> draws_;                // of the step's rows
+  std::vector<float> state_;               // scratch of PoolStates, [dim]
   std::thread thread_;
 };
 

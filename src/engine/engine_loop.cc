@@ -26,7 +26,8 @@ bool EngineImpl::TakeInbox() {
   std::vector<std::unique_ptr<Job>> taken;
   {
     std::unique_lock lock(mutex_);
-    if (jobs_.empty()) wake_.wait(lock, [&] { return stopping_ || !inbox_.empty(); });
+    // A step that was begun for those that have ended is still to be finished.
+    if (jobs_.empty() && !begun_) wake_.wait(lock, [&] { return stopping_ || !inbox_.empty(); });
     taken.swap(inbox_);
     for (const std::unique_ptr<Job>& job : taken) {
       const Request& r = job->request;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "engine/engine_impl.h"
@@ -26,34 +27,57 @@ void EngineImpl::PlanStep() {
   scheduler_->Plan(budget, &step_);
   for (RequestId id : step_.preempted) Preempt(jobs_.at(id).get());
   if (step_.rows.empty()) return;
-  batch_.Clear();
-  for (const ScheduledRow& row : step_.rows) AddRow(row);
+  FillBatch(step_, &batch_);
   // Where the system holds a step up, the streams are not to wait for the rest of a part, too.
   if (generating > 0 && !step_.rows.back().part.empty()) {
     const double seconds = chunks_->SecondsWith(budget, depth);
     batch_.part_until_ns = begin_ns + static_cast<uint64_t>(seconds * 1e9);
   }
+  TracePlan(begin_ns, step_.rows.size());
+}
+
+// The step after step_, where that draws all of its tokens by itself: their places go in, for
+// nobody knows them yet.
+bool EngineImpl::BeginNext() {
+  const uint64_t begin_ns = NowNs();
+  const bool drawn = std::all_of(batch_.rows.begin(), batch_.rows.end(),
+                                 [](const StepRow& row) { return row.draw.on_device; });
+  if (!drawn || !scheduler_->OnlyGenerates()) return false;
+  scheduler_->Plan(PromptBudget({}, 0), &next_step_);
+  TS_CHECK(next_step_.preempted.empty());
+  FillBatch(next_step_, &next_batch_);
+  TracePlan(begin_ns, next_step_.rows.size());
+  executor_->BeginStep(next_batch_);
+  return true;
+}
+
+void EngineImpl::TracePlan(uint64_t begin_ns, size_t rows) {
   if (trace_ == nullptr) return;
   trace_->Add(TraceSpan{.kind = TraceKind::kSchedule,
                         .label = nullptr,
                         .begin_ns = begin_ns,
                         .end_ns = NowNs(),
-                        .args = {step_.rows.size()}});
+                        .args = {rows}});
   trace_->Add(TraceLoad{.at_ns = begin_ns,
                         .running = scheduler_->running(),
                         .waiting = scheduler_->waiting(),
                         .blocks_used = executor_->cache()->pool(0).used()});
 }
 
-void EngineImpl::AddRow(const ScheduledRow& row) {
+void EngineImpl::FillBatch(const ScheduledStep& step, StepBatch* batch) {
+  batch->Clear();
+  for (const ScheduledRow& row : step.rows) AddRow(row, batch);
+}
+
+void EngineImpl::AddRow(const ScheduledRow& row, StepBatch* batch) {
   const Job& job = *jobs_.at(row.id);
   const bool sampled = Answers(row);
   // Those of a job that has generated are known already.
   const bool scored = row.done && row.prompt && job.request.prompt_logprobs && job.generated() == 0;
-  batch_.rows.push_back({.slot = job.slot,
+  batch->rows.push_back({.slot = job.slot,
                          .first_position = row.first_position,
                          .length = row.length,
-                         .first_input = static_cast<uint32_t>(batch_.inputs.size()),
+                         .first_input = static_cast<uint32_t>(batch->inputs.size()),
                          .token_class = row.prompt ? TokenClass::kPrompt : TokenClass::kGenerated,
                          .want = scored    ? Want::kLogProbs
                                  : sampled ? Want::kLogits
@@ -63,8 +87,15 @@ void EngineImpl::AddRow(const ScheduledRow& row) {
                          .steps = job.steps,
                          .draw = sampled && !scored ? RuleFor(job) : DrawRule(),
                          .part = row.part});
-  const auto first = job.tokens.begin() + row.first_position;
-  batch_.inputs.insert(batch_.inputs.end(), first, first + row.length);
+  if (row.first_position < job.tokens.size()) {
+    const auto first = job.tokens.begin() + row.first_position;
+    batch->inputs.insert(batch->inputs.end(), first, first + row.length);
+  } else {  // step_ draws it
+    const auto at = std::find_if(step_.rows.begin(), step_.rows.end(),
+                                 [&](const ScheduledRow& before) { return before.id == row.id; });
+    TS_CHECK(at != step_.rows.end());
+    batch->inputs.push_back(~static_cast<StepInput>(at - step_.rows.begin()));
+  }
   // The scheduler has promised these blocks.
   const Status room =
       executor_->cache()->Reserve(job.slot, HeldOf(job, row.first_position + row.length));
@@ -79,10 +110,44 @@ DrawRule EngineImpl::RuleFor(const Job& job) const {
 }
 
 void EngineImpl::RunStep() {
-  PlanStep();
+  if (begun_) {
+    DropEnded();
+  } else {
+    PlanStep();
+    if (step_.rows.empty()) return;
+    step_begin_ = NowSeconds();
+  }
+  const Status ran = ComputeStep();
+  if (ran.ok()) {
+    AnswerStep();
+  } else {
+    FailStep(ran);
+  }
+  if (!begun_) return;
+  std::swap(step_, next_step_);
+  std::swap(batch_, next_batch_);
+}
+
+Status EngineImpl::ComputeStep() {
+  if (!overlaps_) return executor_->RunStep(batch_);
+  if (!begun_) executor_->BeginStep(batch_);
+  begun_ = BeginNext();
+  return executor_->FinishStep();
+}
+
+// A request may have ended by the token before, or from outside, after its next row was begun. Its
+// pages may be others' by now: what the row writes there, they overwrite.
+void EngineImpl::DropEnded() {
+  for (size_t i = step_.rows.size(); i-- > 0;) {
+    if (jobs_.find(step_.rows[i].id) != jobs_.end()) continue;
+    executor_->DropRow(i);
+    step_.rows.erase(step_.rows.begin() + static_cast<std::ptrdiff_t>(i));
+    batch_.rows.erase(batch_.rows.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
+void EngineImpl::AnswerStep() {
   if (step_.rows.empty()) return;
-  const double begin = NowSeconds();
-  if (Status ran = executor_->RunStep(batch_); !ran.ok()) return FailStep(ran);
   bool held_up = false;
   if (ScheduledRow& last = step_.rows.back(); !last.part.empty()) {
     last.part.end = executor_->part_layer();
@@ -103,7 +168,8 @@ void EngineImpl::RunStep() {
   ShowPages();
   DrawTokens();
   for (size_t i = 0; i < step_.rows.size(); ++i) FinishRow(step_.rows[i], i);
-  ObserveTime(load, NowSeconds() - begin);
+  const double now = NowSeconds();
+  ObserveTime(load, now - std::exchange(step_begin_, now));
 }
 
 // Whatever they have committed is still there for those that come.

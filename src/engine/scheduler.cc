@@ -157,8 +157,7 @@ bool Scheduler::Promise(RequestId id, uint32_t tokens, ScheduledStep* step) {
   for (;;) {
     const auto at = FindRunning(id);
     if (at == running_.end()) return false;
-    const uint32_t blocks = BlocksOf(tokens - at->dropped),
-                   more = blocks - std::min(blocks, at->blocks);
+    const uint32_t more = MoreBlocks(*at, tokens);
     if (blocks_promised_ + more <= limits_.blocks) {
       at->blocks += more;
       blocks_promised_ += more;
@@ -207,10 +206,21 @@ void Scheduler::Plan(PromptBudget budget, ScheduledStep* step) {
   step->preempted.clear();
   // Who gives way comes after all who have their rows by then.
   for (size_t i = 0; i < running_.size(); ++i) {
-    if (!Generates(running_[i])) continue;
+    if (!Generates(running_[i]) || Ends(running_[i])) continue;
     if (Promise(running_[i].request.id, running_[i].known, step)) PlanRow(&running_[i], 1, step);
   }
   PlanPrompts(step->rows.empty() ? nullptr : &budget, step);
+}
+
+bool Scheduler::OnlyGenerates() const {
+  uint64_t rows = 0, blocks = blocks_promised_;
+  for (const Running& r : running_) {
+    if (!Generates(r)) return false;
+    if (Ends(r)) continue;
+    ++rows;
+    blocks += MoreBlocks(r, r.known);
+  }
+  return rows > 0 && blocks <= limits_.blocks;
 }
 
 void Scheduler::PlanPrompts(PromptBudget* budget, ScheduledStep* step) {

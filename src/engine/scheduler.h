@@ -3,6 +3,7 @@
 #ifndef TINYSERVE_ENGINE_SCHEDULER_H_
 #define TINYSERVE_ENGINE_SCHEDULER_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -88,12 +89,16 @@ class Scheduler {
   // Of what a running request has done, so many tokens no longer need blocks, until it is
   // preempted.
   void Drop(RequestId id, uint32_t tokens);
-  // The next step: the next token of each sequence that generates, then what others have to
-  // compute, in order of class and admission, of those that have started; beside tokens of
-  // generation as much as the budget has. Planned tokens count as done, but those of a chunk that
-  // goes through the layers by and by, of which CameTo is to tell. There is one of them at a time;
-  // it goes first until it is done or its request has ended or is preempted.
+  // The next step: the next token of each sequence that generates and has one left, then what
+  // others have to compute, in order of class and admission, of those that have started; beside
+  // tokens of generation as much as the budget has. Planned tokens count as done, but those of a
+  // chunk that goes through the layers by and by, of which CameTo is to tell. There is one of them
+  // at a time; it goes first until it is done or its request has ended or is preempted.
   void Plan(PromptBudget budget, ScheduledStep* step);
+  // Whether the next step is certain while tokens of the last one are not known yet: it holds those
+  // that generate and have tokens left to generate, if none of them ends before, and nobody has to
+  // give way.
+  bool OnlyGenerates() const;
   // The planned step's chunk that goes through the layers by and by has come to this layer, or has
   // gone through all that there are. Returns whether it has: its tokens are done.
   bool CameTo(uint32_t layer);
@@ -146,6 +151,15 @@ class Scheduler {
   void Preempt(size_t index, ScheduledStep* step);
   static bool Generates(const Running& r) {
     return r.started && r.done >= r.request.prompt_tokens && r.done + 1 == r.known;
+  }
+  // It generates, and its last token is sampled by what has been planned.
+  static bool Ends(const Running& r) {
+    return r.known >= r.request.prompt_tokens + std::max(1u, r.request.max_tokens);
+  }
+  // Blocks for `tokens` tokens of it, beyond those that it is promised.
+  uint32_t MoreBlocks(const Running& r, uint32_t tokens) const {
+    const uint32_t blocks = BlocksOf(tokens - r.dropped);
+    return blocks - std::min(blocks, r.blocks);
   }
   // What is known of it and not done.
   static uint32_t LeftOf(const Running& r);

@@ -83,6 +83,53 @@ TEST(Scheduler, DecodesComeFirstThenPromptsInOrder) {
   EXPECT_EQ(rows[2].length, 20u);
 }
 
+// While tokens of the step before are not known yet.
+TEST(Scheduler, TellsWhenTheNextStepIsCertain) {
+  Scheduler scheduler(
+      {.step_tokens_max = 100, .sequences_max = 4, .blocks = 100, .block_tokens = 32});
+  EXPECT_FALSE(scheduler.OnlyGenerates());  // there is none
+  scheduler.Submit(Ask(1, 30, 3));
+  scheduler.Submit(Ask(2, 5, 10));
+  AdmitAndStart(&scheduler);
+  EXPECT_FALSE(scheduler.OnlyGenerates());
+  EXPECT_EQ(Plan(&scheduler).size(), 2u);
+  for (int step = 0; step < 2; ++step) {
+    EXPECT_TRUE(scheduler.OnlyGenerates());
+    EXPECT_EQ(Plan(&scheduler).size(), 2u);
+  }
+  // By length the first one's last token is that of the step before, whatever it is.
+  EXPECT_TRUE(scheduler.OnlyGenerates());
+  std::vector<ScheduledRow> rows = Plan(&scheduler);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].id, 2u);
+  scheduler.Submit(Ask(3, 20, 1));
+  EXPECT_TRUE(scheduler.OnlyGenerates());
+  scheduler.Admit();
+  EXPECT_FALSE(scheduler.OnlyGenerates());
+  scheduler.Start(3, 0);
+  EXPECT_EQ(Plan(&scheduler).size(), 2u);
+  EXPECT_TRUE(scheduler.OnlyGenerates());
+  scheduler.Remove(2);
+  EXPECT_FALSE(scheduler.OnlyGenerates());
+  EXPECT_TRUE(Plan(&scheduler).empty());
+}
+
+TEST(Scheduler, IsNotCertainOfAStepInWhichSomebodyGivesWay) {
+  Scheduler scheduler(
+      {.step_tokens_max = 100, .sequences_max = 4, .blocks = 3, .block_tokens = 32});
+  scheduler.Submit(Ask(1, 31, 30));
+  scheduler.Submit(Ask(2, 31, 30));
+  AdmitAndStart(&scheduler);
+  EXPECT_EQ(Plan(&scheduler).size(), 2u);
+  EXPECT_TRUE(scheduler.OnlyGenerates());
+  EXPECT_EQ(Plan(&scheduler).size(), 2u);
+  EXPECT_FALSE(scheduler.OnlyGenerates());  // two more blocks for one that is left
+  ScheduledStep step;
+  scheduler.Plan(PromptBudget({}, 0), &step);
+  EXPECT_EQ(step.preempted, std::vector<RequestId>{2});
+  EXPECT_TRUE(scheduler.OnlyGenerates());
+}
+
 TEST(Scheduler, HigherClassesAreAdmittedFirstAndTheFirstInLineIsNotOvertaken) {
   Scheduler scheduler(
       {.step_tokens_max = 64, .sequences_max = 8, .blocks = 10, .block_tokens = 32});
