@@ -3,7 +3,8 @@
 # lines of `tinyserve bench`, and what was printed. Where there is no GPU it says what is missing.
 #
 # What attention takes is a step's time at a depth less that at depth 0; the bytes of both are in the lines, and
-# docs/kernels/cuda.md has the table that they fill. STEPS (default 64) sets the steps of a case.
+# docs/kernels/cuda.md has the table that they fill. How much of the host's time is hidden stands there as hidden_share.
+# STEPS (default 64) sets the steps of a case.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/gpu}

@@ -44,6 +44,18 @@ CaseFigures FiguresOf(const CaseResult& result, const MachinePeaks& peaks) {
   constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
   figures.bandwidth_share = has_peaks ? sample.bytes / seconds / peaks.read_bytes_per_s : kUnknown;
   figures.roofline_share = has_peaks ? sample.roofline_seconds / seconds : kUnknown;
+  DeviceTimes times;
+  for (const BenchSample& s : result.samples) {
+    times.steps += s.times.steps;
+    times.host_seconds += s.times.host_seconds;
+    times.device_seconds += s.times.device_seconds;
+    times.idle_seconds += s.times.idle_seconds;
+  }
+  const double steps = times.steps > 0 ? static_cast<double>(times.steps) : kUnknown;
+  figures.host_ms = times.host_seconds * 1e3 / steps;
+  figures.device_ms = times.device_seconds * 1e3 / steps;
+  const double seen = std::min(times.idle_seconds, times.host_seconds);
+  figures.hidden_share = times.steps > 0 ? 1 - seen / times.host_seconds : kUnknown;
   return figures;
 }
 
@@ -88,6 +100,11 @@ json::object CaseJson(const CaseResult& result, const std::vector<CaseResult>& r
                       {"kv", method.kv},
                       {"compute", setup.compute},
                       {"text", setup.text.empty() ? json::value() : json::value(setup.text)}};
+  if (!std::isnan(f.hidden_share)) {
+    out["host_ms"] = Rounded(f.host_ms, 4);
+    out["device_ms"] = Rounded(f.device_ms, 4);
+    out["hidden_share"] = Rounded(f.hidden_share, 4);
+  }
   if (!result.samples.front().layers.empty()) {
     out["layers"] = LayersJson(result.samples.front().layers);
   }
@@ -155,6 +172,26 @@ std::string PeaksTable(const BenchSetup& setup) {
   return out + "\n";
 }
 
+namespace {
+
+// How much of the host's time passes beside the device's.
+std::string DeviceLines(const std::vector<CaseResult>& results, const BenchSetup& setup) {
+  std::string out;
+  for (const CaseResult& result : results) {
+    const BenchCase& c = result.bench_case;
+    const CaseFigures f = FiguresOf(result, setup.peaks);
+    if (std::isnan(f.hidden_share)) continue;
+    if (out.empty()) out = "\nA step of generated tokens:\n";
+    out +=
+        fmt::format("  depth {}, batch {}: device {:.3f} ms, host {:.3f} ms, {} of it hidden  {}\n",
+                    c.depth, c.batch, f.device_ms, f.host_ms, FormatShare(f.hidden_share),
+                    PrintableLine(setup.methods[c.selector].typed, 200));
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& setup) {
   // Methods have columns where any but the base was asked for.
   const bool compares = setup.methods.size() > 1 || !setup.methods[0].IsBase(setup.base_kv);
@@ -186,6 +223,7 @@ std::string CaseTable(const std::vector<CaseResult>& results, const BenchSetup& 
     out += '\n';
   }
   if (compares) out += ResolvedLines(setup.methods);
+  out += DeviceLines(results, setup);
   for (const CaseResult& result : results) {
     const BenchCase& c = result.bench_case;
     const std::string layers = LayerTable(result.samples.front().layers);

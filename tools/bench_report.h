@@ -38,6 +38,9 @@ struct CaseFigures {
   // NaN where the machine's peaks were not measured.
   double bandwidth_share;  // bytes / median time / measured bandwidth
   double roofline_share;   // the least time for its bytes and multiply-adds / median time
+  // Of a decode on a device, over all rounds, a step; NaN else.
+  double host_ms, device_ms;
+  double hidden_share;  // of the host's time: that in which the device was busy
 };
 
 // REQUIRES: at least one sample, no time is 0.

@@ -55,6 +55,30 @@ TEST(BenchReport, JsonLine) {
             R"("target": "avx2", "threads": 2, "kv": "f16", "compute": "fast", "text": null})");
 }
 
+// Two rounds on a device: the host's time is hidden but for what the device waited.
+TEST(BenchReport, SaysHowMuchOfTheHostsTimeIsHidden) {
+  CaseResult result = Decode({2.0, 2.0});
+  EXPECT_TRUE(std::isnan(FiguresOf(result, TestSetup().peaks).hidden_share));
+  EXPECT_EQ(CaseTable({result}, TestSetup()).find("hidden"), std::string::npos);
+  for (BenchSample& sample : result.samples)
+    sample.times = {
+        .steps = 50, .host_seconds = 0.01, .device_seconds = 0.1, .idle_seconds = 0.0004};
+  const CaseFigures f = FiguresOf(result, TestSetup().peaks);
+  EXPECT_DOUBLE_EQ(f.host_ms, 0.2);
+  EXPECT_DOUBLE_EQ(f.device_ms, 2);
+  EXPECT_DOUBLE_EQ(f.hidden_share, 0.96);
+  const std::string line = ToJson(CaseJson(result, {result}, TestSetup()));
+  EXPECT_NE(line.find(R"("host_ms": 0.2, "device_ms": 2, "hidden_share": 0.96)"), std::string::npos)
+      << line;
+  const std::string table = CaseTable({result}, TestSetup());
+  EXPECT_NE(table.find("depth 4096, batch 8: device 2.000 ms, host 0.200 ms, 96"),
+            std::string::npos)
+      << table;
+  // The device may have waited for longer than the host took: for the launch itself.
+  for (BenchSample& sample : result.samples) sample.times.idle_seconds = 0.02;
+  EXPECT_EQ(FiguresOf(result, TestSetup().peaks).hidden_share, 0);
+}
+
 TEST(BenchReport, SpeedupComparesTheSameRounds) {
   BenchSetup setup = TestSetup();
   setup.methods = *ParseMethods({"default", "full", "full@planes"}, "");

@@ -111,6 +111,12 @@ bool BenchRunner::RunBatch() {
   return status_.ok();
 }
 
+bool BenchRunner::FinishBatch() {
+  const Status ended = executor_->FinishStep();
+  if (status_.ok()) status_ = ended;
+  return status_.ok();
+}
+
 int32_t BenchRunner::Likeliest(size_t row) const {
   const std::optional<int32_t> drawn = executor_->drawn(row);
   return drawn ? *drawn : Argmax(executor_->logits(row));
@@ -181,27 +187,38 @@ void BenchRunner::MoveTo(uint32_t sequence, uint32_t depth,
   Fill(sequence, begin, depth, progress);
 }
 
+void BenchRunner::FillDecode(const BenchCase& c, uint32_t step) {
+  batch_.Clear();
+  for (uint32_t s = 0; s < c.batch; ++s) {
+    batch_.rows.push_back({.slot = sequences_[s].slot,
+                           .first_position = c.depth + step,
+                           .length = 1,
+                           .first_input = s,
+                           .token_class = TokenClass::kGenerated,
+                           .want = Want::kLogits,
+                           .selector = selectors_[c.selector],
+                           .steps = steps_[c.selector],
+                           .draw = {.on_device = true}});
+    batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
+    Reserve(s, c.depth + step + 1);
+  }
+}
+
+// As the engine does: a step is begun before the one before it has ended, where that can be.
 void BenchRunner::Decode(const BenchCase& c, uint32_t steps, BenchSample* sample) {
+  const bool ahead = executor_->begins_ahead();
   for (uint32_t step = 0; step < steps; ++step) {
-    batch_.Clear();
-    for (uint32_t s = 0; s < c.batch; ++s) {
-      batch_.rows.push_back({.slot = sequences_[s].slot,
-                             .first_position = c.depth + step,
-                             .length = 1,
-                             .first_input = s,
-                             .token_class = TokenClass::kGenerated,
-                             .want = Want::kLogits,
-                             .selector = selectors_[c.selector],
-                             .steps = steps_[c.selector],
-                             .draw = {.on_device = true}});
-      batch_.inputs.push_back(step == 0 ? PromptToken(s, c.depth) : ~static_cast<int32_t>(s));
-      Reserve(s, c.depth + step + 1);
+    FillDecode(c, step);
+    if (ahead) executor_->BeginStep(batch_);
+    if (ahead && step == 0) continue;
+    if (!(ahead ? FinishBatch() : RunBatch())) break;
+    if (!ahead) {
+      options_.model->threads->For(
+          c.batch, [&](uint32_t s, uint32_t) { executor_->SetSampled(s, Likeliest(s)); });
     }
-    if (!RunBatch()) return;
-    options_.model->threads->For(
-        c.batch, [&](uint32_t s, uint32_t) { executor_->SetSampled(s, Likeliest(s)); });
     CountStep(sample);
   }
+  if (ahead && FinishBatch()) CountStep(sample);
 }
 
 void BenchRunner::Prepare(const BenchCase& c, const std::function<void(uint32_t)>& progress) {
@@ -246,9 +263,11 @@ BenchSample BenchRunner::RunDecode(const BenchCase& c) {
   BenchSample warm_up, sample;
   Decode(c, std::min(c.tokens, kWarmUpSteps), &warm_up);
   executor_->ResetSelectionCounts();
+  executor_->TakeDeviceTimes();
   const Clock::time_point start = Clock::now();
   Decode(c, c.tokens, &sample);
   sample.seconds = SecondsSince(start);
+  sample.times = executor_->TakeDeviceTimes();
   if (options_.layers) {
     sample.layers = LayersOf(executor_->strip_counts(), options_.model->config().kv_heads);
   }

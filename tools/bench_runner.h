@@ -20,6 +20,7 @@ struct BenchSample {
   double bytes = 0;             // that its steps must read
   double roofline_seconds = 0;  // the least time for its steps' bytes and multiply-adds
   uint64_t steps = 0;
+  DeviceTimes times;                   // of a decode on a device
   std::vector<LayerSelection> layers;  // of a decode, where they were asked for
 };
 
@@ -78,6 +79,8 @@ class BenchRunner {
   void Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
                const std::function<void(uint32_t)>& progress);
   void Decode(const BenchCase& c, uint32_t steps, BenchSample* sample);
+  void FillDecode(const BenchCase& c, uint32_t step);  // batch_
+  bool FinishBatch();                                  // as RunBatch, of a step that was begun
   void CountStep(BenchSample* sample) const;
   int32_t PromptToken(uint32_t sequence, uint32_t position) const;
   BenchSample RunPrefill(const BenchCase& c);
