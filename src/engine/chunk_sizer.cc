@@ -12,6 +12,8 @@ constexpr double kNew = 0.3;
 // A step may be held up, but none is too fast: of generation, whose time is seldom seen while
 // prompts run, what took longer counts less, and nothing counts as more than twice as long.
 constexpr double kLonger = 0.1, kHeldUp = 2;
+// Towards a new time, so that as many are above as below: few are to tell what steps took before.
+constexpr double kNudge = 1.015;
 // Cheaper chunks that all layers took say nothing of a unit's time.
 constexpr double kFewUnits = 4;
 // Before the first chunk beside generation: a unit there may take so much longer than one alone.
@@ -123,7 +125,11 @@ void ChunkSizer::Observe(const StepTimes& step) {
     Follow(step.seconds, step.seconds > generated_seconds_ ? kLonger : kNew, &generated_seconds_);
     // One step between others that hold prompts tells what streams have come to; not what they
     // were.
-    if (!known || !beside_) before_seconds_ = generated_seconds_;
+    if (!known) {
+      before_seconds_ = step.seconds;
+    } else if (!beside_) {
+      before_seconds_ *= step.seconds > before_seconds_ ? kNudge : 1 / kNudge;
+    }
     beside_ = false;
     generated_ = step.generated;
     age_ = 0;
