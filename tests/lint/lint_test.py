@@ -226,6 +226,8 @@ class LintTest(unittest.TestCase):
         for name in ("run_test", "idle_test", "lost", "outside", "emulated"):
             self.write(f"src/tensor/{name}.cc", "int main() {}\n")
         self.write("src/kernels/cuda/lost.cu", "")
+        self.write("src/kernels/cuda/image.cu", "")
+        self.write("src/tensor/run_test.cc", '#include "kernels/cuda/image.cu"\nint main() {}\n')
         self.write("tests/cuda/lost.cc", "")  # of builds that have CUDA
         build = self.root / "build"
         subprocess.run(["cmake", "-G", "Ninja", "-S", self.root, "-B", build], check=True, capture_output=True)
@@ -233,6 +235,7 @@ class LintTest(unittest.TestCase):
         self.assertIn("src/tensor/lost.cc:1: no target compiles it", found)
         self.assertIn("src/tensor/idle_test.cc:1: ctest does not run its program idle_test", found)
         self.assertIn("src/kernels/cuda/lost.cu:1: no target compiles it", found)
+        self.assertNotIn("src/kernels/cuda/image.cu", found)
         self.assertNotIn("/run_test.cc", found)
         self.assertNotIn("/outside.cc", found)
         self.assertNotIn("tests/cuda/lost.cc", found)
