@@ -147,7 +147,8 @@ class Translator {
       if (!character) return WrongHere("the literal has a character that is not understood");
       literal += *character;
     }
-    if (at_++ >= text_.size()) return WrongHere("the literal has no end");
+    if (at_ >= text_.size()) return WrongHere("the literal has no end");
+    ++at_;
     out_ += " " + ToJson(boost::json::value(literal));
     return Status();
   }
@@ -173,7 +174,8 @@ class Translator {
       if (CodePoint(*last) < CodePoint(*first)) return WrongHere("a range ends before it begins");
       members += "-" + InClass(*last);
     }
-    if (at_++ >= text_.size()) return WrongHere("the class has no end");
+    if (at_ >= text_.size()) return WrongHere("the class has no end");
+    ++at_;
     if (members.empty()) return WrongHere("the class is empty");
     out_ += fmt::format(" /[{}{}]/", others ? "^" : "", members);
     return Status();

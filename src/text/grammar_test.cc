@@ -9,6 +9,8 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "tests/support/byte_vocab.h"
 #include "text/gbnf.h"
@@ -199,6 +201,25 @@ TEST_F(GrammarTest, ExpressionsAndGrammarsTakeTheirTextsAndNoOthers) {
   const char* pair = R"({"type": "array", "items": {"type": "null"}, "minItems": 2})";
   EXPECT_TRUE(Takes(GrammarLanguage::kJsonSchema, pair, "[null,\n  null]"));
   EXPECT_FALSE(Takes(GrammarLanguage::kJsonSchema, pair, "[null,\n\nnull]"));
+}
+
+// In memory of exactly its size, so that a sanitizer sees reads past its end.
+TEST(Gbnf, MayEndAnywhere) {
+  constexpr std::string_view kWhole =
+      "root ::= [^a-z\\x41] \"\\u00e9\" | item{1,2}\nitem ::= . # x";
+  for (size_t size = 0; size <= kWhole.size(); ++size) {
+    const std::vector<char> text(kWhole.begin(), kWhole.begin() + static_cast<ptrdiff_t>(size));
+    const Result<std::string> lark = LarkOfGbnf({text.data(), text.size()});
+    EXPECT_TRUE(lark.ok() || !lark.status().message().empty()) << size;
+  }
+  for (const std::string_view cut : {"root ::= \"a", "root ::= [a"}) {
+    const std::vector<char> text(cut.begin(), cut.end());
+    const Result<std::string> lark = LarkOfGbnf({text.data(), text.size()});
+    ASSERT_FALSE(lark.ok()) << cut;
+    EXPECT_TRUE(lark.status().message().ends_with("has no end") ||
+                lark.status().message().ends_with("that is not understood"))
+        << lark.status().message();
+  }
 }
 
 TEST_F(GrammarTest, GbnfBecomesLark) {
