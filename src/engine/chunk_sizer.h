@@ -91,8 +91,7 @@ class PromptBudget {
 // (PromptCost::read_tokens) is what makes e: 1.2 to 1.45 over a prompt of 6000 tokens, as measured.
 // With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading. Where chunks
 // go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller. But
-// whole layers seldom fill it (by four fifths in the mean), and streams take more of it as they
-// grow.
+// whole layers seldom fill it, and streams take more of it as they grow.
 class ChunkSizer {
  public:
   static constexpr double kPromptShare = 1.6, kPartShare = 1.4;

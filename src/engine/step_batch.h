@@ -53,8 +53,8 @@ struct StepBatch {
   std::vector<StepRow> rows;
   std::vector<StepInput> inputs;
   // A row's part (StepRow::part) ends before a layer that is likely to end later (NowNs()), but not
-  // before its first, which only waits where the time is over before it begins, and had not been in
-  // the part before; 0: all of its layers run.
+  // before its first: that is left out only where the time is over when it would begin, and never
+  // by two parts in a row. 0: all of its layers run.
   uint64_t part_until_ns = 0;
 
   void Clear() {
