@@ -65,8 +65,12 @@ TEST_P(Preemption, ChangesNothing) {
   std::vector<Answer> expected(requests.size()), found(requests.size());
   for (const auto& [engine, answers] : {std::pair(large.get(), &expected), {small.get(), &found}}) {
     std::vector<RequestId> ids;
+    // Who is there in which step decides who gives way: all are there from the second one on.
+    std::latch submitted(1);
     for (size_t i = 0; i < requests.size(); ++i)
-      ids.push_back(*engine->Submit(requests[i], CollectInto(&(*answers)[i])));
+      ids.push_back(
+          *engine->Submit(requests[i], HoldUntil(&submitted, CollectInto(&(*answers)[i]))));
+    submitted.count_down();
     for (RequestId id : ids) engine->Wait(id);
   }
   EXPECT_EQ(large->stats().preemptions, 0u);
