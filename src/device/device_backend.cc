@@ -67,7 +67,7 @@ Result<std::unique_ptr<Backend>> OpenDeviceBackend(const GgufFile& file,
   TS_ASSIGN_OR_RETURN(const Codec* codec, FindCodec(options.kv));
   TS_ASSIGN_OR_RETURN(const std::vector<SelectorSpec> specs, ParseSelectors(options.selectors));
   TS_RETURN_IF_ERROR(cuda::CheckDeviceSelectors(specs, *codec));
-  if (!options.step_plugins.empty()) return cuda::NoStepPlugins(options.step_plugins[0]);
+  TS_RETURN_IF_ERROR(cuda::CheckDeviceSteps(options.step_plugins));
   if (options.compute != Compute::kFast) {
     return Status(
         Code::kUnsupported,

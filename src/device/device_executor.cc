@@ -29,7 +29,7 @@ void AddProducts(const DeviceLinear& linear, TokenProducts* products) {
 TokenProducts ProductsOf(const DeviceModel& model) {
   TokenProducts products;
   for (const DeviceLayer& layer : model.layers()) {
-    for (const DeviceLinear* w : {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down})
+    for (const DeviceLinear* w : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down})
       AddProducts(*w, &products);
   }
   return products;
@@ -367,11 +367,7 @@ void DeviceExecutor::FinalState(size_t row, uint32_t i, std::span<float> out) co
       std::fill(states_.begin(), states_.end(), NAN);
   }
   const float* x = states_.data() + uint64_t{planned.rows[row].first_row + i} * config.dim;
-  double sum = 0;
-  for (uint32_t c = 0; c < config.dim; ++c) sum += double{x[c]} * double{x[c]};
-  const auto factor = static_cast<float>(1 / std::sqrt(sum / config.dim + double{config.norm_eps}));
-  for (uint32_t c = 0; c < config.dim; ++c)
-    out[c] = x[c] * factor * setup_.model->final_norm_of_host()[c];
+  setup_.model->FinalNorm(x, out.data());
 }
 
 StepCost DeviceExecutor::cost() const {
@@ -432,15 +428,26 @@ std::string DeviceExecutor::selector_resolved(uint32_t selector) const {
 }
 
 Result<uint32_t> DeviceExecutor::FindSteps(std::span<const std::string> texts) {
-  if (texts.empty()) return 0u;
-  return NoStepPlugins(texts[0]);
+  TS_RETURN_IF_ERROR(CheckDeviceSteps(texts));
+  TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
+  return step_sets_.Find(specs, setup_.model->config());
 }
 
-Status NoStepPlugins(const std::string& text) {
-  return Status(Code::kUnsupported,
-                fmt::format("step_plugins '{}': they run on the host and see states and logits "
-                            "there; those of a device stay on it",
-                            text));
+Status CheckDeviceSteps(std::span<const std::string> texts) {
+  TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
+  for (const StepSpec& spec : specs) {
+    const char* reason = nullptr;
+    if (spec.table->leave != nullptr)
+      reason =
+          "it lets single tokens leave between two layers, and a device runs all of a step's "
+          "tokens through all layers without asking";
+    if (spec.table->prune != nullptr)
+      reason = "it drops tokens by the attention that they get, which stays on the device";
+    if (reason == nullptr) continue;
+    return Status(Code::kUnsupported,
+                  fmt::format("step_plugins '{}': {}; it is for the CPU", spec.typed, reason));
+  }
+  return Status();
 }
 
 }  // namespace tinyserve::cuda

@@ -18,6 +18,7 @@
 #include "device/device_selector.h"
 #include "device/device_step.h"
 #include "engine/executor.h"
+#include "engine/step_sets.h"
 #include "kernels/cuda/device.h"
 
 namespace tinyserve::cuda {
@@ -37,8 +38,9 @@ struct TokenProducts {
   uint64_t coded = 0, floats = 0;
 };
 
-// Why step plugins are refused.
-Status NoStepPlugins(const std::string& text);
+// Whether step plugins can be served on a device: those that see logits alone, which come to the
+// host. Errors: as ParseStepPlugins; kUnsupported, with the plugin and what it does.
+Status CheckDeviceSteps(std::span<const std::string> texts);
 
 class DeviceExecutor : public Executor {
  public:
@@ -91,9 +93,14 @@ class DeviceExecutor : public Executor {
   Status CheckSelector(const SelectorSpec& spec) const override;
   std::string selector_resolved(uint32_t selector) const override;
   Result<uint32_t> FindSteps(std::span<const std::string> texts) override;
-  const StepPlugins* steps_of(uint32_t) const override { return nullptr; }
-  std::vector<StepPluginStats> step_stats() const override { return {}; }
-  uint32_t MakerOf(uint32_t selector, uint32_t) const override { return selector; }
+  Status CheckSteps(std::span<const std::string> texts) const override {
+    return CheckDeviceSteps(texts);
+  }
+  const StepPlugins* steps_of(uint32_t steps) const override { return step_sets_.at(steps); }
+  std::vector<StepPluginStats> step_stats() const override { return step_sets_.stats(); }
+  uint32_t MakerOf(uint32_t selector, uint32_t steps) const override {
+    return steps * (kDeviceSelectorsMax + 1) + selector;
+  }
   uint64_t steps() const override { return steps_; }
 
   // Graphs that are kept.
@@ -143,6 +150,7 @@ class DeviceExecutor : public Executor {
   std::vector<SubPageBoxes> sub_pages_;
   DeviceScorers scorers_;
   std::vector<DeviceSelector> selectors_;  // in memory of their own before a step names them
+  StepSets step_sets_;
   std::unique_ptr<DeviceStep> step_;
   std::unique_ptr<DevicePlan> plan_;
   std::unique_ptr<DeviceCounts> counts_;

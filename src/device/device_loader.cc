@@ -99,8 +99,8 @@ void DeviceLoader::AddGated(const std::string& gate, const std::string& up, uint
 }
 
 void DeviceLoader::AddBias(const std::vector<std::string>& names,
-                           const std::vector<uint32_t>& rows_of, DeviceLinear* out) {
-  if (!Has(names[0])) return;
+                           const std::vector<uint32_t>& rows_of, bool optional, DeviceLinear* out) {
+  if (optional && !Has(names[0])) return;
   std::vector<float> values;
   for (size_t i = 0; i < names.size(); ++i) {
     const StoredTensor* tensor = Require(names[i], 1, rows_of[i]);

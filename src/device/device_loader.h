@@ -28,9 +28,9 @@ class DeviceLoader {
   // Gate and up [rows][cols], row by row in turn; one below the other where their types differ.
   void AddGated(const std::string& gate, const std::string& up, uint32_t rows, uint32_t cols,
                 DeviceLinear* out);
-  // Biases of a linear's tensors; absent ones are no error where the first is absent.
+  // Biases of a linear's tensors; optional: they may be absent, all of them where the first is.
   void AddBias(const std::vector<std::string>& names, const std::vector<uint32_t>& rows_of,
-               DeviceLinear* out);
+               bool optional, DeviceLinear* out);
   // of_host: may be null.
   void AddVector(const std::string& name, uint32_t size, Array<const float>* out,
                  std::vector<float>* of_host = nullptr);

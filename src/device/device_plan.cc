@@ -58,6 +58,7 @@ DevicePlan::DevicePlan(const KvCache* cache, DeviceStep* step,
       pairs_(static_cast<uint32_t>(frequencies.size())),
       group_(step->query_group()),
       coded_(cache->coded(0)),
+      learned_(step->inputs().learned.host.count > 0),
       choices_(cache->sequences_max()) {
   cos_sin_.reserve(uint64_t{tokens_max} * pairs_ * 2);
   for (uint32_t position = 0; position < tokens_max; ++position) {
@@ -111,6 +112,7 @@ void DevicePlan::PlaceRows(const StepBatch& batch) {
 void DevicePlan::ClearRow(uint32_t row) {
   const StepInputs& in = step_->inputs();
   in.ids.host.data[row] = -1;
+  if (learned_) in.learned.host.data[row] = -1;
   in.positions.host.data[row] = kNoPosition;
   in.table_of.host.data[row] = 0;
   for (auto* upload : {&in.budgets, &in.newer, &in.candidates, &in.full_tokens, &in.value_tokens})
@@ -134,6 +136,7 @@ void DevicePlan::FillRun(const StepRow& row, size_t r, std::span<const int32_t> 
     ClearRow(at);
     in.ids.host.data[at] = tokens[row.first_input + i];
     in.positions.host.data[at] = position - open_first;
+    if (learned_) in.learned.host.data[at] = static_cast<int32_t>(position);
     in.table_of.host.data[at] = table_of_[r];
     std::copy_n(cos_sin_.begin() + static_cast<ptrdiff_t>(uint64_t{position} * pairs_ * 2),
                 pairs_ * 2, in.cos_sin.host.data + uint64_t{at} * pairs_ * 2);

@@ -64,7 +64,7 @@ class DevicePlan {
   const KvCache* cache_;
   DeviceStep* step_;
   uint32_t bucket_max_, pairs_, group_;
-  bool coded_;
+  bool coded_, learned_;        // learned_: of positions
   std::vector<float> cos_sin_;  // [tokens_max][pairs][2]
   ChoicesInForce choices_;
   PlannedRows planned_;

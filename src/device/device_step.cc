@@ -103,6 +103,7 @@ Status DeviceStep::AllocateInputs() {
   add(in.choices, options_.keeps_choices ? rows : Checked(0));
   add(in.choice_places, options_.keeps_choices ? rows : Checked(0));
   add(in.ids, rows);
+  add(in.learned, model_->positions() != nullptr ? rows : Checked(0));
   add(in.cos_sin, rows * Checked(2 * model_->frequencies().size()));
   add(in.tables, sequences * Checked(table_pages_));
   add(in.open_tables, sequences * Checked(open_pages_));
@@ -177,6 +178,7 @@ Status DeviceStep::UploadInputs(const StepForm& form) const {
     return upload.Copy(*stream_, count);
   };
   TS_RETURN_IF_ERROR(copy(in.ids, rows));
+  if (model_->positions() != nullptr) TS_RETURN_IF_ERROR(copy(in.learned, rows));
   TS_RETURN_IF_ERROR(copy(in.positions, rows));
   TS_RETURN_IF_ERROR(copy(in.table_of, rows));
   TS_RETURN_IF_ERROR(copy(in.cos_sin, rows * pairs * 2));
@@ -217,14 +219,7 @@ Status DeviceStep::UploadInputs(const StepForm& form) const {
 
 Status DeviceStep::LaunchAll(const StepForm& form, const std::vector<DeviceSelector>& selectors) {
   const ModelConfig& c = model_->config();
-  TS_RETURN_IF_ERROR(Embed({.embedding = model_->embedding(),
-                            .ids = inputs_.ids.part(0, form.rows()),
-                            .rows = form.rows(),
-                            .cols = c.dim,
-                            .x = x_,
-                            .add = false,
-                            .drawn = Const(drawn_)},
-                           stream_->handle()));
+  TS_RETURN_IF_ERROR(EmbedTokens(form));
   for (uint32_t l = 0; l < c.layers; ++l) TS_RETURN_IF_ERROR(RunLayer(form, l, selectors));
   TS_RETURN_IF_ERROR(CheckFinite(
       {.x = Const(x_), .rows = form.rows(), .cols = c.dim, .finite = finite_}, stream_->handle()));
@@ -248,18 +243,35 @@ Status DeviceStep::LaunchAll(const StepForm& form, const std::vector<DeviceSelec
                 stream_->handle());
 }
 
+Status DeviceStep::EmbedTokens(const StepForm& form) {
+  EmbedRows rows{.embedding = model_->embedding(),
+                 .ids = inputs_.ids.part(0, form.rows()),
+                 .rows = form.rows(),
+                 .cols = model_->config().dim,
+                 .x = x_,
+                 .add = false,
+                 .drawn = Const(drawn_)};
+  TS_RETURN_IF_ERROR(Embed(rows, stream_->handle()));
+  if (model_->positions() == nullptr) return Status();
+  rows.embedding = *model_->positions();
+  rows.ids = inputs_.learned.part(0, form.rows());
+  rows.add = true;
+  rows.drawn = {};
+  return Embed(rows, stream_->handle());
+}
+
 Status DeviceStep::LaunchLogits(uint32_t first, uint32_t count, const Array<float>& to) {
   const ModelConfig& c = model_->config();
   const DeviceLinear& head = model_->head();
   const StepForm rows{.generated = count};
-  TS_RETURN_IF_ERROR(Make({.source = RowSource::kRmsNorm,
+  TS_RETURN_IF_ERROR(Make({.source = model_->final_norm().source(),
                            .x = Const(x_),
                            .x_stride = c.dim,
                            .from = inputs_.wanted.part(first, count),
                            .rows = count,
                            .cols = c.dim,
-                           .weight = model_->final_norm(),
-                           .bias = {},
+                           .weight = model_->final_norm().weight,
+                           .bias = model_->final_norm().bias,
                            .eps = c.norm_eps,
                            .to = {.floats = head.takes_floats ? floats_ : Array<float>{},
                                   .codes = head.takes_codes ? codes_ : Array<uint32_t>{},
@@ -276,7 +288,7 @@ Status DeviceStep::RunLayer(const StepForm& form, uint32_t l,
   const ModelConfig& c = model_->config();
   const DeviceLayer& layer = model_->layers()[l];
   TS_RETURN_IF_ERROR(
-      MakeForms(form, RowSource::kRmsNorm, x_, c.dim, layer.attention_norm, layer.qkv));
+      MakeForms(form, layer.attention_norm.source(), x_, c.dim, layer.attention_norm, layer.qkv));
   TS_RETURN_IF_ERROR(Multiply(form, layer.qkv, qkv_, qkv_dim_, Epilogue::kStore));
   TS_RETURN_IF_ERROR(Append(form, l));
   TS_RETURN_IF_ERROR(Seal(form, l));
@@ -284,19 +296,20 @@ Status DeviceStep::RunLayer(const StepForm& form, uint32_t l,
   TS_RETURN_IF_ERROR(MakeForms(form, RowSource::kPlain, o_, q_dim_, {}, layer.attention_out));
   TS_RETURN_IF_ERROR(Multiply(form, layer.attention_out, x_, c.dim, Epilogue::kAdd));
 
-  TS_RETURN_IF_ERROR(
-      MakeForms(form, RowSource::kRmsNorm, x_, c.dim, layer.ffn_norm, layer.gate_up));
-  const bool gated = layer.gate_up.gated;
-  TS_RETURN_IF_ERROR(Multiply(form, layer.gate_up, a_, gated ? c.ffn_dim : 2 * c.ffn_dim,
-                              gated ? Epilogue::kSwiGlu : Epilogue::kStore));
-  TS_RETURN_IF_ERROR(MakeForms(form, gated ? RowSource::kPlain : RowSource::kGated, a_, c.ffn_dim,
+  TS_RETURN_IF_ERROR(MakeForms(form, layer.ffn_norm.source(), x_, c.dim, layer.ffn_norm, layer.up));
+  // Gate and up of different types are gated by what makes the next product's activations.
+  const Epilogue end = layer.up.gated    ? Epilogue::kSwiGlu
+                       : model_->gated() ? Epilogue::kStore
+                                         : Epilogue::kGelu;
+  const bool apart = end == Epilogue::kStore;
+  TS_RETURN_IF_ERROR(Multiply(form, layer.up, a_, apart ? 2 * c.ffn_dim : c.ffn_dim, end));
+  TS_RETURN_IF_ERROR(MakeForms(form, apart ? RowSource::kGated : RowSource::kPlain, a_, c.ffn_dim,
                                {}, layer.down));
   return Multiply(form, layer.down, x_, c.dim, Epilogue::kAdd);
 }
 
 Status DeviceStep::MakeForms(const StepForm& form, RowSource source, const Array<float>& x,
-                             uint32_t cols, const Array<const float>& norm,
-                             const DeviceLinear& next) {
+                             uint32_t cols, const DeviceNorm& norm, const DeviceLinear& next) {
   const uint32_t stride = source == RowSource::kGated ? 2 * cols : cols;
   MakeRows make{.source = source,
                 .x = Const(x),
@@ -304,8 +317,8 @@ Status DeviceStep::MakeForms(const StepForm& form, RowSource source, const Array
                 .from = {},
                 .rows = form.generated,
                 .cols = cols,
-                .weight = norm,
-                .bias = {},
+                .weight = norm.weight,
+                .bias = norm.bias,
                 .eps = model_->config().norm_eps,
                 .to = {}};
   if (next.takes_floats) make.to.floats = floats_;

@@ -43,6 +43,7 @@ struct Upload {
 // R rows, S sequences, and what is drawn.
 struct StepInputs {
   Upload<int32_t> ids;           // [R] or DrawnId; -1: the row is not in use
+  Upload<int32_t> learned;       // [R] absolute positions, of models that learn them; -1: as ids
   Upload<uint32_t> positions;    // [R] where the row is written in its table
   Upload<uint32_t> table_of;     // [R]
   Upload<float> cos_sin;         // [R][pairs][2]
@@ -136,10 +137,11 @@ class DeviceStep {
   void Measure();
   Status AllocateInputs();
   Status AllocateActivations();
+  Status EmbedTokens(const StepForm& form);
   Status RunLayer(const StepForm& form, uint32_t l, const std::vector<DeviceSelector>& selectors);
   // Makes of rows what a product takes; from `from` [count] where they are not the form's own.
   Status MakeForms(const StepForm& form, RowSource source, const Array<float>& x, uint32_t cols,
-                   const Array<const float>& norm, const DeviceLinear& next);
+                   const DeviceNorm& norm, const DeviceLinear& next);
   Status Multiply(const StepForm& form, const DeviceLinear& linear, const Array<float>& out,
                   uint32_t stride, Epilogue epilogue);
   Status Append(const StepForm& form, uint32_t l);

@@ -24,8 +24,7 @@ constexpr uint32_t kScoreRows = 64;
 // earlier keys cheaper, for so many rows share one (Attention::kPromptRows), of one window.
 constexpr uint32_t kPartTokens = 64;
 
-// Different selectors, and sets of step plugins, that requests may ask for.
-constexpr uint32_t kSelectorsMax = 64, kStepSetsMax = 64;
+constexpr uint32_t kSelectorsMax = 64;  // different ones, that requests may ask for
 
 // Multiply-adds of one token, without its logits.
 uint64_t ProductsOf(const Model& model) {
@@ -306,24 +305,7 @@ Result<uint32_t> CpuExecutor::FindSelector(const std::string& text) {
 
 Result<uint32_t> CpuExecutor::FindSteps(std::span<const std::string> texts) {
   TS_ASSIGN_OR_RETURN(const std::vector<StepSpec> specs, ParseStepPlugins(texts));
-  if (specs.empty()) return 0u;
-  const std::string resolved = ResolvedSteps(specs);
-  for (size_t i = 0; i < step_plugins_.size(); ++i) {
-    if (step_plugins_[i]->resolved() == resolved) return static_cast<uint32_t>(i + 1);
-  }
-  if (step_plugins_.size() >= kStepSetsMax) {
-    return Status(
-        Code::kResourceExhausted,
-        fmt::format("step_plugins '{}': {} different sets are open already, the most that "
-                    "are allowed",
-                    resolved, kStepSetsMax));
-  }
-  const tinyserve_step_shape shape{.struct_size = sizeof shape,
-                                   .layers = model_->config().layers,
-                                   .vocab = model_->config().vocab};
-  TS_ASSIGN_OR_RETURN(std::unique_ptr<StepPlugins> opened, StepPlugins::Open(specs, shape));
-  step_plugins_.push_back(std::move(opened));
-  return static_cast<uint32_t>(step_plugins_.size());
+  return step_sets_.Find(specs, model_->config());
 }
 
 uint32_t CpuExecutor::Prune(SequenceSlot slot, uint32_t steps) {
@@ -355,22 +337,6 @@ uint32_t CpuExecutor::Prune(SequenceSlot slot, uint32_t steps) {
 
 uint32_t CpuExecutor::MakerOf(uint32_t selector, uint32_t steps) const {
   return steps * (kSelectorsMax + 1) + selector;
-}
-
-std::vector<StepPluginStats> CpuExecutor::step_stats() const {
-  std::vector<StepPluginStats> stats;
-  for (const auto& set : step_plugins_) {
-    for (const std::unique_ptr<StepPlugin>& plugin : set->plugins()) {
-      const char* name = plugin->spec().table->name;
-      auto at = std::find_if(stats.begin(), stats.end(),
-                             [name](const StepPluginStats& s) { return s.name == name; });
-      if (at == stats.end()) at = stats.insert(stats.end(), StepPluginStats{.name = name});
-      at->calls += plugin->counts().calls;
-      at->effects += plugin->counts().effects;
-      at->errors += plugin->counts().errors;
-    }
-  }
-  return stats;
 }
 
 Status CpuExecutor::CheckSelector(const SelectorSpec& spec) const {

@@ -17,6 +17,7 @@
 #include "engine/executor.h"
 #include "engine/prompt_part.h"
 #include "engine/step_batch.h"
+#include "engine/step_sets.h"
 #include "kernels/kernels.h"
 #include "kv/kv_cache.h"
 #include "model/model.h"
@@ -76,10 +77,8 @@ class CpuExecutor : public Executor {
   Status CheckSelector(const SelectorSpec& spec) const override;
   std::string selector_resolved(uint32_t selector) const override;
   Result<uint32_t> FindSteps(std::span<const std::string> texts) override;
-  const StepPlugins* steps_of(uint32_t steps) const override {
-    return steps == 0 ? nullptr : step_plugins_[steps - 1].get();
-  }
-  std::vector<StepPluginStats> step_stats() const override;
+  const StepPlugins* steps_of(uint32_t steps) const override { return step_sets_.at(steps); }
+  std::vector<StepPluginStats> step_stats() const override { return step_sets_.stats(); }
   uint32_t Prune(SequenceSlot slot, uint32_t steps) override;
   uint32_t MakerOf(uint32_t selector, uint32_t steps) const override;
   uint64_t steps() const override { return steps_; }
@@ -119,7 +118,7 @@ class CpuExecutor : public Executor {
   std::vector<int32_t> tokens_;      // [rows]
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SequenceRun> runs_;
-  std::vector<std::unique_ptr<StepPlugins>> step_plugins_;
+  StepSets step_sets_;
   std::unique_ptr<EarlyExits> exits_;
   std::vector<const StepPlugins*> plugins_of_row_;  // [rows]
   std::vector<int32_t> logits_of_row_;  // [rows] index into logits_ of rows that may leave, -1

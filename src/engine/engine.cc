@@ -237,7 +237,10 @@ Status EngineImpl::Check(const Request& r) const {
     TS_ASSIGN_OR_RETURN(const SelectorSpec selector, ParseSelector(r.selector));
     TS_RETURN_IF_ERROR(executor_->CheckSelector(selector));
   }
-  if (r.step_plugins) TS_RETURN_IF_ERROR(CheckStepPlugins(*r.step_plugins, options_.prefix_cache));
+  if (r.step_plugins) {
+    TS_RETURN_IF_ERROR(CheckStepPlugins(*r.step_plugins, options_.prefix_cache));
+    TS_RETURN_IF_ERROR(executor_->CheckSteps(*r.step_plugins));
+  }
   const uint32_t blocks =
       scheduler_->BlocksFor({.id = 0,
                              .prompt_tokens = static_cast<uint32_t>(r.prompt.size()),

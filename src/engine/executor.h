@@ -151,6 +151,11 @@ class Executor {
   virtual Status CheckSelector(const SelectorSpec& spec) const = 0;
   // A selector as it was resolved: its name and every option.
   virtual std::string selector_resolved(uint32_t selector) const = 0;
+  // Whether step plugins can be served. May be called from any thread. Errors: kInvalidArgument (as
+  // ParseStepPlugins), kUnsupported (a device that cannot do what they decide).
+  virtual Status CheckSteps(std::span<const std::string> texts) const {
+    return ParseStepPlugins(texts).status();
+  }
   // The index of a set of step plugins, opened if it is new; 0: none. Errors: as FindSelector's.
   virtual Result<uint32_t> FindSteps(std::span<const std::string> texts) = 0;
   // The set of an index; null for 0.

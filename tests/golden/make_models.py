@@ -68,6 +68,8 @@ CASES = [
     Case("mistral", head=32, layers=2, theta=1e6),  # heads * head size is not the hidden size
     Case("qwen2", arch="qwen2", tied=True, theta=1e6),
     Case("gpt2", arch="gpt2", kv_heads=4, ffn=256, tied=True, context=384),
+    Case("gpt2-wide", arch="gpt2", hidden=128, heads=2, kv_heads=2, head=64, ffn=128, layers=2, tied=True, long=False,
+         context=160),
 ] + [
     Case("llama-" + t.name.lower(), layers=2, tied=True, long=False, dtype=t)
     for t in (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0)

@@ -10,13 +10,16 @@
 namespace tinyserve {
 namespace {
 
+constexpr char kGpt2[] = "gpt2-wide";
+
 struct Storage {
-  const char *name, *kv, *selector;
+  const char *name, *kv, *selector, *model = "llama-q4_k";
 };
 class OnADevice : public testing::TestWithParam<Storage> {
  protected:
   std::unique_ptr<Engine> Open(uint32_t step_tokens = 64, bool cache = false) const {
     return OpenTiny([&](EngineOptions* o) {
+      o->model_path = kFolder + GetParam().model + ".gguf";
       o->kv = GetParam().kv;
       o->selector = GetParam().selector;
       o->step_tokens_max = step_tokens;
@@ -32,7 +35,12 @@ INSTANTIATE_TEST_SUITE_P(All, OnADevice,
                                          Storage{"Planes", "planes", "full"},
                                          Storage{"F16Hierarchical", "f16", kTinyHierarchical},
                                          Storage{"Int4Hierarchical", "int4", kTinyHierarchical},
-                                         Storage{"Cascade", "planes", kSmallCascade}),
+                                         Storage{"Cascade", "planes", kSmallCascade},
+                                         Storage{"Gpt2K8V4Box", "k8v4", kTinyBox, kGpt2},
+                                         Storage{"Gpt2F16Moments", "f16", kTinyMoments, kGpt2},
+                                         Storage{"Gpt2Int8Hierarchical", "int8", kTinyHierarchical,
+                                                 kGpt2},
+                                         Storage{"Gpt2Cascade", "planes", kSmallCascade, kGpt2}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST_P(OnADevice, ChunksAndTheOrderOfThreadsChangeNothing) {

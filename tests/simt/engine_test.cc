@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <latch>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tests/golden/golden_run.h"
@@ -15,18 +17,20 @@ namespace tinyserve {
 namespace {
 
 TEST(EngineOnADevice, WritesTheGoldenText) {
-  const golden::GoldenFile golden(kFolder + "llama-llama3.golden.gguf");
-  auto engine = OpenTiny([](EngineOptions* o) { o->model_path = kFolder + "llama-llama3.gguf"; });
-  ASSERT_NE(engine, nullptr);
-  EXPECT_EQ(engine->info().target.substr(0, 6), "cuda:0");
-  Request request;
-  request.prompt = golden.Ints("golden.short.prompt");
-  const std::vector<int32_t> want = golden.Ints("golden.short.greedy");
-  request.max_tokens = static_cast<uint32_t>(want.size());
-  request.ignore_eos = true;
-  const Answer answer = Ask(engine.get(), request);
-  EXPECT_TRUE(answer.status.ok()) << answer.status.message();
-  EXPECT_EQ(answer.tokens, want);
+  for (const std::string model : {"llama-llama3", "gpt2-wide"}) {
+    const golden::GoldenFile golden(kFolder + model + ".golden.gguf");
+    auto engine = OpenTiny([&](EngineOptions* o) { o->model_path = kFolder + model + ".gguf"; });
+    ASSERT_NE(engine, nullptr);
+    EXPECT_EQ(engine->info().target.substr(0, 6), "cuda:0");
+    Request request;
+    request.prompt = golden.Ints("golden.short.prompt");
+    const std::vector<int32_t> want = golden.Ints("golden.short.greedy");
+    request.max_tokens = static_cast<uint32_t>(want.size());
+    request.ignore_eos = true;
+    const Answer answer = Ask(engine.get(), request);
+    EXPECT_TRUE(answer.status.ok()) << answer.status.message();
+    EXPECT_EQ(answer.tokens, want) << model;
+  }
 }
 
 // The device's own draw, of a recorded step, and the host's from its logits.
@@ -64,13 +68,21 @@ TEST(EngineOnADevice, PromptsAreScored) {
 TEST(EngineOnADevice, PoolsStates) {
   Request request = Prompt(12, 3, 0);
   request.pooling = Pooling::kMean;
-  const Answer on_device = Ask(OpenTiny().get(), request);
-  const Answer on_cpu = Ask(OpenTiny([](EngineOptions* o) { o->device = "cpu"; }).get(), request);
-  ASSERT_EQ(on_device.embedding.size(), 256u) << on_device.status.message();
-  double product = 0;
-  for (size_t i = 0; i < 256; ++i)
-    product += double{on_device.embedding[i]} * double{on_cpu.embedding[i]};
-  EXPECT_GT(product, 0.999);
+  for (const auto& [model, dim] : {std::pair{"llama-q4_k", 256u}, {"gpt2-wide", 128u}}) {
+    Answer answers[2];
+    for (const bool cpu : {false, true}) {
+      const auto engine = OpenTiny([&, model = model](EngineOptions* o) {
+        o->model_path = kFolder + model + ".gguf";
+        if (cpu) o->device = "cpu";
+      });
+      answers[cpu] = Ask(engine.get(), request);
+      ASSERT_EQ(answers[cpu].embedding.size(), dim) << answers[cpu].status.message();
+    }
+    double product = 0;
+    for (size_t i = 0; i < dim; ++i)
+      product += double{answers[0].embedding[i]} * double{answers[1].embedding[i]};
+    EXPECT_GT(product, 0.999) << model;
+  }
 }
 
 TEST(EngineOnADevice, CancelsGiveEverythingBack) {
@@ -121,13 +133,17 @@ TEST(EngineOnADevice, CountsWhatSelectionReads) {
 
 // The preset, which is served from planes, and what keeps boxes of sub-pages and choices.
 TEST(EngineOnADevice, WritesWhatTheCpuWrites) {
-  for (const auto& [selector, kv] : {std::pair{"default", "planes"},
-                                     {kTinyHierarchical, "f16"},
-                                     {kTinyHierarchical, "int8"},
-                                     {kTinyMoments, "k8v4"}}) {
+  constexpr char kLlama[] = "llama-q4_k", kGpt2[] = "gpt2-wide";
+  for (const auto& [model, selector, kv] : {std::tuple{kLlama, "default", "planes"},
+                                            {kLlama, kTinyHierarchical, "f16"},
+                                            {kLlama, kTinyHierarchical, "int8"},
+                                            {kLlama, kTinyMoments, "k8v4"},
+                                            {kGpt2, "default", "planes"},
+                                            {kGpt2, kTinyBox, "f16"}}) {
     Answer answers[2];
     for (const bool cpu : {false, true}) {
-      auto engine = OpenTiny([&, selector = selector, kv = kv](EngineOptions* o) {
+      auto engine = OpenTiny([&, model = model, selector = selector, kv = kv](EngineOptions* o) {
+        o->model_path = kFolder + model + ".gguf";
         o->selector = selector;
         if (o->selector != "default") o->kv = kv;
         if (cpu) o->device = "cpu";
@@ -138,7 +154,40 @@ TEST(EngineOnADevice, WritesWhatTheCpuWrites) {
       ASSERT_TRUE(answers[cpu].status.ok()) << answers[cpu].status.message();
       EXPECT_GT(engine->stats().selection.queries, 0u);
     }
-    EXPECT_EQ(answers[0].tokens, answers[1].tokens) << selector << " over " << kv;
+    EXPECT_EQ(answers[0].tokens, answers[1].tokens) << model << ", " << selector << " over " << kv;
+  }
+}
+
+// Plugins that see logits alone: rows of such requests come to the host's sampler, those beside
+// them draw on the device, and nobody's text is another one's.
+TEST(EngineOnADevice, EndsAnswersByStepPlugins) {
+  for (const char* rule : {"tokens=3,entropy=20", "tokens=2,entropy=4.4", "tokens=2,entropy=0"}) {
+    Answer ended[2];
+    for (const bool cpu : {false, true}) {
+      auto engine = OpenTiny([cpu](EngineOptions* o) {
+        if (cpu) o->device = "cpu";
+      });
+      std::vector<Request> requests = {Prompt(20, 6, 8), Prompt(20, 6, 8)};
+      for (Request& request : requests) request.top_logprobs = -1;
+      requests[0].ignore_eos = false;
+      requests[0].step_plugins = {std::string("low_entropy_end:") + rule};
+      std::vector<Answer> answers(requests.size());
+      std::vector<RequestId> ids;
+      for (size_t i = 0; i < requests.size(); ++i)
+        ids.push_back(*engine->Submit(requests[i], CollectInto(&answers[i])));
+      for (const RequestId id : ids) engine->Wait(id);
+      ASSERT_TRUE(answers[0].status.ok()) << answers[0].status.message();
+      const std::vector<int32_t>&with = answers[0].tokens, &without = answers[1].tokens;
+      ASSERT_EQ(without.size(), 8u);
+      EXPECT_TRUE(std::equal(with.begin(), with.end(), without.begin()));
+      const std::vector<StepPluginStats> stats = engine->stats().step_plugins;
+      ASSERT_EQ(stats.size(), 1u);
+      EXPECT_EQ(stats[0].name, "low_entropy_end");
+      EXPECT_EQ(stats[0].effects, with.size() < 8 ? 1u : 0u);
+      ended[cpu] = answers[0];
+    }
+    EXPECT_EQ(ended[0].tokens, ended[1].tokens) << rule;
+    EXPECT_EQ(ended[0].finish, ended[1].finish) << rule;
   }
 }
 
@@ -195,16 +244,30 @@ TEST(EngineOnADevice, SaysWhatItCannotCompute) {
         o->metadata = {"box", "random"};
       },
       "'random': there is no kernel of it");
-  ExpectRefused([](EngineOptions* o) { o->step_plugins = {"early_exit"}; }, "run on the host");
+  ExpectRefused(
+      [](EngineOptions* o) {
+        o->step_plugins = {"low_entropy_end", "early_exit"};
+      },
+      "'early_exit': it lets single tokens leave");
+  ExpectRefused(
+      [](EngineOptions* o) {
+        o->step_plugins = {"token_pruning"};
+        o->prefix_cache = false;
+      },
+      "'token_pruning': it drops tokens by the attention");
   ExpectRefused([](EngineOptions* o) { o->compute = "f32"; }, "compute fast");
   ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; },
                 "heads of 16 channels");
-  ExpectRefused([](EngineOptions* o) { o->model_path = kFolder + "gpt2.gguf"; }, "gpt2");
+  auto engine = OpenTiny();
+  Request request = Prompt(5, 1);
+  request.step_plugins = {"early_exit"};
+  Answer unused;
+  EXPECT_EQ(engine->Submit(request, CollectInto(&unused)).status().code(), Code::kUnsupported);
   // What may be chosen is: the CPU's.
   for (const Change& change :
        {Change([](EngineOptions* o) { o->model_path = kFolder + "llama.gguf"; }),
         Change([](EngineOptions* o) { o->metadata = {"random"}; })}) {
-    const auto engine = OpenTiny([&](EngineOptions* o) {
+    engine = OpenTiny([&](EngineOptions* o) {
       o->device = "auto";
       change(o);
     });
