@@ -224,7 +224,8 @@ void DevicePlan::PlanPrompts(const StepBatch& batch) {
     if (row.token_class != TokenClass::kPrompt) continue;
     runs_.push_back({.first_row = planned_.rows[r].first_row - planned_.form.generated,
                      .rows = row.length,
-                     .first_position = row.first_position});
+                     .first_position = row.first_position,
+                     .raw_first = coded_ ? cache_->open_first(row.slot) : 0});
   }
   if (runs_.empty()) return;
   const StepInputs& in = step_->inputs();

@@ -71,7 +71,7 @@ void DeviceStep::Measure() {
   const KvShape kv = cache_->shape(0);
   coded_ = cache_->coded(0);
   raw_type_ = cache_->open_shape(0).type;
-  prompt_decodes_ = coded_ || kv.type == KvType::kF32;
+  prompt_decodes_ = kv.type == KvType::kF32;
   shape_ = {.type = kv.type,
             .head_dim = c.head_dim,
             .kv_heads = c.kv_heads,
@@ -82,6 +82,7 @@ void DeviceStep::Measure() {
   cols_max_ = static_cast<uint32_t>(RoundUp(std::max({c.dim, q_dim_, c.ffn_dim}), kColsUnit));
   attend_rows_ = options_.sequences_max;
   const uint32_t page = kv.page_tokens, window = cache_->codec().group_tokens;
+  TS_CHECK(!coded_ || (window == kPromptTile && raw_type_ == KvType::kF16));
   table_pages_ = cache_->BlocksFor(options_.sequence_tokens_max) * (cache_->block_tokens() / page);
   open_pages_ = coded_ ? (options_.uncommitted_max + window) / page + 1 : 0;
   raw_pages_ = coded_ ? window / page : 0;
@@ -634,17 +635,22 @@ Status DeviceStep::ScoreByPlugin(uint32_t l, uint32_t first, const DeviceSelecto
 
 Status DeviceStep::AttendPromptRows(const StepForm& form, uint32_t l) {
   if (form.prompt == 0) return Status();
-  const uint64_t first = uint64_t{form.generated} * q_dim_;
-  const uint64_t table = uint64_t{form.first_prompt_table} * table_pages_;
-  return AttendPrompt(shape_, PagesOf(l),
-                      {.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
-                       .table_pages = table_pages_,
-                       .runs = inputs_.runs.part(0, form.runs),
-                       .blocks = inputs_.blocks.part(0, form.blocks),
-                       .tables = inputs_.tables.part(table, uint64_t{form.runs} * table_pages_),
-                       .q = Const(From(q_, first)),
-                       .out = From(o_, first)},
-                      stream_->handle());
+  const uint64_t first = uint64_t{form.generated} * q_dim_, runs = form.runs;
+  const uint64_t table = form.first_prompt_table;
+  const PromptStep step{
+      .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+      .table_pages = table_pages_,
+      .runs = inputs_.runs.part(0, runs),
+      .blocks = inputs_.blocks.part(0, form.blocks),
+      .tables = inputs_.tables.part(table * table_pages_, runs * table_pages_),
+      .q = Const(From(q_, first)),
+      .out = From(o_, first),
+      .raw_table_pages = open_pages_,
+      .raw_tables = inputs_.open_tables.part(table * open_pages_, runs * open_pages_)};
+  const DevicePages pages = PagesOf(l);
+  if (!coded_) return AttendPrompt(shape_, pages, step, stream_->handle());
+  const CodedPages coded{pages.slabs, ReadOnly(RecordsOf(l)), cache_->meta_layout(0).spread_at};
+  return AttendPromptCoded(shape_, coded, RawPagesOf(l), step, stream_->handle());
 }
 
 }  // namespace tinyserve::cuda

@@ -5,56 +5,24 @@
 
 #include "tests/simt/decode_testing.h"
 #include "tests/simt/emulator.h"
+#include "tests/simt/prompt_testing.h"
 
 namespace tinyserve::cuda {
 namespace {
 
-// Chunks of sequences that a batch has in full: the rows of q and out are those of the chunks.
 struct Prompt {
   DecodeBatch batch;
-  std::vector<PromptRun> runs;
-  std::vector<PromptBlock> blocks;
-  std::vector<uint32_t> tables;
-  std::vector<float> q, out;
+  PromptRows rows;
 
-  // Run i: tokens first[i] .. lengths[i] - 1 of the batch's row i.
   Prompt(const DecodeShape& shape, const std::vector<uint32_t>& lengths,
          const std::vector<uint32_t>& first, uint64_t seed)
-      : batch(shape, lengths, seed) {
-    const uint32_t table_pages = TablePages();
-    uint32_t row = 0;
-    for (uint32_t i = 0; i < lengths.size(); ++i) {
-      runs.push_back({row, lengths[i] - first[i], first[i]});
-      row += lengths[i] - first[i];
-      tables.insert(tables.end(), batch.table(i), batch.table(i) + table_pages);
-      // A token's queries are a function of its sequence and position alone.
-      for (uint32_t position = first[i]; position < lengths[i]; ++position) {
-        std::vector<float> queries =
-            testing::RandomFloats(batch.Width(), 1000 * i + position, 3.0f);
-        for (float& x : queries) x = Stored(shape.type, x);
-        q.insert(q.end(), queries.begin(), queries.end());
-      }
-    }
-    out.assign(q.size(), NAN);
-    blocks = PlanPromptBlocks(runs, shape.group);
-    blocks.push_back({kNoRun, 0});
-  }
-  uint32_t TablePages() const { return batch.PagesOf(batch.TokensMax()); }
-  Status Attend() {
-    return AttendPrompt(batch.shape(), batch.pages(),
-                        {.scale = DecodeBatch::kScale,
-                         .table_pages = TablePages(),
-                         .runs = ConstArrayOf(runs),
-                         .blocks = ConstArrayOf(blocks),
-                         .tables = ConstArrayOf(tables),
-                         .q = ConstArrayOf(q),
-                         .out = ArrayOf(out)},
-                        nullptr);
-  }
+      : batch(shape, lengths, seed), rows(batch, first) {}
+  Status Attend() { return AttendPrompt(batch.shape(), batch.pages(), rows.Step(), nullptr); }
   // By ref: the run's rows at one KV head, in place.
   std::vector<float> Reference(uint32_t run) const {
     const DecodeShape& shape = batch.shape();
-    std::vector<float> want(runs[run].rows * batch.Width(), NAN);
+    const PromptRun& of = rows.runs[run];
+    std::vector<float> want(of.rows * batch.Width(), NAN);
     for (uint32_t head = 0; head < shape.kv_heads; ++head) {
       const uint64_t at = uint64_t{head} * shape.group * shape.head_dim;
       const uint32_t tokens = batch.lengths()[run], pages = batch.PagesOf(tokens);
@@ -67,9 +35,9 @@ struct Prompt {
                                      .space = MemorySpace::kHost},
                             .group = shape.group,
                             .scale = DecodeBatch::kScale,
-                            .first_position = runs[run].first_position,
-                            .rows = runs[run].rows,
-                            .q = q.data() + runs[run].first_row * batch.Width() + at,
+                            .first_position = of.first_position,
+                            .rows = of.rows,
+                            .q = rows.q.data() + of.first_row * batch.Width() + at,
                             .q_stride = batch.Width(),
                             .out = want.data() + at,
                             .out_stride = batch.Width(),
@@ -79,24 +47,8 @@ struct Prompt {
     }
     return want;
   }
-  std::vector<float> Rows(uint32_t run, uint32_t first, uint32_t rows) const {
-    const auto begin = out.begin() + (runs[run].first_row + first) * batch.Width();
-    return std::vector<float>(begin, begin + rows * batch.Width());
-  }
-  float Farthest(uint32_t run) const {
-    const std::vector<float> want = Reference(run), got = Rows(run, 0, runs[run].rows);
-    float far = 0;
-    for (size_t i = 0; i < want.size(); ++i) {
-      const float distance = std::fabs(got[i] - want[i]);
-      if (!(distance <= far)) far = distance;
-    }
-    return far;
-  }
+  float Farthest(uint32_t run) const { return rows.Farthest(run, Reference(run)); }
 };
-
-// Queries and keys are exact in the type; weights are rounded to it, by half of the last of its 11
-// or 8 bits of 1 each, and so is what they weigh, in the mean: values are at most 1.
-float ToleranceOf(KvType type) { return type == KvType::kF16 ? 0x1p-11f : 0x1p-8f; }
 
 TEST(AttentionPrompt, MatchesRef) {
   uint32_t turn = 0;
@@ -116,7 +68,7 @@ TEST(AttentionPrompt, MatchesRef) {
         const Status status = prompt.Attend();
         ASSERT_TRUE(status.ok()) << status.message();
         for (uint32_t run = 0; run < 2; ++run) {
-          EXPECT_LT(prompt.Farthest(run), ToleranceOf(type)) << "run " << run;
+          EXPECT_LT(prompt.Farthest(run), PromptTolerance(type)) << "run " << run;
         }
         if (HasFailure()) return;
         ++turn;
@@ -133,31 +85,37 @@ TEST(AttentionPrompt, ARowDependsNeitherOnItsChunkNorOnTheBatch) {
     Prompt chunk(shape, {100, 50}, {first, 10}, 8);
     const Status status = chunk.Attend();
     ASSERT_TRUE(status.ok()) << status.message();
-    EXPECT_EQ(chunk.Rows(0, 0, 100 - first), whole.Rows(0, first, 100 - first)) << first;
+    EXPECT_EQ(chunk.rows.Rows(0, 0, 100 - first), whole.rows.Rows(0, first, 100 - first)) << first;
   }
 }
 
 TEST(AttentionPrompt, AMisplacedChunkIsSeen) {
   const DecodeShape shape{KvType::kF16, 64, 1, 2, 16};
   Prompt prompt(shape, {60}, {20}, 8);
-  prompt.runs[0].first_position = 19;
+  prompt.rows.runs[0].first_position = 19;
   ASSERT_TRUE(prompt.Attend().ok());
-  prompt.runs[0].first_position = 20;
-  EXPECT_GT(prompt.Farthest(0), 20 * ToleranceOf(shape.type));
+  prompt.rows.runs[0].first_position = 20;
+  EXPECT_GT(prompt.Farthest(0), 20 * PromptTolerance(shape.type));
 }
 
+// At multiples of 64 queries of the sequence, wherever a run begins; those that read most come
+// first.
 TEST(AttentionPrompt, PlansBlocksByWhatTheyRead) {
-  const std::vector<PromptRun> runs = {{0, 50, 0}, {50, 3, 400}, {53, 0, 9}};
-  std::vector<PromptBlock> blocks = PlanPromptBlocks(runs, 3);
-  ASSERT_EQ(blocks.size(), 4u);  // 150 and 9 queries
-  EXPECT_EQ(blocks[0].run, 1u);
-  EXPECT_EQ(blocks[1].first, 128u);
-  EXPECT_EQ(blocks[3].first, 0u);
+  const std::vector<PromptRun> runs = {{0, 50, 0, 0}, {50, 3, 405, 0}, {53, 0, 9, 0}};
+  const std::vector<PromptBlock> blocks = PlanPromptBlocks(runs, 3);
+  std::vector<uint32_t> first, of_run;
+  for (const PromptBlock& block : blocks) {
+    first.push_back(block.first);
+    of_run.push_back(block.run);
+  }
+  // Queries 1215 .. 1223, and 0 .. 149.
+  EXPECT_EQ(first, (std::vector<uint32_t>{1216, 1152, 128, 64, 0}));
+  EXPECT_EQ(of_run, (std::vector<uint32_t>{1, 1, 0, 0, 0}));
 }
 
 TEST(AttentionPrompt, RefusesShapesWithoutAnInstance) {
   Prompt prompt({KvType::kF16, 64, 1, 1, 16}, {5}, {0}, 1);
-  const PromptStep step{.blocks = ConstArrayOf(prompt.blocks)};
+  const PromptStep step{.blocks = ConstArrayOf(prompt.rows.blocks)};
   for (const DecodeShape& shape :
        {DecodeShape{KvType::kF32, 64, 1, 1, 16}, DecodeShape{KvType::kF16, 72, 1, 1, 16},
         DecodeShape{KvType::kF16, 64, 1, 9, 16}}) {

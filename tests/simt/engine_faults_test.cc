@@ -78,5 +78,26 @@ TEST_F(DeviceFaults, StepsAllocateNothingAndAreReplayed) {
   EXPECT_EQ(after.waits - before.waits, 8u);                    // one a step
 }
 
+// All rows of a prompt go through attention together; over f32 pages some go after others.
+TEST_F(DeviceFaults, ALongPromptTakesAsManyLaunchesAsAShortOne) {
+  for (const auto& [kv, alike] :
+       {std::pair{"f16", true}, {"planes", true}, {"k8v4", true}, {"f32", false}}) {
+    EngineOptions options = Options();
+    options.kv = kv;
+    options.selector = "full";
+    auto engine = *Engine::Open(options);
+    uint64_t launches[2];
+    for (const bool longer : {false, true}) {
+      Request request = Prompt(1);
+      request.prompt.resize(longer ? 30 : 2, 7);
+      const uint64_t before = simt::Counts().launches;
+      ASSERT_TRUE(Ask(engine.get(), request).status.ok());
+      launches[longer] = simt::Counts().launches - before;
+    }
+    EXPECT_EQ(launches[0] == launches[1], alike)
+        << kv << ": " << launches[0] << ", " << launches[1];
+  }
+}
+
 }  // namespace
 }  // namespace tinyserve

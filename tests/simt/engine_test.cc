@@ -66,7 +66,7 @@ double Apart(const Answer& a, const Answer& b) {
 TEST(EngineOnADevice, ScoresPromptsNearerToF32ThanFastComputeOnTheCpu) {
   Request request = Prompt(100, 3, 1);
   request.prompt_logprobs = true;
-  for (const char* kv : {"f16", "int8"}) {
+  for (const char* kv : {"f16", "int8", "planes"}) {
     const auto answer = [&](const char* device, const char* compute) {
       return Ask(OpenTiny([=](EngineOptions* o) {
                    o->kv = kv;

@@ -10,15 +10,21 @@
 
 namespace tinyserve::cuda {
 
+// Tokens of a tile of keys; where pages are coded, of a window (kv/codec.h).
+constexpr uint32_t kPromptTile = 64;
+
 // Consecutive prompt tokens of one sequence in a step: a chunk. Its row i attends to the positions
 // 0 .. first_position + i, whose keys and values lie in the pages already.
-struct PromptRun {
+struct alignas(16) PromptRun {
   uint32_t first_row;  // of q and out
   uint32_t rows;
   uint32_t first_position;
+  uint32_t raw_first;  // where pages are coded: the position that its raw table begins at
 };
 
-// A block's work: queries first .. first + 63 of a run, counted as token * group + head.
+// A block's work: queries first .. first + 63 of a run's sequence, counted as position * group +
+// head, of which those of the run's rows are computed. REQUIRES: `first` is a multiple of 64, so
+// that a block's queries lie in one window.
 struct PromptBlock {
   uint32_t run;  // kNoRun: none
   uint32_t first;
@@ -35,6 +41,9 @@ struct PromptStep {
   Array<const uint32_t> tables;     // [runs][table_pages]
   Array<const float> q;             // [rows][kv_heads * group][head_dim], after RoPE
   Array<float> out;                 // the same
+  // Where pages are coded: [runs][raw_table_pages] raw pages, from each run's raw_first on.
+  uint32_t raw_table_pages = 0;
+  Array<const uint32_t> raw_tables = {};
 };
 
 // The blocks of runs, those that read most first.
@@ -45,6 +54,11 @@ std::vector<PromptBlock> PlanPromptBlocks(const std::vector<PromptRun>& runs, ui
 // Errors: kUnsupported.
 Status AttendPrompt(const DecodeShape& shape, const DevicePages& pages, const PromptStep& step,
                     Stream stream);
+
+// The same over coded pages, whose keys and values are decoded and rounded to f16. A row at
+// position p reads the windows before its own coded, p's window up to p in raw pages of f16.
+Status AttendPromptCoded(const DecodeShape& shape, const CodedPages& pages,
+                         const DevicePages& raw_pages, const PromptStep& step, Stream stream);
 
 }  // namespace tinyserve::cuda
 

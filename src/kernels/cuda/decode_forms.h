@@ -182,6 +182,60 @@ struct RangesForm {
   }
 };
 
+// Bytes of a tile in shared memory: rows of keys, rows of values, then what its pages have besides.
+template <class Form>
+struct FormTile {
+  static constexpr uint32_t kMetaAt = kTileTokens * (Form::kKeyRow + Form::kValueRow);
+  static constexpr uint32_t kBytes = kMetaAt + Form::kTilePages * Form::kMetaBytes;
+};
+
+// The rows of `tokens` of a list from token `first` on.
+template <class Form, class List>
+TS_DEVICE void CopyRows(const Shared<uint8_t>& tile, const PagesOfHead& pages, const List& list,
+                        uint32_t first, uint32_t tokens) {
+  constexpr uint32_t kKeyLines = Form::kKeyBytes / 16, kValueLines = Form::kValueBytes / 16;
+  constexpr uint32_t kValuesAt = kTileTokens * Form::kKeyRow;
+  const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
+  const auto page_at = [&](uint32_t token) {
+    return ItemAt(pages.slabs, pages.head, list((first + token) >> pages.page_shift));
+  };
+  const auto slot = [&](uint32_t token) {
+    return (first + token) & ((1u << pages.page_shift) - 1);
+  };
+  for (uint32_t i = ThreadIndex(); i < tokens * kKeyLines; i += kDecodeThreads) {
+    const uint32_t token = i / kKeyLines, line = i % kKeyLines * 16;
+    const uint64_t from = page_at(token) + slot(token) * Form::kKeyBytes + line;
+    CopyAsync16(tile, token * Form::kKeyRow + line, bytes, from);
+    if constexpr (kValueLines == kKeyLines) {
+      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes, from + pages.v_offset);
+    }
+  }
+  if constexpr (kValueLines != kKeyLines) {
+    for (uint32_t i = ThreadIndex(); i < tokens * kValueLines; i += kDecodeThreads) {
+      const uint32_t token = i / kValueLines, line = i % kValueLines * 16;
+      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes,
+                  page_at(token) + pages.v_offset + slot(token) * Form::kValueBytes + line);
+    }
+  }
+}
+
+// Begins to copy `tokens` of a list, a tile at most, from token `first` on.
+template <class Form, class List>
+TS_DEVICE void CopyFormTile(const Shared<uint8_t>& tile, const PagesOfHead& pages, const List& list,
+                            uint32_t first, uint32_t tokens) {
+  if constexpr (Form::kRows) {
+    CopyRows<Form>(tile, pages, list, first, tokens);
+  } else {
+    Form::CopyPages(tile, pages, list, first / Form::kPageTokens, tokens / Form::kPageTokens);
+  }
+  if constexpr (Form::kMetaBytes > 0) {
+    for (uint32_t page = 0; page < tokens / kCodedTokens; ++page) {
+      Form::CopyMeta(tile, FormTile<Form>::kMetaAt + page * Form::kMetaBytes, pages,
+                     list((first >> pages.page_shift) + page));
+    }
+  }
+}
+
 }  // namespace tinyserve::cuda
 
 #endif  // TINYSERVE_KERNELS_CUDA_DECODE_FORMS_H_

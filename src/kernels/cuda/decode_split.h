@@ -21,8 +21,8 @@ struct TileShape {
   static constexpr uint32_t kDim = Form::kDim;
   static constexpr uint32_t kKeyPieces = kDim / Form::kKeyChannels;
   static constexpr uint32_t kValuePieces = kDim / Form::kValueChannels;
-  static constexpr uint32_t kMetaAt = kTileTokens * (Form::kKeyRow + Form::kValueRow);
-  static constexpr uint32_t kStage = kMetaAt + Form::kTilePages * Form::kMetaBytes;  // bytes
+  static constexpr uint32_t kMetaAt = FormTile<Form>::kMetaAt;
+  static constexpr uint32_t kStage = FormTile<Form>::kBytes;
   // Threads that sum the same piece of the values, each over its share of the tokens.
   static constexpr uint32_t kSharers = kDecodeThreads / kValuePieces;
   static constexpr uint32_t kHeadsAtOnce = kGroup < 4 ? kGroup : 4;  // of the last sum
@@ -82,53 +82,12 @@ TS_DEVICE void LoadQuery(const SplitMemory<Form, kGroup>& memory, const Global<c
   LoadQueryTo<Form::kDim, kGroup>(memory.q, q, at, scale);
 }
 
-// The rows of `tokens` of a list from token `first` on.
-template <class Form, class List>
-TS_DEVICE void CopyRows(const Shared<uint8_t>& tile, const PagesOfHead& pages, const List& list,
-                        uint32_t first, uint32_t tokens) {
-  constexpr uint32_t kKeyLines = Form::kKeyBytes / 16, kValueLines = Form::kValueBytes / 16;
-  constexpr uint32_t kValuesAt = kTileTokens * Form::kKeyRow;
-  const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
-  const auto page_at = [&](uint32_t token) {
-    return ItemAt(pages.slabs, pages.head, list((first + token) >> pages.page_shift));
-  };
-  const auto slot = [&](uint32_t token) {
-    return (first + token) & ((1u << pages.page_shift) - 1);
-  };
-  for (uint32_t i = ThreadIndex(); i < tokens * kKeyLines; i += kDecodeThreads) {
-    const uint32_t token = i / kKeyLines, line = i % kKeyLines * 16;
-    const uint64_t from = page_at(token) + slot(token) * Form::kKeyBytes + line;
-    CopyAsync16(tile, token * Form::kKeyRow + line, bytes, from);
-    if constexpr (kValueLines == kKeyLines) {
-      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes, from + pages.v_offset);
-    }
-  }
-  if constexpr (kValueLines != kKeyLines) {
-    for (uint32_t i = ThreadIndex(); i < tokens * kValueLines; i += kDecodeThreads) {
-      const uint32_t token = i / kValueLines, line = i % kValueLines * 16;
-      CopyAsync16(tile, kValuesAt + token * Form::kValueRow + line, bytes,
-                  page_at(token) + pages.v_offset + slot(token) * Form::kValueBytes + line);
-    }
-  }
-}
-
 // Begins to copy the tokens first .. end - 1 of a list, a tile at most, to a stage.
 template <class Form, uint32_t kGroup, class List>
 TS_DEVICE void CopyTile(const SplitMemory<Form, kGroup>& memory, uint32_t stage,
                         const PagesOfHead& pages, const List& list, uint32_t first, uint32_t end) {
   const uint32_t tokens = first >= end ? 0 : end - first < kTileTokens ? end - first : kTileTokens;
-  if constexpr (Form::kRows) {
-    CopyRows<Form>(memory.Tile(stage), pages, list, first, tokens);
-  } else {
-    Form::CopyPages(memory.Tile(stage), pages, list, first / Form::kPageTokens,
-                    tokens / Form::kPageTokens);
-  }
-  if constexpr (Form::kMetaBytes > 0) {
-    for (uint32_t page = 0; page < tokens / kCodedTokens; ++page) {
-      Form::CopyMeta(memory.Tile(stage), TileShape<Form, kGroup>::kMetaAt + page * Form::kMetaBytes,
-                     pages, list((first >> pages.page_shift) + page));
-    }
-  }
+  CopyFormTile<Form>(memory.Tile(stage), pages, list, first, tokens);
   CopyAsyncCommit();
 }
 // weights = logits of a tile, -inf past its tokens.
