@@ -200,7 +200,7 @@ TS_DEVICE void StoreRows(const PromptCall& call, const WarpRows<kDim>& rows) {
 
 // Grid: blocks of the step, KV heads.
 template <class Tiles>
-TS_BOUNDED_KERNEL(kPromptThreads)
+TS_RESIDENT_KERNEL(kPromptThreads, Tiles::kResident)
 PromptKernel(PromptCall call) {
   using Half = typename Tiles::Half;
   constexpr uint32_t kDim = Tiles::kDim;

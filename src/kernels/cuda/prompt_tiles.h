@@ -77,6 +77,7 @@ class FloatTiles {
   static constexpr uint32_t kDim = kHeadDim;
   static constexpr uint32_t kCount = OperandTile<kDim>::kCount;
   static constexpr uint32_t kSharedBytes = 2 * kCount * sizeof(T);
+  static constexpr uint32_t kResident = kDim < 128 ? 3 : 2;  // blocks, for which registers are left
 
   TS_DEVICE FloatTiles(SharedArena& arena, const PromptCall& call, const PromptSight& sight)
       : stages_(arena.Take<T>(2 * kCount, "stages")),
@@ -121,6 +122,7 @@ class CodedTiles {
   static constexpr uint32_t kOperands = OperandTile<kDim>::kCount;
   static constexpr uint32_t kSharedBytes =
       kOperands * 2 + kParts * (kPartBytes + Form::kRangeFloats * sizeof(float));
+  static constexpr uint32_t kResident = kDim == 64 ? 3 : 2;
   static_assert(kPartBytes % 16 == 0 && Form::kRangeFloats % 4 == 0);
 
   TS_DEVICE CodedTiles(SharedArena& arena, const PromptCall& call, const PromptSight& sight)
