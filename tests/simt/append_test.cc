@@ -115,11 +115,13 @@ struct Layer {
   }
 };
 
-// Types, pairs, whole and partial rotation, head sizes, groups and pages, each pair of them once.
+// Types, pairs, whole and partial rotation and none, head sizes, groups and pages, each pair of
+// them once.
 constexpr Wanted kWanted[] = {
     {KvType::kF16, 4, 2, 64, 64, 4, false},   {KvType::kF16, 3, 3, 80, 32, 8, true},
     {KvType::kBF16, 8, 1, 128, 128, 4, true}, {KvType::kBF16, 6, 2, 96, 48, 16, false},
-    {KvType::kF32, 2, 1, 96, 96, 8, true},    {KvType::kF32, 3, 3, 64, 0, 4, false}};
+    {KvType::kF32, 2, 1, 96, 96, 8, true},    {KvType::kF32, 3, 3, 64, 0, 4, false},
+    {KvType::kF16, 2, 2, 128, 0, 16, false},  {KvType::kBF16, 2, 2, 64, 0, 8, false}};
 
 TEST(DeviceAppend, WritesAndRotatesAsRefDoesBitForBit) {
   uint64_t seed = 1;
