@@ -44,14 +44,14 @@ STREAMED = 0.8         # share of the bandwidth that long reads get
 SELECTED = 0.6         # the same where lists, choices and merges lie between reads
 LATENCY = 0.6e-6       # s until a tile is there
 DP4A = 64 * 0.5        # dp4a a cycle and multiprocessor, half of what it issues
-ISSUED = 4 * 0.78      # instructions of warps a cycle and multiprocessor
+ISSUED = 4 * 0.5       # instructions of warps a cycle and multiprocessor, half of what it issues
 TENSOR_PRODUCTS = 1 / 3  # share of the tensor peak in products
 TENSOR_ATTENTION = 0.6   # the most of it in attention
 UPPER_BYTES = 7        # of upper planes a cycle and multiprocessor: the cascade's instructions
 WALK = 6e-6            # s of a draw's last thread
 
 # Attention of prompts: instructions of a warp for a tile of 64 queries and 64 tokens, and with decoding it.
-TILE_INSTRUCTIONS = {"f16": 1000, "default": 1330}
+TILE_INSTRUCTIONS = {"f16": 670, "default": 1160}
 TILE_FLOP = 4 * 64 * 64 * HEAD_DIM
 
 

@@ -113,12 +113,14 @@ struct RangesForm {
   static constexpr uint32_t kRangeFloats = kKeyFloats + kTileTokens * kGroups * 2;
   static_assert(kDim % 16 == 0 && kKeyRow >= kKeyBytes && kValueRow >= kValueBytes);
 
-  // Begins to copy what a page has beside its rows to byte `to` of a tile.
+  // Begins to copy what a page has beside its rows to byte `to` of a tile; of the threads that do
+  // so, the caller is the given one.
   TS_DEVICE static void CopyMeta(const Shared<uint8_t>& stages, uint32_t to,
-                                 const PagesOfHead& pages, uint32_t page) {
+                                 const PagesOfHead& pages, uint32_t page, uint32_t thread,
+                                 uint32_t threads) {
     const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
     const Global<const uint8_t> records(pages.records.bytes, "records");
-    for (uint32_t at = ThreadIndex() * 16; at < kMetaBytes; at += kDecodeThreads * 16) {
+    for (uint32_t at = thread * 16; at < kMetaBytes; at += threads * 16) {
       if (at < kRangeBytes) {
         CopyAsync16(stages, to + at, records,
                     ItemAt(pages.records, pages.head, page) + pages.spread_at + at);
@@ -231,7 +233,7 @@ TS_DEVICE void CopyFormTile(const Shared<uint8_t>& tile, const PagesOfHead& page
   if constexpr (Form::kMetaBytes > 0) {
     for (uint32_t page = 0; page < tokens / kCodedTokens; ++page) {
       Form::CopyMeta(tile, FormTile<Form>::kMetaAt + page * Form::kMetaBytes, pages,
-                     list((first >> pages.page_shift) + page));
+                     list((first >> pages.page_shift) + page), ThreadIndex(), kDecodeThreads);
     }
   }
 }

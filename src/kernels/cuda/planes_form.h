@@ -63,9 +63,9 @@ struct PlanesForm {
     }
   }
   TS_DEVICE static void CopyMeta(const Shared<uint8_t>& tile, uint32_t to, const PagesOfHead& pages,
-                                 uint32_t page) {
+                                 uint32_t page, uint32_t thread, uint32_t threads) {
     const Global<const uint8_t> records(pages.records.bytes, "records");
-    for (uint32_t at = ThreadIndex() * 8; at < kSpreadBytes; at += kDecodeThreads * 8) {
+    for (uint32_t at = thread * 8; at < kSpreadBytes; at += threads * 8) {
       CopyAsync8(tile, to + at, records,
                  ItemAt(pages.records, pages.head, page) + pages.spread_at + at);
     }

@@ -109,6 +109,43 @@ class FloatTiles {
   uint32_t end_;
 };
 
+// f(i) for the caller's share of 0 .. count - 1 among `threads`; how often is known when compiled.
+template <uint32_t kCount, uint32_t kThreads, class Each>
+TS_DEVICE void ForShare(uint32_t thread, const Each& f) {
+  TS_UNROLL
+  for (uint32_t first = 0; first < kCount; first += kThreads) {
+    if (first + kThreads <= kCount || first + thread < kCount) f(first + thread);
+  }
+}
+
+// Begins to copy the page that is the tile's first or second, by the lanes of a warp.
+template <class Form>
+TS_DEVICE void CopyPage(const Shared<uint8_t>& tile, uint32_t place, const PagesOfHead& pages,
+                        uint32_t page) {
+  const uint32_t lane = LaneIndex();
+  const Global<const uint8_t> bytes(pages.slabs.bytes, "pages");
+  const uint64_t from = ItemAt(pages.slabs, pages.head, page);
+  if constexpr (Form::kRows) {
+    constexpr uint32_t kKeyLines = Form::kKeyBytes / 16, kValueLines = Form::kValueBytes / 16;
+    const uint32_t first = place * kCodedTokens;
+    ForShare<kCodedTokens * kKeyLines, kWarpLanes>(lane, [&](uint32_t i) {
+      const uint32_t to = (first + i / kKeyLines) * Form::kKeyRow + i % kKeyLines * 16;
+      CopyAsync16(tile, to, bytes, from + i * 16);
+    });
+    ForShare<kCodedTokens * kValueLines, kWarpLanes>(lane, [&](uint32_t i) {
+      const uint32_t to = kTileTokens * Form::kKeyRow +
+                          (first + i / kValueLines) * Form::kValueRow + i % kValueLines * 16;
+      CopyAsync16(tile, to, bytes, from + pages.v_offset + i * 16);
+    });
+  } else {
+    ForShare<Form::kAt.page_bytes / 16, kWarpLanes>(lane, [&](uint32_t i) {
+      CopyAsync16(tile, place * Form::kAt.page_bytes + i * 16, bytes, from + i * 16);
+    });
+  }
+  Form::CopyMeta(tile, FormTile<Form>::kMetaAt + place * Form::kMetaBytes, pages, page, lane,
+                 kWarpLanes);
+}
+
 // Of coded pages: codes are copied while the tile before is multiplied, then decoded as decode
 // attention decodes them, by two tiles of its form, and rounded to f16. The raw window comes last,
 // into the place of what was decoded, so that it is waited for.
@@ -118,6 +155,7 @@ class CodedTiles {
   using Half = F16;
   static constexpr uint32_t kDim = Form::kDim;
   static constexpr uint32_t kParts = kPromptTile / kTileTokens;
+  static_assert(kParts * Form::kTilePages == kPromptThreads / kWarpLanes);
   static constexpr uint32_t kPartBytes = FormTile<Form>::kBytes;
   static constexpr uint32_t kOperands = OperandTile<kDim>::kCount;
   static constexpr uint32_t kSharedBytes =
@@ -168,31 +206,29 @@ class CodedTiles {
   }
   TS_DEVICE void CopyCodes(uint32_t first) const {
     if (first >= window_) return;
-    const auto list = [&](uint32_t i) { return table_.Get(i); };
-    TS_UNROLL
-    for (uint32_t part = 0; part < kParts; ++part)
-      CopyFormTile<Form>(Codes(part), pages_, list, first + part * kTileTokens, kTileTokens);
+    // A page for each warp.
+    const uint32_t place = WarpIndex(), page = table_.Get(first / kCodedTokens + place);
+    CopyPage<Form>(Codes(place / Form::kTilePages), place % Form::kTilePages, pages_, page);
     CopyAsyncCommit();
   }
   TS_DEVICE void Decode() const {
+    using Tile = OperandTile<kDim>;
     constexpr uint32_t kKeyPieces = kDim / Form::kKeyChannels;
     constexpr uint32_t kValuePieces = kDim / Form::kValueChannels;
-    for (uint32_t i = ThreadIndex(); i < kPromptTile * kKeyPieces; i += kPromptThreads) {
+    ForShare<kPromptTile * kKeyPieces, kPromptThreads>(ThreadIndex(), [&](uint32_t i) {
       const uint32_t row = i / kKeyPieces, piece = i % kKeyPieces;
       const uint32_t part = row / kTileTokens, token = row % kTileTokens;
       float k[Form::kKeyChannels];
       Form::Keys(Codes(part), Floats(part), token, piece, k);
-      Store(row * OperandTile<kDim>::kRow + piece * Form::kKeyChannels, k);
-    }
-    for (uint32_t i = ThreadIndex(); i < kPromptTile * kValuePieces; i += kPromptThreads) {
+      Store(row * Tile::kRow + piece * Form::kKeyChannels, k);
+    });
+    ForShare<kPromptTile * kValuePieces, kPromptThreads>(ThreadIndex(), [&](uint32_t i) {
       const uint32_t row = i / kValuePieces, piece = i % kValuePieces;
       const uint32_t part = row / kTileTokens, token = row % kTileTokens;
       float v[Form::kValueChannels];
       Form::Values(Codes(part), Floats(part), token, piece, v);
-      Store(OperandTile<kDim>::kValuesAt + row * OperandTile<kDim>::kRow +
-                piece * Form::kValueChannels,
-            v);
-    }
+      Store(Tile::kValuesAt + row * Tile::kRow + piece * Form::kValueChannels, v);
+    });
   }
   template <uint32_t kChannels>
   TS_DEVICE void Store(uint32_t at, const float (&x)[kChannels]) const {
