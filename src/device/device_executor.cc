@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -57,7 +58,7 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
                                           .processors = setup.device.processors,
                                           .sub_pages = e->sub_pages_,
                                           .keeps_choices = e->needs_.state_bytes > 0}));
-  const uint32_t bucket_max = std::min(options.step_tokens_max, e->options_.logits_max);
+  const uint32_t bucket_max = std::min(options.step_tokens_max, e->step_->draws_max());
   e->plan_ =
       std::make_unique<DevicePlan>(e->cache_.get(), e->step_.get(), model.frequencies(),
                                    model.rope_magnitude(), options.sequence_tokens_max, bucket_max);
@@ -67,8 +68,9 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::Create(const DeviceSetup
   for (Flight& flight : e->flights_) {
     e->pinned_.Add(&flight.finite, options.step_tokens_max);
     e->pinned_.Add(&flight.failed, e->step_->failed().count);
-    e->pinned_.Add(&flight.drawn, logits);
-    e->pinned_.Add(&flight.tops, logits);
+    e->pinned_.Add(&flight.drawn, e->step_->draws_max());
+    e->pinned_.Add(&flight.tops, e->step_->draws_max());
+    e->pinned_.Add(&flight.scores, e->step_->draws_max());
   }
   for (auto& events : e->events_) {
     TS_ASSIGN_OR_RETURN(events.begun, Event::Create());
@@ -143,7 +145,6 @@ void DeviceExecutor::BeginStep(const StepBatch& batch) {
 // before it have written, whoever a page has belonged to meanwhile.
 Status DeviceExecutor::Enqueue(Flight* flight) {
   const DeviceStream& stream = setup_.pages->stream();
-  step_->FlipInputs();
   flight->planned = plan_->Plan(flight->batch, ResolveInputs(flight->batch), selectors_);
   TS_RETURN_IF_ERROR(runtime::UseDevice(setup_.device.index));
   TS_RETURN_IF_ERROR(setup_.pages->TakeFailure());
@@ -285,6 +286,11 @@ Status DeviceExecutor::Download(const Flight& flight) {
                                      (end - first) * vocab * sizeof(float), stream));
   }
   if (form.drawn == 0) return Status();
+  const auto asks = [](const PlannedRow& row) { return row.scored >= 0; };
+  if (std::any_of(flight.planned.rows.begin(), flight.planned.rows.end(), asks)) {
+    TS_RETURN_IF_ERROR(runtime::Copy(flight.scores.data, step_->scores().data,
+                                     form.drawn * sizeof(TokenScores), stream));
+  }
   TS_RETURN_IF_ERROR(
       runtime::Copy(flight.tops.data, step_->tops().data, form.drawn * sizeof(float), stream));
   return runtime::Copy(flight.drawn.data, step_->tokens().data, form.drawn * sizeof(int32_t),
@@ -313,11 +319,9 @@ Status DeviceExecutor::ScoreRow(const StepBatch& batch, size_t row, uint32_t fir
                                 uint32_t count) {
   const DeviceStream& stream = setup_.pages->stream();
   const uint64_t vocab = setup_.model->config().vocab;
-  const Upload<uint32_t>& wanted = step_->inputs().wanted;
-  for (uint32_t i = 0; i < count; ++i)
-    wanted.host.data[i] = last().planned.rows[row].first_row + first + i;
-  TS_RETURN_IF_ERROR(wanted.Copy(stream, count));
-  TS_RETURN_IF_ERROR(step_->LaunchLogits(0, count, step_->scoring()));
+  std::vector<uint32_t> wanted(count);
+  std::iota(wanted.begin(), wanted.end(), last().planned.rows[row].first_row + first);
+  TS_RETURN_IF_ERROR(step_->LaunchScoring(wanted));
   TS_RETURN_IF_ERROR(runtime::Copy(scoring_.data, step_->scoring().data,
                                    count * vocab * sizeof(float), stream.handle()));
   TS_RETURN_IF_ERROR(stream.Synchronize());
@@ -340,10 +344,26 @@ bool DeviceExecutor::finite(size_t row) const {
   return std::all_of(first, first + at.length, [](uint32_t is) { return is != 0; });
 }
 
-std::optional<int32_t> DeviceExecutor::drawn(size_t row) const {
+std::optional<DrawnToken> DeviceExecutor::drawn(size_t row) const {
   const PlannedRow& at = last().planned.rows[row];
   if (!at.draws) return std::nullopt;
-  return std::isfinite(last().tops.data[at.logits_at]) ? last().drawn.data[at.logits_at] : -1;
+  DrawnToken drawn{.token = last().drawn.data[at.logits_at]};
+  if (at.scored >= 0) AddScores(last().scores.data[at.logits_at], at.scored, &drawn);
+  if (!std::isfinite(last().tops.data[at.logits_at]) || !std::isfinite(drawn.logprob))
+    drawn.token = -1;
+  return drawn;
+}
+
+// As LogSumExp and TopLogprobs have it.
+void DeviceExecutor::AddScores(const TokenScores& scores, int32_t wanted, DrawnToken* drawn) const {
+  const float log_sum = std::isfinite(scores.top) ? scores.top + std::log(scores.sum) : scores.top;
+  drawn->logprob = scores.chosen - log_sum;
+  const uint32_t count = std::min(static_cast<uint32_t>(wanted), setup_.model->config().vocab);
+  for (uint32_t i = 0; i < count; ++i)
+    drawn->top.push_back({static_cast<int32_t>(scores.tokens[i]), scores.logits[i] - log_sum});
+  std::sort(drawn->top.begin(), drawn->top.end(), [](const TokenLogprob& a, const TokenLogprob& b) {
+    return a.logprob != b.logprob ? a.logprob > b.logprob : a.token < b.token;
+  });
 }
 
 std::span<float> DeviceExecutor::logits(size_t row) {

@@ -57,12 +57,13 @@ class DeviceExecutor : public Executor {
     return FinishStep();
   }
   bool begins_ahead() const override { return true; }
+  DrawLimits draw_limits() const override { return {.draws = true, .edits_max = kEditsMax}; }
   void BeginStep(const StepBatch& batch) override;
   void DropRow(size_t row) override;
   Status FinishStep() override;
 
   bool finite(size_t row) const override;
-  std::optional<int32_t> drawn(size_t row) const override;
+  std::optional<DrawnToken> drawn(size_t row) const override;
   std::span<float> logits(size_t row) override;
   std::span<const float> logprobs(size_t row) const override { return logprobs_[row]; }
   std::span<const std::vector<TokenLogprob>> top_logprobs(size_t row) const override {
@@ -117,10 +118,11 @@ class DeviceExecutor : public Executor {
     PlannedRows planned;
     Status begun;
     uint64_t begin_ns = 0;
-    Array<uint32_t> finite{};  // [R]
-    Array<uint32_t> failed{};  // as the step has them
-    Array<int32_t> drawn{};    // [L]
-    Array<float> tops{};       // [L]
+    Array<uint32_t> finite{};     // [R]
+    Array<uint32_t> failed{};     // as the step has them
+    Array<int32_t> drawn{};       // [D]
+    Array<float> tops{};          // [D]
+    Array<TokenScores> scores{};  // [D]
   };
 
   DeviceExecutor() = default;
@@ -134,6 +136,7 @@ class DeviceExecutor : public Executor {
   Status Enqueue(Flight* flight);
   Status Launch(const PlannedRows& planned);
   Status Download(const Flight& flight);
+  void AddScores(const TokenScores& scores, int32_t wanted, DrawnToken* drawn) const;
   bool AsksPlugins(const StepForm& form) const;  // for scores
   void TraceStep(const Flight& flight, uint64_t last_end_ns) const;
   Status CountTime(uint64_t step, uint64_t host_ns);

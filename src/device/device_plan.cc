@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/append.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/cuda/seal.h"
 
 namespace tinyserve::cuda {
@@ -239,9 +240,13 @@ void DevicePlan::PlanPrompts(const StepBatch& batch) {
 
 // Rows whose token the device draws come first.
 void DevicePlan::PlanLogits(const StepBatch& batch) {
+  step_->inputs().words_used = 0;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     planned_.rows[r].draws = batch.rows[r].want == Want::kLogits && batch.rows[r].draw.on_device;
-    if (planned_.rows[r].draws) AddWanted(batch.rows[r], r);
+    if (!planned_.rows[r].draws) continue;
+    AddWanted(batch.rows[r], r);
+    planned_.rows[r].scored = batch.rows[r].draw.top_logprobs;
+    FillDraw(batch, batch.rows[r], planned_.form.wanted - 1);
   }
   planned_.form.drawn = planned_.form.wanted;
   for (size_t r = 0; r < batch.rows.size(); ++r) {
@@ -257,14 +262,41 @@ void DevicePlan::AddWanted(const StepRow& row, size_t r) {
   planned_.rows[r].logits_at = static_cast<int32_t>(planned_.form.wanted);
   planned_.rows[r].logits_count = every ? row.length : 1;
   for (uint32_t i = every ? 0 : row.length - 1; i < row.length; ++i) {
-    TS_CHECK(planned_.form.wanted < in.seeds.host.count);
-    const uint32_t at = planned_.form.wanted++;
-    in.wanted.host.data[at] = planned_.rows[r].first_row + i;
-    in.temperatures.host.data[at] = row.draw.temperature;
-    in.min_ps.host.data[at] = row.draw.min_p;
-    in.seeds.host.data[at] = row.draw.seed;
-    in.draw_positions.host.data[at] = uint64_t{row.first_position} + row.length;
+    TS_CHECK(planned_.form.wanted < in.wanted.host.count);
+    in.wanted.host.data[planned_.form.wanted++] = planned_.rows[r].first_row + i;
   }
+}
+
+// How the token after the i-th wanted row is drawn.
+void DevicePlan::FillDraw(const StepBatch& batch, const StepRow& row, uint32_t i) {
+  StepInputs& in = step_->inputs();
+  const DrawRule& rule = row.draw;
+  TS_CHECK(i < in.scales.host.count && rule.edits <= kEditsMax);
+  in.scales.host.data[i] = {rule.temperature, rule.min_p, rule.top_p, rule.top_k};
+  const bool is_new = in.ids.host.data[in.wanted.host.data[i]] <= DrawnId(0);
+  in.penalties.host.data[i] = {rule.repetition, rule.presence, rule.frequency,
+                               is_new && rule.penalises() ? 1u : 0u};
+  in.seeds.host.data[i] = {rule.seed, uint64_t{row.first_position} + row.length};
+  DrawLists* lists = &in.lists.host.data[i];
+  *lists = {.edits_at = in.words_used,
+            .edits = rule.edits,
+            .mask_at = kNoMask,
+            .scored = rule.top_logprobs};
+  uint32_t* words = in.words.host.data + in.words_used;
+  for (uint32_t e = 0; e < rule.edits; ++e, words += 4) {
+    const auto& edit = batch.edits[rule.first_edit + e];
+    words[0] = static_cast<uint32_t>(edit.token);
+    words[1] = std::bit_cast<uint32_t>(edit.bias);
+    words[2] = edit.seen ? 1 : 0;
+    words[3] = edit.generated;
+  }
+  in.words_used += 4 * rule.edits;
+  if (row.mask_slot < 0) return;
+  const uint64_t count = (step_->vocab() + 31) / 32;
+  const uint32_t* mask = batch.masks.data() + static_cast<uint64_t>(row.mask_slot) * count;
+  std::copy_n(mask, count, in.words.host.data + in.words_used);
+  lists->mask_at = in.words_used;
+  in.words_used += static_cast<uint32_t>((count + 3) / 4 * 4);
 }
 
 // Rows up to a power of two, contexts up to a power of two of splits. Rows that are added are not
@@ -280,8 +312,10 @@ void DevicePlan::RoundUp() {
   }
   for (uint32_t i = planned_.form.wanted; i < rows; ++i) in.wanted.host.data[i] = 0;
   for (uint32_t i = planned_.form.drawn; i < rows; ++i) {
-    in.temperatures.host.data[i] = in.min_ps.host.data[i] = 0;
-    in.seeds.host.data[i] = in.draw_positions.host.data[i] = 0;
+    in.scales.host.data[i] = {.temperature = 0, .min_p = 0, .top_p = 1, .top_k = 0};
+    in.penalties.host.data[i] = {.repetition = 1, .presence = 0, .frequency = 0, .counts_own = 0};
+    in.lists.host.data[i] = {.edits_at = 0, .edits = 0, .mask_at = kNoMask, .scored = -1};
+    in.seeds.host.data[i] = {.seed = 0, .position = 0};
   }
   if (!coded_) {
     for (; planned_.form.full_pages < rows; ++planned_.form.full_pages)

@@ -24,7 +24,8 @@ struct PlannedRow {
   uint32_t first_row = 0, length = 0;  // on the device, of as many
   int32_t logits_at = -1;              // the place of its first logits; -1: it has none
   uint32_t logits_count = 0;
-  bool draws = false;  // the device draws its token
+  bool draws = false;   // the device draws its token
+  int32_t scored = -1;  // and names so many others beside it, with their logits; -1: no scores
 };
 struct PlannedRows {
   StepForm form;
@@ -58,6 +59,7 @@ class DevicePlan {
   void PlanPrompts(const StepBatch& batch);
   void PlanLogits(const StepBatch& batch);
   void AddWanted(const StepRow& row, size_t r);
+  void FillDraw(const StepBatch& batch, const StepRow& row, uint32_t i);
   void RoundUp();
   void ClearRow(uint32_t row);
 

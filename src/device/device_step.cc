@@ -1,6 +1,7 @@
 #include "device/device_step.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -81,6 +82,8 @@ void DeviceStep::Measure() {
   qkv_dim_ = q_dim_ + 2 * c.kv_heads * c.head_dim;
   cols_max_ = static_cast<uint32_t>(RoundUp(std::max({c.dim, q_dim_, c.ffn_dim}), kColsUnit));
   attend_rows_ = options_.sequences_max;
+  // A row of each sequence, rounded up as steps that are replayed are.
+  draws_max_ = std::min(options_.logits_max, std::bit_ceil(options_.sequences_max));
   const uint32_t page = kv.page_tokens, window = cache_->codec().group_tokens;
   TS_CHECK(!coded_ || (window == kPromptTile && raw_type_ == KvType::kF16));
   table_pages_ = cache_->BlocksFor(options_.sequence_tokens_max) * (cache_->block_tokens() / page);
@@ -89,39 +92,22 @@ void DeviceStep::Measure() {
 }
 
 Status DeviceStep::AllocateInputs() {
-  const auto add = [this](auto& upload, Checked count) {
-    pinned_.Add(&upload.host, count);
-    pinned_.Add(&upload.spare, count);
-    arena_.Add(&upload.device, count);
-    flips_.emplace_back([&upload] { std::swap(upload.host, upload.spare); });
-  };
-  const Checked rows = options_.rows_max, sequences = options_.sequences_max;
-  const Checked logits = options_.logits_max;
-  StepInputs& in = inputs_;
-  for (auto* upload : {&in.positions, &in.table_of, &in.budgets, &in.newer, &in.candidates,
-                       &in.full_tokens, &in.value_tokens})
-    add(*upload, rows);
-  add(in.choices, options_.keeps_choices ? rows : Checked(0));
-  add(in.choice_places, options_.keeps_choices ? rows : Checked(0));
-  add(in.ids, rows);
-  add(in.learned, model_->positions() != nullptr ? rows : Checked(0));
-  add(in.cos_sin, rows * Checked(2 * model_->frequencies().size()));
-  add(in.tables, sequences * Checked(table_pages_));
-  add(in.open_tables, sequences * Checked(open_pages_));
-  add(in.raw_tables, rows * Checked(raw_pages_));
-  for (uint32_t g = 0; g < kReadGroups; ++g) {
-    add(in.tokens[g], rows);
-    add(in.raw_tokens[g], coded_ ? rows : Checked(0));
-  }
-  add(in.runs, sequences);
-  add(in.blocks, rows * Checked(shape_.group) + sequences);
-  // A row fills a page and a window at most, where it is the only one of its sequence.
-  add(in.full_pages, rows);
-  for (auto* upload : {&in.seal_from, &in.seal_to}) add(*upload, rows * Checked(raw_pages_));
-  add(in.wanted, logits + Checked(options_.rows_max));
-  for (auto* upload : {&in.temperatures, &in.min_ps}) add(*upload, logits);
-  for (auto* upload : {&in.seeds, &in.draw_positions}) add(*upload, logits);
-  return pinned_.Allocate();
+  pinned_.Add(&scored_host_, logit_rows());
+  arena_.Add(&scored_, logit_rows());
+  TS_RETURN_IF_ERROR(pinned_.Allocate());
+  return inputs_.Allocate({.rows = options_.rows_max,
+                           .sequences = options_.sequences_max,
+                           .logits = options_.logits_max,
+                           .draws = draws_max_,
+                           .group = shape_.group,
+                           .pairs = static_cast<uint32_t>(model_->frequencies().size()),
+                           .learns_positions = model_->positions() != nullptr,
+                           .table_pages = table_pages_,
+                           .open_pages = open_pages_,
+                           .raw_pages = raw_pages_,
+                           .keeps_choices = options_.keeps_choices,
+                           .mask_words = (model_->config().vocab + 31) / 32},
+                          &arena_);
 }
 
 Status DeviceStep::AllocateActivations() {
@@ -160,60 +146,16 @@ Status DeviceStep::AllocateActivations() {
   }
   arena_.Add(&logits_, logits * vocab);
   arena_.Add(&scoring_, Checked(logit_rows()) * vocab);
-  arena_.Add(&weights_, logits * vocab);
-  arena_.Add(&sums_, logits * Checked((c.vocab + 63) / 64));
+  const Checked draws = draws_max_;
+  arena_.Add(&weights_, draws * vocab);
+  arena_.Add(&sums_, draws * Checked((c.vocab + 63) / 64));
+  arena_.Add(&edited_, draws * Checked(kEditsMax + 1));
   arena_.Add(&finite_, rows);
-  arena_.Add(&drawn_, logits);
-  arena_.Add(&tops_, logits);
+  arena_.Add(&row_ids_, rows);
+  arena_.Add(&drawn_, draws);
+  arena_.Add(&tops_, draws);
+  arena_.Add(&scores_, draws);
   return arena_.Allocate();
-}
-
-void DeviceStep::FlipInputs() {
-  for (const auto& flip : flips_) flip();
-}
-
-Status DeviceStep::UploadInputs(const StepForm& form) const {
-  const StepInputs& in = inputs_;
-  const uint64_t rows = form.rows(), pairs = model_->frequencies().size();
-  const auto copy = [this](const auto& upload, uint64_t count) {
-    return upload.Copy(*stream_, count);
-  };
-  TS_RETURN_IF_ERROR(copy(in.ids, rows));
-  if (model_->positions() != nullptr) TS_RETURN_IF_ERROR(copy(in.learned, rows));
-  TS_RETURN_IF_ERROR(copy(in.positions, rows));
-  TS_RETURN_IF_ERROR(copy(in.table_of, rows));
-  TS_RETURN_IF_ERROR(copy(in.cos_sin, rows * pairs * 2));
-  TS_RETURN_IF_ERROR(copy(in.tables, uint64_t{form.tables} * table_pages_));
-  TS_RETURN_IF_ERROR(copy(in.open_tables, uint64_t{form.tables} * open_pages_));
-  TS_RETURN_IF_ERROR(copy(in.raw_tables, rows * raw_pages_));
-  for (uint32_t g = 0; g < kReadGroups; ++g) {
-    if ((form.groups >> g & 1) == 0) continue;
-    TS_RETURN_IF_ERROR(copy(in.tokens[g], rows));
-    if (coded_) TS_RETURN_IF_ERROR(copy(in.raw_tokens[g], rows));
-  }
-  if (form.groups > 1) {
-    TS_RETURN_IF_ERROR(copy(in.budgets, form.generated));
-    TS_RETURN_IF_ERROR(copy(in.newer, form.generated));
-    if (options_.keeps_choices) {
-      TS_RETURN_IF_ERROR(copy(in.choices, form.generated));
-      TS_RETURN_IF_ERROR(copy(in.choice_places, form.generated));
-    }
-    TS_RETURN_IF_ERROR(copy(in.candidates, form.generated));
-    if (shape_.type == KvType::kPlanes) {
-      TS_RETURN_IF_ERROR(copy(in.full_tokens, form.generated));
-      TS_RETURN_IF_ERROR(copy(in.value_tokens, form.generated));
-    }
-  }
-  TS_RETURN_IF_ERROR(copy(in.runs, form.runs));
-  TS_RETURN_IF_ERROR(copy(in.blocks, form.blocks));
-  TS_RETURN_IF_ERROR(copy(in.full_pages, form.full_pages));
-  TS_RETURN_IF_ERROR(copy(in.seal_from, form.seal_pages));
-  TS_RETURN_IF_ERROR(copy(in.seal_to, form.seal_pages));
-  TS_RETURN_IF_ERROR(copy(in.wanted, form.wanted));
-  TS_RETURN_IF_ERROR(copy(in.temperatures, form.drawn));
-  TS_RETURN_IF_ERROR(copy(in.min_ps, form.drawn));
-  TS_RETURN_IF_ERROR(copy(in.seeds, form.drawn));
-  return copy(in.draw_positions, form.drawn);
 }
 
 // ---- launches -----------------------------------------------------------------------------------
@@ -225,22 +167,29 @@ Status DeviceStep::LaunchAll(const StepForm& form, const std::vector<DeviceSelec
   TS_RETURN_IF_ERROR(CheckFinite(
       {.x = Const(x_), .rows = form.rows(), .cols = c.dim, .finite = finite_}, stream_->handle()));
   for (uint32_t i = 0; i < form.wanted; i += logit_rows()) {
-    TS_RETURN_IF_ERROR(LaunchLogits(i, std::min(logit_rows(), form.wanted - i),
+    TS_RETURN_IF_ERROR(LaunchLogits(inputs_.wanted.part(i, std::min(logit_rows(), form.wanted - i)),
                                     From(logits_, uint64_t{i} * c.vocab)));
   }
-  if (form.drawn == 0) return Status();
-  return Sample({.logits = Const(logits_),
+  return form.drawn == 0 ? Status() : LaunchDraws(form);
+}
+
+Status DeviceStep::LaunchDraws(const StepForm& form) {
+  return Sample({.logits = logits_,
                  .rows = form.drawn,
-                 .vocab = c.vocab,
-                 .temperatures = inputs_.temperatures.part(0, form.drawn),
-                 .min_ps = inputs_.min_ps.part(0, form.drawn),
-                 .seeds = inputs_.seeds.part(0, form.drawn),
-                 .positions = inputs_.draw_positions.part(0, form.drawn),
-                 .allowed = {},
+                 .vocab = model_->config().vocab,
+                 .scales = Const(inputs_.scales.device),
+                 .penalties = Const(inputs_.penalties.device),
+                 .lists = Const(inputs_.lists.device),
+                 .seeds = Const(inputs_.seeds.device),
+                 .words = Const(inputs_.words.device),
+                 .rows_of = Const(inputs_.wanted.device),
+                 .ids = Const(row_ids_),
                  .weights = weights_,
                  .sums = sums_,
+                 .edited = edited_,
                  .tokens = drawn_,
-                 .tops = tops_},
+                 .tops = tops_,
+                 .scores = scores_},
                 stream_->handle());
 }
 
@@ -251,24 +200,35 @@ Status DeviceStep::EmbedTokens(const StepForm& form) {
                  .cols = model_->config().dim,
                  .x = x_,
                  .add = false,
-                 .drawn = Const(drawn_)};
+                 .drawn = Const(drawn_),
+                 .tokens = row_ids_};
   TS_RETURN_IF_ERROR(Embed(rows, stream_->handle()));
   if (model_->positions() == nullptr) return Status();
   rows.embedding = *model_->positions();
   rows.ids = inputs_.learned.part(0, form.rows());
   rows.add = true;
   rows.drawn = {};
+  rows.tokens = {};
   return Embed(rows, stream_->handle());
 }
 
-Status DeviceStep::LaunchLogits(uint32_t first, uint32_t count, const Array<float>& to) {
+Status DeviceStep::LaunchScoring(std::span<const uint32_t> rows) {
+  TS_CHECK(rows.size() <= logit_rows());
+  std::copy(rows.begin(), rows.end(), scored_host_.data);
+  TS_RETURN_IF_ERROR(
+      runtime::Copy(scored_.data, scored_host_.data, rows.size_bytes(), stream_->handle()));
+  return LaunchLogits({scored_.data, rows.size()}, scoring_);
+}
+
+Status DeviceStep::LaunchLogits(const Array<const uint32_t>& rows, const Array<float>& to) {
   const ModelConfig& c = model_->config();
   const DeviceLinear& head = model_->head();
-  const StepForm rows{.generated = count};
+  const auto count = static_cast<uint32_t>(rows.count);
+  const StepForm form{.generated = count};
   TS_RETURN_IF_ERROR(Make({.source = model_->final_norm().source(),
                            .x = Const(x_),
                            .x_stride = c.dim,
-                           .from = inputs_.wanted.part(first, count),
+                           .from = rows,
                            .rows = count,
                            .cols = c.dim,
                            .weight = model_->final_norm().weight,
@@ -281,7 +241,7 @@ Status DeviceStep::LaunchLogits(uint32_t first, uint32_t count, const Array<floa
                                   .halves = {},
                                   .half_scales = {}}},
                           stream_->handle()));
-  return Multiply(rows, head, to, c.vocab, Epilogue::kStore);
+  return Multiply(form, head, to, c.vocab, Epilogue::kStore);
 }
 
 Status DeviceStep::RunLayer(const StepForm& form, uint32_t l,

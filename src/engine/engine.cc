@@ -176,7 +176,8 @@ void EngineImpl::DescribeModel(const GgufFile& file) {
   info_.context_trained = config.context;
 }
 
-Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options, bool overlaps) {
+Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options, bool overlaps,
+                                                 bool device_draws) {
   TS_RETURN_IF_ERROR(CheckEngineOptions(options));
   TS_ASSIGN_OR_RETURN(const Compute compute, ParseCompute(options.compute));
   TS_ASSIGN_OR_RETURN(const Kernels* kernels, TargetFor(options.target));
@@ -216,6 +217,7 @@ Result<std::unique_ptr<Engine>> EngineImpl::Open(const EngineOptions& options, b
   e.DescribeModel(*file);
   TS_RETURN_IF_ERROR(e.OpenExecutor());
   e.overlaps_ = overlaps && e.executor_->begins_ahead();
+  e.device_draws_ = device_draws;
   e.thread_ = std::thread([&e] { e.Loop(); });
   return std::unique_ptr<Engine>(std::move(engine));
 }

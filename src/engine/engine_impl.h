@@ -49,8 +49,10 @@ inline double NowSeconds() { return static_cast<double>(NowNs()) / 1e9; }
 class EngineImpl : public Engine {
  public:
   // overlaps: where the executor can, a step is begun before the one before it has ended; else none
-  // is, which gives the same texts.
-  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options, bool overlaps = true);
+  // is, which gives the same texts. device_draws: where the executor can, it draws; else the host
+  // does, which gives the same texts but for draws within the rounding of a sum.
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options, bool overlaps = true,
+                                              bool device_draws = true);
   ~EngineImpl() override;
 
   Result<RequestId> Submit(const Request& request, EventSink sink) override;
@@ -107,8 +109,12 @@ class EngineImpl : public Engine {
   void FillBatch(const ScheduledStep& step, StepBatch* batch);
   void AddRow(const ScheduledRow& row, StepBatch* batch);
   void TracePlan(uint64_t begin_ns, size_t rows);
-  // How the token after a row is drawn, where an executor may draw it.
-  DrawRule RuleFor(const Job& job) const;
+  void MaskRows(const ScheduledStep& step, StepBatch* batch);
+  // How the token after a row is drawn, where an executor may draw it; `generated`: tokens before
+  // that one.
+  DrawRule RuleFor(const Job& job, uint32_t generated, std::vector<LogitEdit>* edits) const;
+  // End tokens that must not come yet after so many.
+  std::span<const int32_t> BannedAfter(const Job& job, uint32_t generated) const;
   // What a step's time is to be told by.
   struct StepLoad {
     uint32_t generated = 0;   // tokens
@@ -184,7 +190,7 @@ class EngineImpl : public Engine {
   std::vector<RequestId> admitted_;  // and not started, in order
   ScheduledStep step_, next_step_;
   StepBatch batch_, next_batch_;  // of them
-  bool overlaps_ = false;
+  bool overlaps_ = false, device_draws_ = false;
   bool begun_ = false;     // step_ has been begun, between two rounds of the loop
   double step_begin_ = 0;  // of step_, or when the step before it ended
   std::unique_ptr<ChunkSizer> chunks_;

@@ -40,8 +40,10 @@ void EngineImpl::PlanStep() {
 // nobody knows them yet.
 bool EngineImpl::BeginNext() {
   const uint64_t begin_ns = NowNs();
-  const bool drawn = std::all_of(batch_.rows.begin(), batch_.rows.end(),
-                                 [](const StepRow& row) { return row.draw.on_device; });
+  // What may come after a token that a mask holds for, only that token tells.
+  const bool drawn = std::all_of(batch_.rows.begin(), batch_.rows.end(), [](const StepRow& row) {
+    return row.draw.on_device && row.mask_slot < 0;
+  });
   if (!drawn || !scheduler_->OnlyGenerates()) return false;
   scheduler_->Plan(PromptBudget({}, 0), &next_step_);
   TS_CHECK(next_step_.preempted.empty());
@@ -67,6 +69,28 @@ void EngineImpl::TracePlan(uint64_t begin_ns, size_t rows) {
 void EngineImpl::FillBatch(const ScheduledStep& step, StepBatch* batch) {
   batch->Clear();
   for (const ScheduledRow& row : step.rows) AddRow(row, batch);
+  MaskRows(step, batch);
+}
+
+// Masks of rows that are drawn under constraints. Where one cannot be had, the host draws, and says
+// why.
+void EngineImpl::MaskRows(const ScheduledStep& step, StepBatch* batch) {
+  std::vector<size_t> rows;  // by mask
+  for (size_t i = 0; i < batch->rows.size(); ++i) {
+    if (!batch->rows[i].draw.on_device || !jobs_.at(step.rows[i].id)->request.constraint) continue;
+    batch->rows[i].mask_slot = static_cast<int32_t>(rows.size());
+    rows.push_back(i);
+  }
+  if (rows.empty()) return;
+  const size_t words = (info_.vocab + size_t{31}) / 32;
+  batch->masks.assign(rows.size() * words, 0);
+  threads_->For(static_cast<uint32_t>(rows.size()), [&](uint32_t slot, uint32_t) {
+    const std::span<uint32_t> mask(batch->masks.data() + slot * words, words);
+    TokenConstraint* constraint = jobs_.at(step.rows[rows[slot]].id)->request.constraint.get();
+    if (AllowedBy(constraint, mask).ok()) return;
+    batch->rows[rows[slot]].draw = DrawRule();
+    batch->rows[rows[slot]].mask_slot = -1;
+  });
 }
 
 void EngineImpl::AddRow(const ScheduledRow& row, StepBatch* batch) {
@@ -85,9 +109,12 @@ void EngineImpl::AddRow(const ScheduledRow& row, StepBatch* batch) {
                          .top_logprobs = TopWanted(job.request),
                          .selector = job.selector,
                          .steps = job.steps,
-                         .draw = sampled && !scored ? RuleFor(job) : DrawRule(),
                          .part = row.part});
-  if (row.first_position < job.tokens.size()) {
+  const bool known = row.first_position < job.tokens.size();
+  // What is not known yet has been generated when the next token is drawn.
+  if (sampled && !scored)
+    batch->rows.back().draw = RuleFor(job, job.generated() + (known ? 0 : 1), &batch->edits);
+  if (known) {
     const auto first = job.tokens.begin() + row.first_position;
     batch->inputs.insert(batch->inputs.end(), first, first + row.length);
   } else {  // step_ draws it
@@ -102,11 +129,20 @@ void EngineImpl::AddRow(const ScheduledRow& row, StepBatch* batch) {
   TS_CHECK(room.ok());
 }
 
-DrawRule EngineImpl::RuleFor(const Job& job) const {
-  const Request& r = job.request;
-  const bool all_allowed = r.constraint == nullptr && job.generated() >= r.min_tokens;
-  if (!all_allowed || r.top_logprobs >= 0 || job.steps != 0) return DrawRule();
-  return job.sampler->plain_rule().value_or(DrawRule());
+DrawRule EngineImpl::RuleFor(const Job& job, uint32_t generated,
+                             std::vector<LogitEdit>* edits) const {
+  const DrawLimits limits = executor_->draw_limits();
+  const std::span<const int32_t> banned = BannedAfter(job, generated);
+  const bool fits = job.sampler->edits() + banned.size() <= limits.edits_max;
+  if (!limits.draws || !device_draws_ || job.steps != 0 || !fits) return DrawRule();
+  DrawRule rule = job.sampler->RuleWith(banned, edits);
+  rule.top_logprobs = job.request.top_logprobs;
+  return rule;
+}
+
+std::span<const int32_t> EngineImpl::BannedAfter(const Job& job, uint32_t generated) const {
+  if (generated >= job.request.min_tokens) return {};
+  return tokenizer_->end_tokens();
 }
 
 void EngineImpl::RunStep() {
@@ -263,11 +299,11 @@ void EngineImpl::DrawRow(const ScheduledRow& row, size_t index, Draw* draw) {
   if (!draw->finite || !Answers(row)) return;
   Job* job = jobs_.at(row.id).get();
   const Request& r = job->request;
-  if (const std::optional<int32_t> token = executor_->drawn(index)) {
-    draw->token = *token;
-    draw->logprob = 0;
-    draw->top.clear();
-    if (*token < 0) draw->status = NotFinite("logits", row);
+  if (std::optional<DrawnToken> drawn = executor_->drawn(index)) {
+    draw->token = drawn->token;
+    draw->logprob = drawn->logprob;
+    draw->top = std::move(drawn->top);
+    if (drawn->token < 0) draw->status = NotFinite("logits", row);
     return;
   }
   const std::span<float> logits = executor_->logits(index);
@@ -280,10 +316,8 @@ void EngineImpl::DrawRow(const ScheduledRow& row, size_t index, Draw* draw) {
     draw->status = Constrain(r.constraint.get(), &draw->allowed, logits);
     if (!draw->status.ok()) return;
   }
-  const std::span<const int32_t> banned = job->generated() < r.min_tokens
-                                              ? std::span<const int32_t>(tokenizer_->end_tokens())
-                                              : std::span<const int32_t>();
-  draw->token = job->sampler->Sample(logits, row.first_position + row.length, banned);
+  draw->token = job->sampler->Sample(logits, row.first_position + row.length,
+                                     BannedAfter(*job, job->generated()));
   const auto token = static_cast<size_t>(draw->token);
   draw->logprob = 0;
   draw->top.clear();

@@ -66,11 +66,27 @@ struct DeviceTimes {
   double idle_seconds = 0;    // that it waited for their begin
 };
 
+// What an executor draws by itself: nothing, or what DrawRules say with so many edits of a row.
+struct DrawLimits {
+  bool draws = false;
+  uint32_t edits_max = 0;
+};
+
+// A token that an executor has drawn, and what its row's rule asks for of the model's own
+// log-probabilities.
+struct DrawnToken {
+  int32_t token;  // -1: its logits, or what was asked of them, were no numbers
+  float logprob = 0;
+  std::vector<TokenLogprob> top = {};
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
 
   virtual KvCache* cache() = 0;
+
+  virtual DrawLimits draw_limits() const { return {}; }
 
   // How many tokens a prompt row may have that goes through the layers by and by, some in each
   // step (StepRow::part); 0: there are none. One such row is in the making at a time, the last of
@@ -105,9 +121,9 @@ class Executor {
   // from different threads at once.
   // Whether the states after the last layer of all of a row's tokens are numbers.
   virtual bool finite(size_t row) const = 0;
-  // The token after a row that the executor has drawn by its rule (StepRow::draw), -1: its logits
-  // were no numbers. Such a row has no logits here. None: it is for the caller to draw.
-  virtual std::optional<int32_t> drawn(size_t) const { return std::nullopt; }
+  // The token after a row that the executor has drawn by its rule (StepRow::draw). Such a row has
+  // no logits here. None: it is for the caller to draw.
+  virtual std::optional<DrawnToken> drawn(size_t) const { return std::nullopt; }
   // [vocab]; row wanted kLogits or kLogProbs. kEveryLogits: [length][vocab].
   virtual std::span<float> logits(size_t row) = 0;
   virtual std::span<const float> logprobs(size_t row) const = 0;  // kLogProbs: [length - 1]

@@ -59,14 +59,18 @@ Result<std::shared_ptr<const Grammar>> Grammars::Compile(GrammarKind kind, std::
   return std::shared_ptr<const Grammar>(std::make_shared<GrammarForRequests>(std::move(compiled)));
 }
 
+Status AllowedBy(TokenConstraint* constraint, std::span<uint32_t> allowed) {
+  TS_RETURN_IF_ERROR(constraint->Mask(allowed));
+  if (std::any_of(allowed.begin(), allowed.end(), [](uint32_t word) { return word != 0; }))
+    return Status();
+  return Status(Code::kInvalidArgument,
+                "the grammar cannot be followed: no token of the vocabulary may come next");
+}
+
 Status Constrain(TokenConstraint* constraint, std::vector<uint32_t>* allowed,
                  std::span<float> logits) {
   allowed->assign((logits.size() + 31) / 32, 0);
-  TS_RETURN_IF_ERROR(constraint->Mask(*allowed));
-  if (std::all_of(allowed->begin(), allowed->end(), [](uint32_t word) { return word == 0; })) {
-    return Status(Code::kInvalidArgument,
-                  "the grammar cannot be followed: no token of the vocabulary may come next");
-  }
+  TS_RETURN_IF_ERROR(AllowedBy(constraint, *allowed));
   RuleOut(*allowed, logits);
   return Status();
 }

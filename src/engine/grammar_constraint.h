@@ -29,8 +29,11 @@ class Grammars {
   std::unique_ptr<GrammarCompiler> compiler_;  // made once, under mutex_
 };
 
+// allowed = the tokens that may come next, as TokenConstraint::Mask has them. `allowed`: all zero.
+// Errors: the constraint's own; kInvalidArgument where it allows none at all.
+Status AllowedBy(TokenConstraint* constraint, std::span<uint32_t> allowed);
 // Rules out the tokens that the constraint does not allow: their logits become minus infinity.
-// `allowed`: scratch. Errors: the constraint's own; kInvalidArgument where it allows none at all.
+// `allowed`: scratch. Errors: as AllowedBy.
 Status Constrain(TokenConstraint* constraint, std::vector<uint32_t>* allowed,
                  std::span<float> logits);
 

@@ -97,10 +97,9 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const
     : options_(options),
       penalties_(options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||
                  options.frequency_penalty != 0.0f) {
+  for (const auto& [token, bias] : options.logit_bias) EditOf(token)->bias += bias;
   if (penalties_) {
-    generated_.assign(vocab, 0);
-    seen_.assign(vocab, false);
-    for (int32_t token : prompt) seen_[static_cast<size_t>(token)] = true;
+    for (int32_t token : prompt) EditOf(token)->seen = true;
   }
   if (options.temperature == 0) return;
   weights_.resize(vocab);
@@ -108,32 +107,55 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab, std::span<const
   if (KeepsBest()) candidates_.reserve(vocab);
 }
 
-std::optional<DrawRule> Sampler::plain_rule() const {
-  const bool chooses = options_.temperature > 0 && KeepsBest();
-  if (penalties_ || chooses || !options_.logit_bias.empty()) return std::nullopt;
-  return DrawRule{.on_device = true,
-                  .temperature = options_.temperature,
-                  .min_p = options_.min_p,
-                  .seed = options_.seed};
+DrawRule Sampler::RuleWith(std::span<const int32_t> banned, std::vector<LogitEdit>* edits) const {
+  DrawRule rule{.on_device = true,
+                .temperature = options_.temperature,
+                .min_p = options_.min_p,
+                .seed = options_.seed,
+                .top_p = options_.top_p,
+                .top_k = options_.top_k,
+                .repetition = options_.repetition_penalty,
+                .presence = options_.presence_penalty,
+                .frequency = options_.frequency_penalty,
+                .first_edit = static_cast<uint32_t>(edits->size())};
+  edits->insert(edits->end(), edits_.begin(), edits_.end());
+  for (const int32_t token : banned) {
+    const auto found = edit_of_.find(token);
+    if (found == edit_of_.end()) {
+      edits->push_back({.token = token, .bias = -INFINITY});
+    } else {
+      (*edits)[rule.first_edit + found->second].bias = -INFINITY;
+    }
+  }
+  rule.edits = static_cast<uint32_t>(edits->size()) - rule.first_edit;
+  return rule;
+}
+
+LogitEdit* Sampler::EditOf(int32_t token) {
+  const auto [at, is_new] = edit_of_.try_emplace(token, edits_.size());
+  if (is_new) edits_.push_back({.token = token});
+  return &edits_[at->second];
 }
 
 void Sampler::Observe(int32_t token) {
   if (!penalties_) return;
-  ++generated_[static_cast<size_t>(token)];
-  seen_[static_cast<size_t>(token)] = true;
+  LogitEdit* edit = EditOf(token);
+  edit->seen = true;
+  ++edit->generated;
 }
 
 void Sampler::AdjustLogits(std::span<float> logits) const {
-  for (const auto& [token, bias] : options_.logit_bias) logits[static_cast<size_t>(token)] += bias;
-  if (!penalties_) return;
-  for (size_t t = 0; t < logits.size(); ++t) {
-    if (!seen_[t]) continue;
+  for (const LogitEdit& edit : edits_) {
+    float* logit = &logits[static_cast<size_t>(edit.token)];
+    *logit += edit.bias;
     // Repetition: CTRL (arXiv 1909.05858) 4.1; presence and frequency count generated tokens only.
-    logits[t] = logits[t] > 0 ? logits[t] / options_.repetition_penalty
-                              : logits[t] * options_.repetition_penalty;
-    if (generated_[t] > 0) {
-      logits[t] -= options_.presence_penalty +
-                   options_.frequency_penalty * static_cast<float>(generated_[t]);
+    if (edit.seen) {
+      *logit =
+          *logit > 0 ? *logit / options_.repetition_penalty : *logit * options_.repetition_penalty;
+    }
+    if (edit.generated > 0) {
+      *logit -= options_.presence_penalty +
+                options_.frequency_penalty * static_cast<float>(edit.generated);
     }
   }
 }

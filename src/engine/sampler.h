@@ -4,8 +4,8 @@
 #define TINYSERVE_ENGINE_SAMPLER_H_
 
 #include <cstdint>
-#include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/step_batch.h"
@@ -34,8 +34,10 @@ class Sampler {
   // The token that follows; `logits` [vocab] are changed. `position`: absolute position of the
   // sampled token. `banned`: tokens that must not be chosen (end tokens before min_tokens).
   int32_t Sample(std::span<float> logits, uint64_t position, std::span<const int32_t> banned);
-  // The rule, where a token follows from its logits, temperature, min_p, seed and position alone.
-  std::optional<DrawRule> plain_rule() const;
+  // How many logits it changes, and the same draw as a rule for an executor: `edits` gets them, and
+  // what `banned` rules out.
+  size_t edits() const { return edits_.size(); }
+  DrawRule RuleWith(std::span<const int32_t> banned, std::vector<LogitEdit>* edits) const;
   // Counts a sampled token for the penalties.
   void Observe(int32_t token);
 
@@ -44,6 +46,7 @@ class Sampler {
     float logit;
     int32_t token;
   };
+  LogitEdit* EditOf(int32_t token);  // one without a change where there was none
   void AdjustLogits(std::span<float> logits) const;
   // Whether top-k or top-p leaves some out.
   bool KeepsBest() const { return options_.top_k > 0 || options_.top_p < 1.0f; }
@@ -62,9 +65,9 @@ class Sampler {
 
   SamplingOptions options_;
   bool penalties_;
-  std::vector<uint32_t> generated_;  // [vocab] times generated, empty without penalties
-  std::vector<bool> seen_;           // [vocab] in the prompt or generated, likewise
-  std::vector<float> weights_;       // [vocab], where the temperature is above 0, as the sums
+  std::vector<LogitEdit> edits_;  // of biased tokens and, with penalties, of those that were seen
+  std::unordered_map<int32_t, size_t> edit_of_;  // token -> its place in edits_
+  std::vector<float> weights_;  // [vocab], where the temperature is above 0, as the sums
   std::vector<float> block_sums_;
   std::vector<Candidate> candidates_;
 };

@@ -24,12 +24,28 @@ enum class Want : uint8_t {
 // One input token: a literal id (>= 0), or what row i of the previous step sampled, written as ~i.
 using StepInput = int32_t;
 
-// How the token after a row is drawn where an executor may draw it by itself: the largest logit at
-// a temperature of 0, else by the sampler's rule among tokens of at least min_p, and nothing more.
+// A logit that is changed before a draw: bias is added (minus infinity rules the token out), then
+// the row's penalties for what is known of the token.
+struct LogitEdit {
+  int32_t token;
+  float bias = 0;
+  bool seen = false;       // in the prompt or generated
+  uint32_t generated = 0;  // so many times
+};
+
+// How the token after a row is drawn where an executor may draw it by itself
+// (Executor::draw_limits): as the engine's sampler draws it (engine/sampler.h).
 struct DrawRule {
   bool on_device = false;
   float temperature = 0, min_p = 0;
   uint64_t seed = 0;
+  float top_p = 1;
+  uint32_t top_k = 0;
+  float repetition = 1, presence = 0, frequency = 0;  // penalties
+  uint32_t first_edit = 0, edits = 0;                 // into StepBatch::edits, of different tokens
+  int32_t top_logprobs = -1;                          // as Request's
+
+  bool penalises() const { return repetition != 1 || presence != 0 || frequency != 0; }
 };
 
 struct StepRow {
@@ -46,12 +62,16 @@ struct StepRow {
   // Of a prompt row that goes through the layers by and by (Executor::part_tokens_max): those of
   // this step, after the other rows'. It has results where the last one has run. Empty: all layers.
   LayerRange part = {};
-  int32_t mask_slot = -1;  // grammar mask that sampling after this row applies; -1: none
+  // Of an executor that draws: which of StepBatch::masks says what may come; -1: everything.
+  int32_t mask_slot = -1;
 };
 
 struct StepBatch {
   std::vector<StepRow> rows;
   std::vector<StepInput> inputs;
+  // An edit knows of no input that is written as ~i: it counts for the row's penalties beside them.
+  std::vector<LogitEdit> edits;
+  std::vector<uint32_t> masks;  // [slots][(vocab + 31) / 32]: bit t % 32 of word t / 32: t may come
   // A row's part (StepRow::part) ends before a layer that is likely to end later (NowNs()), but not
   // before its first: that is left out only where the time is over when it would begin, and never
   // by two parts in a row. 0: all of its layers run.
@@ -60,6 +80,8 @@ struct StepBatch {
   void Clear() {
     rows.clear();
     inputs.clear();
+    edits.clear();
+    masks.clear();
     part_until_ns = 0;
   }
 };

@@ -258,6 +258,10 @@ Status Copy(void* to, const void* from, uint64_t bytes, Stream stream) {
   const auto known = [bytes](const void* data) {
     return g_device.memory.Holds(data, bytes) || g_device.pinned.Holds(data, bytes);
   };
+  const bool device_to = g_device.memory.Holds(to, bytes);
+  const bool device_from = g_device.memory.Holds(from, bytes);
+  if (device_to && !device_from) ++g_device.counts.copies_in;
+  if (device_from && !device_to) g_device.counts.bytes_out += bytes;
   if (stream == nullptr) return CopyNow(to, from, bytes);
   Queue* queue = QueueOf(stream);
   if (queue->recording != nullptr && !(known(to) && known(from)))

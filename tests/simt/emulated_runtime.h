@@ -35,6 +35,8 @@ void ReplaceDevice();
 struct DeviceCounts {
   uint64_t allocations = 0, launches = 0, graph_launches = 0, waits = 0;
   uint64_t waits_ahead = 0;  // after which the stream still had work
+  uint64_t copies_in = 0;    // to the device from the host
+  uint64_t bytes_out = 0;    // the other way
   uint64_t bytes_in_use = 0;
 };
 DeviceCounts Counts();

@@ -86,6 +86,12 @@ Request Drawn(uint32_t prompt, uint32_t seed, uint32_t max_tokens) {
   request.top_logprobs = -1;
   request.sampling.temperature = seed % 3 == 0 ? 0.0f : 1.2f;
   request.sampling.seed = seed;
+  if (seed % 2 == 1) {  // the newest token counts before the host knows it
+    request.sampling.repetition_penalty = 1.4f;
+    request.sampling.frequency_penalty = 0.9f;
+    request.sampling.top_p = 0.97f;
+    request.top_logprobs = 1;
+  }
   return request;
 }
 
@@ -108,7 +114,7 @@ std::vector<Asked> WithEnds(std::vector<Asked> asked, const std::vector<Answer>&
         asked[i].cancel_after = static_cast<uint32_t>(at + 1);
         break;
       case 3:
-        asked[i].request.top_logprobs = 1;  // the host draws
+        asked[i].request.prompt_logprobs = true;  // the host draws the first token
         break;
       default:
         break;
@@ -177,6 +183,9 @@ TEST(StepsAhead, AreBegunBeforeTheOneBeforeIsRead) {
     EXPECT_EQ(counts.graph_launches - before.graph_launches, 8u);
     EXPECT_EQ(counts.waits - before.waits, 9u);
     EXPECT_EQ(counts.waits_ahead - before.waits_ahead, overlaps ? 8u : 0u);
+    EXPECT_EQ(counts.copies_in - before.copies_in, 9u);  // all that a step reads, at once
+    // Ids and whether states were numbers come back; not a vocabulary of logits.
+    EXPECT_LT(counts.bytes_out - before.bytes_out, 9u * 64);
     EXPECT_EQ(engine->stats().steps - steps, 9u);
   }
 }

@@ -445,7 +445,7 @@ TEST_F(DeviceExecutors, DrawNothingFromLogitsThatAreNoNumbers) {
     ASSERT_TRUE(ran.ok()) << ran.message();
     EXPECT_TRUE(executor->finite(0));
     ASSERT_TRUE(executor->drawn(0).has_value());
-    EXPECT_EQ(*executor->drawn(0) >= 0, reach < 1);
+    EXPECT_EQ(executor->drawn(0)->token >= 0, reach < 1);
   }
 }
 
@@ -570,8 +570,8 @@ class DrawingRun {
     for (size_t r = 0; r < of->size(); ++r) {
       EXPECT_TRUE(executor_->finite(r));
       ASSERT_TRUE(executor_->drawn(r).has_value());
-      drawn_.tokens[(*of)[r]].push_back(*executor_->drawn(r));
-      executor_->SetSampled(r, *executor_->drawn(r));
+      drawn_.tokens[(*of)[r]].push_back(executor_->drawn(r)->token);
+      executor_->SetSampled(r, executor_->drawn(r)->token);
       executor_->cache()->Commit(batch.rows[r].slot,
                                  batch.rows[r].first_position + batch.rows[r].length);
     }

@@ -213,6 +213,7 @@ TEST(DeviceRows, EmbeddingsAreTheirWeights) {
     const testing::Source source = MakeSource(type, 7, cols, 3);
     const PackedWeights packed(source);
     const std::vector<int32_t> drawn = {4, 2}, ids = {6, 0, 3, 7, -1, DrawnId(1)};
+    std::vector<int32_t> tokens(ids.size(), -7);
     std::vector<float> x = RandomRows(ids.size() * cols, 8), want = x;
     for (const bool add : {true, false}) {
       for (size_t r = 0; r < ids.size(); ++r) {
@@ -230,9 +231,11 @@ TEST(DeviceRows, EmbeddingsAreTheirWeights) {
                                    .cols = cols,
                                    .x = ArrayOf(x),
                                    .add = add,
-                                   .drawn = ConstArrayOf(drawn)},
+                                   .drawn = ConstArrayOf(drawn),
+                                   .tokens = ArrayOf(tokens)},
                                   nullptr);
       ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_EQ(tokens, (std::vector<int32_t>{6, 0, 3, 7, -1, 2}));
       // A minimum is added in one operation with the scale's product.
       EXPECT_EQ(Mismatch(x, want, std::vector<double>(x.size(), 1e-6)), "") << InfoOf(type).name;
     }

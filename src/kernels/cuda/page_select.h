@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/attention_sparse.h"
 #include "kernels/cuda/decode_split.h"
+#include "kernels/cuda/order_key.h"
 #include "kernels/cuda/simt.h"
 
 namespace tinyserve::cuda {
@@ -28,13 +29,6 @@ TS_DEVICE Global<uint32_t> ListOf(const ChosenPages& chosen, const RowOfStep& at
 }
 
 // ---- scores -------------------------------------------------------------------------------------
-
-// Order-preserving: a larger score has a larger key. NaN ranks below everything.
-TS_DEVICE uint32_t KeyOf(float score) {
-  if (score != score) return 0;
-  const uint32_t bits = Bits(score);
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 // Eight halves, where records begin at multiples of 8 bytes too: those in planes do.
 TS_DEVICE Line<F16> HalvesAt(const Global<const uint8_t>& records, uint64_t at, bool whole) {

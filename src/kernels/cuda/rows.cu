@@ -29,6 +29,8 @@ TS_KERNEL EmbedKernel(EmbedRows e) {
   const Global<const F16> scales(e.embedding.scales, "embedding scales");
   const Global<float> x(e.x, "x");
   const uint32_t id = IdOf(e, row);
+  if (e.tokens.count != 0 && ThreadIndex() == 0)
+    Global<int32_t>(e.tokens, "tokens").Set(row, static_cast<int32_t>(id));
   for (uint32_t i = ThreadIndex(); i < lines; i += kThreads) {
     float values[Form::kCols] = {};
     if (id < e.embedding.rows) {

@@ -21,6 +21,7 @@ struct EmbedRows {
   Array<float> x;            // [rows][cols]
   bool add;                  // to x, as positions do
   Array<const int32_t> drawn = {};  // that DrawnIds name; count 0: no id is one
+  Array<int32_t> tokens = {};       // [rows] gets the id that each row's names; count 0: not kept
 };
 // Errors: those of a launch.
 Status Embed(const EmbedRows& rows, Stream stream);

@@ -154,6 +154,10 @@ template <class T>
 TS_DEVICE T AtomicAdd(const View<T>& view, uint64_t i, T value) {
   return atomicAdd(view.at(i), value);
 }
+// CUDA knows 64 bits by another name of theirs.
+TS_DEVICE uint64_t AtomicAdd(const View<uint64_t>& view, uint64_t i, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(view.at(i)), value);
+}
 template <class T>
 TS_DEVICE T AtomicMax(const View<T>& view, uint64_t i, T value) {
   return atomicMax(view.at(i), value);
