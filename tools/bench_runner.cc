@@ -118,8 +118,8 @@ bool BenchRunner::FinishBatch() {
 }
 
 int32_t BenchRunner::Likeliest(size_t row) const {
-  const std::optional<int32_t> drawn = executor_->drawn(row);
-  return drawn ? *drawn : Argmax(executor_->logits(row));
+  const std::optional<DrawnToken> drawn = executor_->drawn(row);
+  return drawn ? drawn->token : Argmax(executor_->logits(row));
 }
 
 void BenchRunner::Prefill(uint32_t sequence, uint32_t first, uint32_t last, BenchSample* sample,
