@@ -29,7 +29,7 @@ const KindNames& NamesOf(TraceKind kind) {
       {"step", {"prompt_tokens", "generated_tokens", "sequences"}},
       {"plan", {}},
       {"forward", {}},
-      {"part", {"tokens", "first_layer", "end_layer"}},
+      {"part", {"tokens", "first_sublayer", "end_sublayer"}},
       {"attention", {"layer"}},
       {"logits", {"rows"}},
       {"answer", {"sequences"}},

@@ -31,7 +31,7 @@ enum class TraceKind : uint8_t {
   kStep,       // prompt tokens, generated tokens, sequences
   kPlan,       // of attention
   kForward,    // all layers
-  kPart,       // some layers of a prompt row; its tokens, the first layer, the end
+  kPart,       // some sublayers of a prompt row; its tokens, the first one, the end
   kAttention,  // of one layer, its keys and values appended first; layer
   kLogits,     // rows
   kAnswer,     // tokens are sampled and given to their sinks; sequences

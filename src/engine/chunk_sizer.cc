@@ -39,6 +39,13 @@ double PromptCost::Of(uint32_t tokens, uint32_t depth) const {
   return tokens * (1 + slope * (depth + tokens / 2.0)) + windows * ReadOf(depth);
 }
 
+double PromptCost::OfPart(uint32_t tokens, uint32_t depth, SublayerRange part,
+                          uint32_t layers) const {
+  const double feed_forward = tokens * (1 - attention_products);
+  const double attention = Of(tokens, depth) - feed_forward;
+  return (part.attentions() * attention + part.feed_forwards() * feed_forward) / layers;
+}
+
 uint32_t PromptCost::Fitting(double units, uint32_t depth) const {
   const double first = 1 + slope * depth;
   double fitting = 0, end = LeftOfWindow(depth);
@@ -65,9 +72,20 @@ uint32_t PromptBudget::Take(uint32_t depth, uint32_t wanted) {
   return tokens;
 }
 
-uint32_t PromptBudget::LayersFitting(uint32_t depth, uint32_t tokens) const {
-  const double fitting = units_ * parts_.layers / cost_.Of(tokens, depth);
-  return static_cast<uint32_t>(std::clamp<double>(fitting, 1, parts_.layers));
+double PromptBudget::CostOf(const Chunk& chunk, SublayerRange part) const {
+  return cost_.OfPart(chunk.tokens, chunk.depth, part, parts_.layers);
+}
+
+uint32_t PromptBudget::Fitting(const Chunk& chunk, SublayerRange left) const {
+  SublayerRange part{left.begin, left.begin + 1};
+  while (part.end < left.end && CostOf(chunk, {part.begin, part.end + 1}) <= units_) ++part.end;
+  return part.count();
+}
+
+uint32_t PromptBudget::StepsOf(const Chunk& chunk, SublayerRange left) const {
+  uint32_t steps = 0;
+  for (; !left.empty(); ++steps) left.begin += Fitting(chunk, left);
+  return steps;
 }
 
 uint32_t PromptBudget::TokensByLayers(uint32_t depth, uint32_t wanted) const {
@@ -76,11 +94,11 @@ uint32_t PromptBudget::TokensByLayers(uint32_t depth, uint32_t wanted) const {
   const uint32_t most = std::min({wanted, tokens_, parts_.tokens_max, cost_.LeftOfWindow(depth)});
   double best = std::min({cost_.Fitting(units_, depth), wanted, tokens_});  // all layers at once
   uint32_t best_tokens = best > 0 ? 0 : std::min(most, kLeast);
-  // Whole layers seldom fill a step: those of somewhat fewer tokens may do so better.
+  // Whole sublayers seldom fill a step: those of somewhat fewer tokens may do so better.
   for (uint32_t tokens = most; tokens >= std::min(most, kLeast); tokens -= kStride) {
-    const uint32_t layers = LayersFitting(depth, tokens);
-    const double a_step = static_cast<double>(tokens) / ((parts_.layers - 1) / layers + 1);
-    const bool fits = cost_.Of(tokens, depth) <= units_ * parts_.layers;
+    const double a_step = static_cast<double>(tokens) / StepsOf({depth, tokens}, {0, sublayers()});
+    const bool fits =
+        CostOf({depth, tokens}, {0, 1}) <= units_ && CostOf({depth, tokens}, {1, 2}) <= units_;
     if (fits && a_step > best) {
       best = a_step;
       best_tokens = tokens;
@@ -90,15 +108,21 @@ uint32_t PromptBudget::TokensByLayers(uint32_t depth, uint32_t wanted) const {
   return best_tokens;
 }
 
-uint32_t PromptBudget::TakeLayers(uint32_t depth, uint32_t tokens, uint32_t left) {
+uint32_t PromptBudget::TakeSublayers(uint32_t depth, uint32_t tokens, SublayerRange left) {
   if (units_ <= 0) return 0;
-  // Alike in each of the steps that it takes.
-  const uint32_t steps = (left - 1) / LayersFitting(depth, tokens) + 1;
-  const uint32_t layers = (left - 1) / steps + 1;
+  const Chunk chunk{depth, tokens};
+  const uint32_t fitting = Fitting(chunk, left), steps = StepsOf(chunk, left);
+  // Alike in each of the steps that it takes, and in no more of them.
+  const double share = CostOf(chunk, left) / steps;
+  SublayerRange part{left.begin, left.begin + 1};
+  while (part.count() < fitting &&
+         (CostOf(chunk, part) < share || StepsOf(chunk, {part.end, left.end}) >= steps)) {
+    ++part.end;
+  }
   taken_ = true;
   tokens_ -= std::min(tokens_, tokens);
-  units_ -= cost_.Of(tokens, depth) * layers / parts_.layers;
-  return layers;
+  units_ -= CostOf(chunk, part);
+  return part.count();
 }
 
 bool ChunkSizer::Knows(uint32_t generating) const {

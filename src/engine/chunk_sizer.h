@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "model/sublayer_range.h"
+
 namespace tinyserve {
 
 // What a chunk of a prompt costs, in the cost of a prompt's first token (a unit). Pure.
@@ -18,9 +20,13 @@ struct PromptCost {
   // Where keys are coded in windows of so many positions, it does so once for each window that it
   // touches.
   uint32_t window = UINT32_MAX;
+  // Of a token's products, those beside attention: of queries, keys, values and its output.
+  double attention_products = 0.25;
 
   // Of a chunk of `tokens` tokens after `depth` others.
   double Of(uint32_t tokens, uint32_t depth) const;
+  // Of some sublayers of such a chunk, of a model of so many layers.
+  double OfPart(uint32_t tokens, uint32_t depth, SublayerRange part, uint32_t layers) const;
   // Tokens after `depth` others that cost at most so much, over kWindowsMax windows at most; may be
   // none.
   uint32_t Fitting(double units, uint32_t depth) const;
@@ -62,15 +68,22 @@ class PromptBudget {
   // The same for a chunk that is to go through the layers by and by: as many as make the most
   // tokens a step. 0: as many go through all layers in one step, or none may.
   uint32_t TokensByLayers(uint32_t depth, uint32_t wanted) const;
-  uint32_t layers() const { return parts_.layers; }
+  uint32_t sublayers() const { return kSublayers * parts_.layers; }
   double units() const { return units_; }  // left
-  // How many of the `left` layers that such a chunk has not gone through it goes through in this
+  // How many of the sublayers `left` that such a chunk has not gone through it goes through in this
   // step; they are taken off. 0: the budget is empty.
-  uint32_t TakeLayers(uint32_t depth, uint32_t tokens, uint32_t left);
+  uint32_t TakeSublayers(uint32_t depth, uint32_t tokens, SublayerRange left);
 
  private:
-  // Layers of a chunk that the budget has room for, 1 at least.
-  uint32_t LayersFitting(uint32_t depth, uint32_t tokens) const;
+  // A chunk that goes through the layers by and by.
+  struct Chunk {
+    uint32_t depth, tokens;
+  };
+  double CostOf(const Chunk& chunk, SublayerRange part) const;
+  // Sublayers of what is left that the budget has room for, 1 at least.
+  uint32_t Fitting(const Chunk& chunk, SublayerRange left) const;
+  // Steps of such budgets that what is left takes.
+  uint32_t StepsOf(const Chunk& chunk, SublayerRange left) const;
 
   PromptCost cost_;
   double units_;  // left
@@ -91,10 +104,10 @@ class PromptBudget {
 // (PromptCost::read_tokens) is what makes e: 1.2 to 1.45 over a prompt of 6000 tokens, as measured.
 // With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading. Where chunks
 // go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller. But
-// whole layers seldom fill it, and streams take more of it as they grow.
+// whole sublayers seldom fill it, and streams take more of it as they grow.
 class ChunkSizer {
  public:
-  static constexpr double kPromptShare = 1.6, kPartShare = 1.4;
+  static constexpr double kPromptShare = 1.6, kPartShare = 1.3;
   // Of such a share of a step's time as it is now, this much is left to prompts at least.
   static constexpr double kLeastOfShare = 0.5;
   // Steps with a prompt, after which one goes without, so that its time stays known.

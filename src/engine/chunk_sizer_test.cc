@@ -26,8 +26,8 @@ struct Machine {
   double Chunk(uint32_t tokens, uint32_t depth) const {
     return tokens == 0 ? 0 : token * beside * cost.Of(tokens, depth);
   }
-  double Part(uint32_t tokens, uint32_t depth, uint32_t layers) const {
-    return Chunk(tokens, depth) * layers / kLayers;
+  double Part(uint32_t tokens, uint32_t depth, SublayerRange part) const {
+    return token * beside * cost.OfPart(tokens, depth, part, kLayers);
   }
   double Alone(uint32_t tokens, uint32_t chunk) const {
     double seconds = 0;
@@ -118,11 +118,12 @@ TEST(ChunkSizer, StepsThatAreDisturbedDoNotMislead) {
 // The same where chunks go through the layers by and by.
 std::vector<double> ArriveByLayers(const Machine& machine, uint32_t prompt, ChunkSizer* sizer) {
   std::vector<double> steps;
-  for (uint32_t done = 0, tokens = 0, layers = 0; done < prompt;) {
+  SublayerRange left;
+  for (uint32_t done = 0, tokens = 0; done < prompt;) {
     PromptBudget budget = sizer->BudgetBeside(kStreams, done, UINT32_MAX);
     if (tokens == 0) {
       tokens = budget.TokensByLayers(done, prompt - done);
-      layers = 0;
+      left = {0, budget.sublayers()};
     }
     double seconds = machine.generation, units = 0;
     if (tokens == 0) {
@@ -132,13 +133,14 @@ std::vector<double> ArriveByLayers(const Machine& machine, uint32_t prompt, Chun
       sizer->Observe({kStreams, units, done, seconds});
       done += whole;
     } else {
-      const uint32_t now = budget.TakeLayers(done, tokens, kLayers - layers);
-      EXPECT_LE(layers + now, kLayers);
-      seconds += machine.Part(tokens, done, now);
-      units = kCost.Of(tokens, done) * now / kLayers;
-      sizer->Observe({kStreams, units, done, seconds, machine.Part(tokens, done, now)});
-      layers += now;
-      if (layers == kLayers) {
+      const uint32_t now = budget.TakeSublayers(done, tokens, left);
+      EXPECT_LE(now, left.count());
+      const SublayerRange part{left.begin, left.begin + now};
+      seconds += machine.Part(tokens, done, part);
+      units = kCost.OfPart(tokens, done, part, kLayers);
+      sizer->Observe({kStreams, units, done, seconds, machine.Part(tokens, done, part)});
+      left.begin = part.end;
+      if (left.empty()) {
         done += tokens;
         tokens = 0;
       }
@@ -169,6 +171,30 @@ TEST(ChunkSizer, ChunksByLayersKeepToTheirShareAtAnyDepth) {
   }
 }
 
+// Deep attention and shallow feed-forward parts differ by much: a step is filled by cost.
+TEST(PromptBudget, TakesSublayersByWhatTheyCost) {
+  const PromptCost cost{.slope = 0.001, .read_tokens = 0, .attention_products = 0.25};
+  constexpr uint32_t kDepth = 2968, kTokens = 64;  // 4 units a token, 0.75 in feed-forward parts
+  const auto sublayers = [&](double units, SublayerRange left) {
+    return PromptBudget(cost, units, UINT32_MAX, {.layers = 8, .tokens_max = kTokens})
+        .TakeSublayers(kDepth, kTokens, left);
+  };
+  EXPECT_DOUBLE_EQ(cost.OfPart(kTokens, kDepth, {0, 16}, 8), cost.Of(kTokens, kDepth));
+  EXPECT_DOUBLE_EQ(cost.OfPart(kTokens, kDepth, {0, 1}, 8), 26);
+  EXPECT_DOUBLE_EQ(cost.OfPart(kTokens, kDepth, {1, 2}, 8), 6);
+  EXPECT_DOUBLE_EQ(cost.OfPart(kTokens, kDepth, {3, 6}, 8), 38);
+  EXPECT_EQ(sublayers(0, {0, 16}), 0u);
+  EXPECT_EQ(sublayers(5, {0, 16}), 1u);  // a prompt goes on
+  EXPECT_EQ(sublayers(31, {0, 16}), 1u);
+  EXPECT_EQ(sublayers(32, {0, 16}), 2u);
+  EXPECT_EQ(sublayers(38, {0, 16}), 2u);
+  EXPECT_EQ(sublayers(38, {1, 16}), 3u);
+  EXPECT_EQ(sublayers(1000, {3, 16}), 13u);
+  // 160 units in two steps of at most 100: alike, not as many as fit and the rest.
+  EXPECT_EQ(sublayers(100, {6, 16}), 5u);
+  EXPECT_EQ(sublayers(100, {11, 16}), 5u);
+}
+
 // What counts is the time that steps took before the prompt came. But prompts go on.
 TEST(ChunkSizer, StreamsThatBecomeLongerLeaveAPromptLess) {
   Machine machine;
@@ -181,8 +207,10 @@ TEST(ChunkSizer, StreamsThatBecomeLongerLeaveAPromptLess) {
   };
   const auto observe = [&](int steps) {
     for (int i = 0; i < steps; ++i) {
-      const double part = machine.Part(64, 0, 4);
-      sizer.Observe({kStreams, kCost.Of(64, 0) * 4 / kLayers, 0, machine.generation + part, part});
+      const SublayerRange part{0, 8};
+      const double seconds = machine.Part(64, 0, part);
+      sizer.Observe(
+          {kStreams, kCost.OfPart(64, 0, part, kLayers), 0, machine.generation + seconds, seconds});
       if (i % 64 == 63) sizer.Observe({kStreams, 0, 0, machine.generation});
     }
   };
@@ -218,28 +246,29 @@ TEST(ChunkSizer, WhatStepsTookBeforeIsTheirMedian) {
   }
 }
 
-// Once a part has taken so long that no step has more than a layer of few tokens, such parts tell
-// that they are short again.
+// Once a part has taken so long that no step has more than a sublayer of few tokens, such parts
+// tell that they are short again.
 TEST(ChunkSizer, PartsThatWereHeldUpAreForgotten) {
   Machine machine;
   ChunkSizer sizer(kCost, {.layers = kLayers, .tokens_max = 64});
   Warm(machine, &sizer);
   constexpr uint32_t kDepth = 2000, kTokens = 64;
-  const auto layers = [&sizer] {
-    return sizer.BudgetBeside(kStreams, kDepth, UINT32_MAX).TakeLayers(kDepth, kTokens, kLayers);
+  const auto sublayers = [&sizer] {
+    PromptBudget budget = sizer.BudgetBeside(kStreams, kDepth, UINT32_MAX);
+    return budget.TakeSublayers(kDepth, kTokens, {0, budget.sublayers()});
   };
   const auto observe = [&](uint32_t now, double slower) {
-    const double part = slower * machine.Part(kTokens, kDepth, now);
-    sizer.Observe({kStreams, kCost.Of(kTokens, kDepth) * now / kLayers, kDepth,
+    const double part = slower * machine.Part(kTokens, kDepth, {0, now});
+    sizer.Observe({kStreams, kCost.OfPart(kTokens, kDepth, {0, now}, kLayers), kDepth,
                    machine.generation + part, part});
   };
-  observe(8, 1);
-  const uint32_t before = layers();
-  ASSERT_GT(before, 4u);
-  for (int i = 0; i < 10; ++i) observe(layers(), 20);
-  ASSERT_EQ(layers(), 1u);
-  for (int i = 0; i < 20; ++i) observe(layers(), 1);
-  EXPECT_EQ(layers(), before);
+  observe(16, 1);
+  const uint32_t before = sublayers();
+  ASSERT_GT(before, 8u);
+  for (int i = 0; i < 10; ++i) observe(sublayers(), 20);
+  ASSERT_EQ(sublayers(), 1u);
+  for (int i = 0; i < 20; ++i) observe(sublayers(), 1);
+  EXPECT_EQ(sublayers(), before);
 }
 
 TEST(ChunkSizer, WhatWasSpentBeforeAStepIsTakenOff) {

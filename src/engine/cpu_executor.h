@@ -38,7 +38,7 @@ class CpuExecutor : public Executor {
 
   KvCache* cache() override { return cache_.get(); }
   uint32_t part_tokens_max() const override { return part_->tokens_max(); }
-  uint32_t part_layer() const override { return part_->next_layer(); }
+  uint32_t part_sublayer() const override { return part_->next_sublayer(); }
   double part_seconds() const override { return ran_part_ ? part_->seconds() : 0; }
 
   Status RunStep(const StepBatch& batch) override {

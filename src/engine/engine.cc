@@ -22,15 +22,16 @@ namespace {
 // learns the rest.
 PromptCost PromptCostOf(const ModelConfig& config, const Codec& codec) {
   const double heads = config.heads, width = config.head_dim, dim = config.dim;
-  const double products =
-      2.0 * (heads + config.kv_heads) * width * dim + 3.0 * dim * config.ffn_dim;
+  const double attention_products = 2.0 * (heads + config.kv_heads) * width * dim;
+  const double products = attention_products + 3.0 * dim * config.ffn_dim;
   // Attention multiplies about twice as fast as products of few rows.
   constexpr double kAttentionShare = 0.55;
   // A chunk's reading and converting of all keys before it takes as long as the attention of some
   // eight tokens, of coded keys about sixteen.
   return {.slope = kAttentionShare * 2 * heads * width / products,
-          .read_tokens = codec.identity() ? 8.0 : 16.0,
-          .window = codec.identity() ? UINT32_MAX : codec.group_tokens};
+          .read_tokens = codec.identity() ? 24.0 : 32.0,
+          .window = codec.identity() ? UINT32_MAX : codec.group_tokens,
+          .attention_products = attention_products / products};
 }
 
 // The text of token `id`, or nothing for -1 (a vocabulary without that token).

@@ -186,11 +186,11 @@ void EngineImpl::AnswerStep() {
   if (step_.rows.empty()) return;
   bool held_up = false;
   if (ScheduledRow& last = step_.rows.back(); !last.part.empty()) {
-    last.part.end = executor_->part_layer();
+    last.part.end = executor_->part_sublayer();
     last.done = scheduler_->CameTo(last.part.end);
     held_up = last.part.empty();
   }
-  if (held_up) step_.rows.pop_back();  // the part, of which no layer has run
+  if (held_up) step_.rows.pop_back();  // the part, of which none has run
   StepLoad load = LoadOf(step_);
   load.held_up = held_up;
   // Nothing comes of a chunk before its last layer.
@@ -225,12 +225,12 @@ EngineImpl::StepLoad EngineImpl::LoadOf(const ScheduledStep& step) const {
   for (const ScheduledRow& row : step.rows) {
     if (row.prompt) {
       if (load.prompts == 0) load.depth = row.first_position;
-      const double whole = chunks_->cost().Of(row.length, row.first_position);
+      const PromptCost& cost = chunks_->cost();
       if (row.part.empty()) {
-        load.prompts += whole;
+        load.prompts += cost.Of(row.length, row.first_position);
       } else {
         load.part_alone = load.prompts == 0;
-        load.prompts += whole * row.part.count() / info_.layers;
+        load.prompts += cost.OfPart(row.length, row.first_position, row.part, info_.layers);
       }
     } else {
       load.generated += row.length;

@@ -88,14 +88,14 @@ class Executor {
 
   virtual DrawLimits draw_limits() const { return {}; }
 
-  // How many tokens a prompt row may have that goes through the layers by and by, some in each
-  // step (StepRow::part); 0: there are none. One such row is in the making at a time, the last of
-  // its batch, uncommitted until its last layer has run; where it begins with layer 0, what was in
-  // the making is forgotten. Other steps may come between. Its bits are those of a whole row.
+  // How many tokens a prompt row may have that goes through the layers by and by, some sublayers in
+  // each step (StepRow::part); 0: there are none. One such row is in the making at a time, the last
+  // of its batch, uncommitted until its last one has run; where it begins with the first, what was
+  // in the making is forgotten. Other steps may come between. Its bits are those of a whole row.
   virtual uint32_t part_tokens_max() const { return 0; }
-  // The layer that is next for such a row of the last step.
-  virtual uint32_t part_layer() const { return 0; }
-  // How long the layers of such a row took in the last step; 0: it had none.
+  // The sublayer that is next for such a row of the last step.
+  virtual uint32_t part_sublayer() const { return 0; }
+  // How long those of such a row took in the last step; 0: it had none.
   virtual double part_seconds() const { return 0; }
 
   // Runs the batch. REQUIRES: at most step_tokens_max tokens, room reserved in the cache for all of

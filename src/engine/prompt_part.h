@@ -14,6 +14,7 @@
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "model/step.h"
+#include "model/sublayer_range.h"
 #include "tinyserve/status.h"
 
 namespace tinyserve {
@@ -28,15 +29,15 @@ class PromptPart {
                                                     Trace* trace, uint32_t tokens_max);
 
   uint32_t tokens_max() const { return step_->sizes().rows_max; }
-  // Runs some of the row's layers by themselves, with attention planned for it alone. REQUIRES: the
-  // first ones, or those after what ran of the same row last. until_ns: StepBatch::part_until_ns,
-  // by which none of them may run.
+  // Runs some of the row's sublayers by themselves, with attention planned for it alone. REQUIRES:
+  // the first ones, or those after what ran of the same row last. until_ns:
+  // StepBatch::part_until_ns, by which none of them may run.
   void Run(const SequenceRun& run, std::span<const int32_t> tokens,
-           std::span<const uint32_t> positions, LayerRange layers, uint64_t until_ns);
-  uint32_t next_layer() const { return next_layer_; }
+           std::span<const uint32_t> positions, SublayerRange part, uint64_t until_ns);
+  uint32_t next_sublayer() const { return next_; }
   // Whether all have run.
-  bool whole() const { return next_layer_ == model_->config().layers; }
-  // [rows][dim] of the residual stream after the layers that have run.
+  bool whole() const { return next_ == kSublayers * model_->config().layers; }
+  // [rows][dim] of the residual stream after what has run.
   std::span<const float> states() const;
   // Time and work of the last Run.
   double seconds() const { return seconds_; }
@@ -50,10 +51,12 @@ class PromptPart {
   Attention* attention_ = nullptr;
   Trace* trace_ = nullptr;
   SequenceRun run_{};
-  uint32_t next_layer_ = 0;
-  bool left_out_ = false;                      // in the last Run
-  double seconds_ = 0;                         // of the last Run
-  double ran_share_ = 0;                       // of all layers, in the last Run
+  uint32_t next_ = 0;      // sublayer
+  bool left_out_ = false;  // in the last Run
+  double seconds_ = 0;     // of the last Run
+  SublayerRange ran_;      // in the last Run
+  uint64_t took_ns_[kSublayers] =
+      {};  // the last attention, the last feed-forward part; 0: none yet
   uint64_t kv_bytes_ = 0, multiply_adds_ = 0;  // of its attention, all layers
 };
 

@@ -237,7 +237,7 @@ void Scheduler::PlanPrompts(PromptBudget* budget, ScheduledStep* step) {
       length = std::min(length, r.row_multiple - r.done % r.row_multiple);
     if (budget != nullptr && length > 0) {
       if (r.by_layers && prompt && !part) {
-        part_ = {r.request.id, budget->TokensByLayers(r.done, length), {0, budget->layers()}};
+        part_ = {r.request.id, budget->TokensByLayers(r.done, length), {0, budget->sublayers()}};
         if (part_.tokens > 0) part = GoOn(budget);
         if (part) break;
       }
@@ -252,20 +252,20 @@ void Scheduler::PlanPrompts(PromptBudget* budget, ScheduledStep* step) {
 
 std::optional<ScheduledRow> Scheduler::GoOn(PromptBudget* budget) {
   Running* r = &*FindRunning(part_.id);
-  LayerRange* left = &part_.left;
-  const uint32_t layers =
-      budget == nullptr ? left->count() : budget->TakeLayers(r->done, part_.tokens, left->count());
-  if (layers == 0) return std::nullopt;
+  const SublayerRange* left = &part_.left;
+  const uint32_t sublayers =
+      budget == nullptr ? left->count() : budget->TakeSublayers(r->done, part_.tokens, *left);
+  if (sublayers == 0) return std::nullopt;
   ScheduledRow row = RowOf(*r, part_.tokens);
-  row.part = {left->begin, left->begin + layers};
+  row.part = {left->begin, left->begin + sublayers};
   row.done = row.part.end == left->end;
   row.sampled = row.sampled && row.done;
   return row;
 }
 
-bool Scheduler::CameTo(uint32_t layer) {
-  TS_CHECK(part_.tokens > 0 && layer <= part_.left.end);
-  part_.left.begin = layer;
+bool Scheduler::CameTo(uint32_t sublayer) {
+  TS_CHECK(part_.tokens > 0 && sublayer <= part_.left.end);
+  part_.left.begin = sublayer;
   if (!part_.left.empty()) return false;
   Running* r = &*FindRunning(part_.id);
   CountAsDone(RowOf(*r, part_.tokens), r);

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "engine/chunk_sizer.h"
-#include "model/layer_range.h"
+#include "model/sublayer_range.h"
 #include "tinyserve/engine.h"
 
 namespace tinyserve {
@@ -40,8 +40,8 @@ struct ScheduledRow {
   bool prompt;   // a chunk of the prompt; else generated tokens, more than one where they are
                  // replayed
   bool sampled;  // a token is sampled after it
-  // Of a chunk that goes through the layers by and by: those of this step. Empty: all.
-  LayerRange part = {};
+  // Of a chunk that goes through the layers by and by: the sublayers of this step. Empty: all.
+  SublayerRange part = {};
   bool done = true;  // with these it has gone through all
 };
 
@@ -99,9 +99,9 @@ class Scheduler {
   // that generate and have tokens left to generate, if none of them ends before, and nobody has to
   // give way.
   bool OnlyGenerates() const;
-  // The planned step's chunk that goes through the layers by and by has come to this layer, or has
-  // gone through all that there are. Returns whether it has: its tokens are done.
-  bool CameTo(uint32_t layer);
+  // The planned step's chunk that goes through the layers by and by has come to this sublayer, or
+  // has gone through all that there are. Returns whether it has: its tokens are done.
+  bool CameTo(uint32_t sublayer);
 
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
   uint32_t generating() const;  // of them, those whose next token the next step generates
@@ -126,7 +126,7 @@ class Scheduler {
   struct Part {
     RequestId id = 0;
     uint32_t tokens = 0;  // 0: there is none
-    LayerRange left = {};
+    SublayerRange left = {};
   };
   struct Waiting {
     ScheduledRequest request;
@@ -169,7 +169,7 @@ class Scheduler {
   // Rows of those that do not generate; beside others as much as the budget has, null: they are
   // alone.
   void PlanPrompts(PromptBudget* budget, ScheduledStep* step);
-  // The next layers of part_; none where the budget is empty.
+  // The next sublayers of part_; none where the budget is empty.
   std::optional<ScheduledRow> GoOn(PromptBudget* budget);
   std::vector<Running>::iterator FindRunning(RequestId id);
 

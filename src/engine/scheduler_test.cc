@@ -217,27 +217,27 @@ TEST(Scheduler, WhoCameLastGivesWayAndIsReplayed) {
   EXPECT_EQ(rows.at(0).length, 1u);
 }
 
-// Rows of a step whose prompts may cost so much, where chunks go through eight layers by and by.
-// late: the one that does comes to this layer only; 0: as far as planned.
+// Rows of a step whose prompts may cost so much, where chunks go through four layers by and by.
+// late: the one that does comes to this sublayer only; 0: as far as planned.
 std::vector<ScheduledRow> PlanByLayers(Scheduler* scheduler, double units, uint32_t late = 0) {
   ScheduledStep step;
   scheduler->Plan(PromptBudget({.slope = 0.01, .read_tokens = 10}, units, UINT32_MAX,
-                               {.layers = 8, .tokens_max = 64}),
+                               {.layers = 4, .tokens_max = 64}),
                   &step);
   const ScheduledRow& last = step.rows.back();
   if (!last.part.empty()) {
-    const uint32_t layer = late != 0 ? late : last.part.end;
-    EXPECT_EQ(scheduler->CameTo(layer), layer == 8);
+    const uint32_t sublayer = late != 0 ? late : last.part.end;
+    EXPECT_EQ(scheduler->CameTo(sublayer), sublayer == 8);
   }
   return step.rows;
 }
 
-void ExpectPart(const ScheduledRow& row, RequestId id, uint32_t tokens, LayerRange layers) {
+void ExpectPart(const ScheduledRow& row, RequestId id, uint32_t tokens, SublayerRange part) {
   EXPECT_EQ(row.id, id);
   EXPECT_EQ(row.length, tokens);
-  EXPECT_EQ(row.part.begin, layers.begin);
-  EXPECT_EQ(row.part.end, layers.end);
-  EXPECT_EQ(row.done, layers.end == 8);
+  EXPECT_EQ(row.part.begin, part.begin);
+  EXPECT_EQ(row.part.end, part.end);
+  EXPECT_EQ(row.done, part.end == 8);
 }
 
 TEST(Scheduler, AChunkGoesThroughTheLayersByAndBy) {
@@ -250,27 +250,28 @@ TEST(Scheduler, AChunkGoesThroughTheLayersByAndBy) {
   scheduler.Submit(Ask(3, 16, 10, Priority::kHigh));
   scheduler.Admit();
   scheduler.Start(2, 50, 0, /*by_layers=*/true);
-  // One layer of 34 tokens costs 7.7, its reading of what came before included.
-  std::vector<ScheduledRow> rows = PlanByLayers(&scheduler, 8);
+  // Of 34 tokens a layer's attention costs 9.1, what it reads of those before included, and its
+  // feed-forward part 6.4.
+  std::vector<ScheduledRow> rows = PlanByLayers(&scheduler, 16);
   ASSERT_EQ(rows.size(), 2u);
-  ExpectPart(rows[1], 2, 34, {0, 1});
+  ExpectPart(rows[1], 2, 34, {0, 2});
   EXPECT_EQ(rows[1].first_position, 50u);
   EXPECT_EQ(scheduler.prompt_depth(), 50u);
   // It goes on, whoever comes, and rests where the budget is empty.
   scheduler.Start(3, 0, 0, /*by_layers=*/true);
   rows = PlanByLayers(&scheduler, 16);
   ASSERT_EQ(rows.size(), 2u);
-  ExpectPart(rows[1], 2, 34, {1, 3});
+  ExpectPart(rows[1], 2, 34, {2, 4});
   EXPECT_EQ(PlanByLayers(&scheduler, 0).size(), 1u);
   // Where its time was up earlier, it begins there.
-  ExpectPart(PlanByLayers(&scheduler, 24, /*late=*/4).at(1), 2, 34, {3, 6});
-  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {4, 5});
-  // Others have the room that the last layers leave, also where those come late.
+  ExpectPart(PlanByLayers(&scheduler, 25, /*late=*/5).at(1), 2, 34, {4, 6});
+  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {5, 6});
+  // Others have the room that the last sublayers leave, also where those come late.
   rows = PlanByLayers(&scheduler, 1000, /*late=*/7);
   ASSERT_EQ(rows.size(), 3u);
   EXPECT_EQ(rows[1].id, 3u);
   EXPECT_TRUE(rows[1].part.empty() && rows[1].sampled);
-  ExpectPart(rows[2], 2, 34, {5, 8});
+  ExpectPart(rows[2], 2, 34, {6, 8});
   EXPECT_EQ(scheduler.prompt_depth(), 50u);
   rows = PlanByLayers(&scheduler, 1000);
   ASSERT_EQ(rows.size(), 3u);
@@ -294,13 +295,13 @@ TEST(Scheduler, AChunkByLayersEndsWithItsRequestAndIsNotHeldUpByNobody) {
     scheduler.Admit();
     scheduler.Start(id, 50, 0, /*by_layers=*/true);
   }
-  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 2, 34, {0, 1});
+  ExpectPart(PlanByLayers(&scheduler, 16).at(1), 2, 34, {0, 2});
   scheduler.Remove(2);
-  ExpectPart(PlanByLayers(&scheduler, 8).at(1), 3, 34, {0, 1});
+  ExpectPart(PlanByLayers(&scheduler, 16).at(1), 3, 34, {0, 2});
   scheduler.Remove(1);
   const std::vector<ScheduledRow> rows = PlanByLayers(&scheduler, 0);
   ASSERT_EQ(rows.size(), 1u);
-  ExpectPart(rows[0], 3, 34, {1, 8});
+  ExpectPart(rows[0], 3, 34, {2, 8});
 }
 
 // ---- a simulated load ---------------------------------------------------------------------------
@@ -337,7 +338,7 @@ class Simulation {
   uint32_t parts() const { return parts_; }
 
  private:
-  static constexpr uint32_t kLayers = 7;
+  static constexpr uint32_t kLayers = 7, kAll = kSublayers * kLayers;
   struct Live {
     ScheduledRequest request;
     uint32_t done = 0, sampled = 0;
@@ -437,11 +438,11 @@ class Simulation {
     ASSERT_EQ(row->part.begin, l->layers);
     ASSERT_LT(row->part.begin, row->part.end);
     ASSERT_TRUE(l->part == 0 || l->part == row->length);
-    ASSERT_EQ(row->done, row->part.end == kLayers);
+    ASSERT_EQ(row->done, row->part.end == kAll);
     ASSERT_TRUE(row->done || !row->sampled);
     ASSERT_LE(l->done + row->length, l->request.prompt_tokens);
     if (Random(3) == 0) row->part.end = row->part.begin + 1;
-    row->done = row->part.end == kLayers;
+    row->done = row->part.end == kAll;
     ASSERT_EQ(scheduler_.CameTo(row->part.end), row->done);
     l->part = row->done ? 0 : row->length;
     l->layers = row->done ? 0 : row->part.end;

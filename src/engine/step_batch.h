@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "attend/attention.h"
-#include "model/layer_range.h"
+#include "model/sublayer_range.h"
 
 namespace tinyserve {
 
@@ -59,9 +59,10 @@ struct StepRow {
   uint32_t selector = 0;  // what generated tokens read: 0 is everything, i is the executor's i-th
   uint32_t steps = 0;  // step plugins of generated tokens: 0 is none, i is the executor's i-th set
   DrawRule draw = {};
-  // Of a prompt row that goes through the layers by and by (Executor::part_tokens_max): those of
-  // this step, after the other rows'. It has results where the last one has run. Empty: all layers.
-  LayerRange part = {};
+  // Of a prompt row that goes through the layers by and by (Executor::part_tokens_max): the
+  // sublayers of this step, after the other rows' layers. It has results where the last one has
+  // run. Empty: all layers.
+  SublayerRange part = {};
   // Of an executor that draws: which of StepBatch::masks says what may come; -1: everything.
   int32_t mask_slot = -1;
 };
@@ -72,9 +73,9 @@ struct StepBatch {
   // An edit knows of no input that is written as ~i: it counts for the row's penalties beside them.
   std::vector<LogitEdit> edits;
   std::vector<uint32_t> masks;  // [slots][(vocab + 31) / 32]: bit t % 32 of word t / 32: t may come
-  // A row's part (StepRow::part) ends before a layer that is likely to end later (NowNs()), but not
-  // before its first: that is left out only where the time is over when it would begin, and never
-  // by two parts in a row. 0: all of its layers run.
+  // A row's part (StepRow::part) ends before a sublayer that is likely to end later (NowNs()), but
+  // not before its first: that is left out only where the time is over when it would begin, and
+  // never by two parts in a row. 0: all of them run.
   uint64_t part_until_ns = 0;
 
   void Clear() {

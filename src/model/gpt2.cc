@@ -12,19 +12,22 @@ struct Layer {
 
 class Gpt2 : public Model {
  public:
-  void Prepare(Step* step, uint32_t first_layer) const override {
-    if (first_layer > 0) return;
+  void Prepare(Step* step, uint32_t first) const override {
+    if (first > 0) return;
     step->Embed(embedding_);
     step->AddPositions(positions_);
   }
 
-  void ForwardLayer(uint32_t l, Step* step) const override {
+  void ForwardAttention(uint32_t l, Step* step) const override {
     const Layer& layer = layers_[l];
     step->NormForQkv(layer.attention_norm, config_.norm_eps, layer.qkv);
     step->ProjectQkv(layer.qkv, config_.dim);
     step->Attend(l, config_.dim, config_.dim);
     step->AddAttentionOut(layer.attention_out);
+  }
 
+  void ForwardFeedForward(uint32_t l, Step* step) const override {
+    const Layer& layer = layers_[l];
     step->NormFor(layer.ffn_norm, config_.norm_eps, layer.up);
     step->Gelu(layer.up);
     step->AddDown(layer.down);

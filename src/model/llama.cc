@@ -12,12 +12,12 @@ struct Layer {
 
 class Llama : public Model {
  public:
-  void Prepare(Step* step, uint32_t first_layer) const override {
-    if (first_layer == 0) step->Embed(embedding_);
+  void Prepare(Step* step, uint32_t first) const override {
+    if (first == 0) step->Embed(embedding_);
     step->PrepareRope(frequencies_, rope_magnitude_);
   }
 
-  void ForwardLayer(uint32_t l, Step* step) const override {
+  void ForwardAttention(uint32_t l, Step* step) const override {
     const Layer& layer = layers_[l];
     const uint32_t q_dim = config_.heads * config_.head_dim,
                    kv_dim = config_.kv_heads * config_.head_dim;
@@ -26,7 +26,10 @@ class Llama : public Model {
     step->Rope(config_.heads, config_.kv_heads, config_.head_dim, config_.rope);
     step->Attend(l, q_dim, kv_dim);
     step->AddAttentionOut(layer.attention_out);
+  }
 
+  void ForwardFeedForward(uint32_t l, Step* step) const override {
+    const Layer& layer = layers_[l];
     step->NormFor(layer.ffn_norm, config_.norm_eps, layer.gate_up);
     step->SwiGlu(layer.gate_up);
     step->AddDown(layer.down);

@@ -99,9 +99,16 @@ StepSizes Model::Sizes(uint32_t rows_max, uint32_t logits_max) const {
 void Model::Forward(Step* step, const LayerHook& hook) const {
   Prepare(step, 0);
   for (uint32_t l = 0; l < config_.layers; ++l) {
-    ForwardLayer(l, step);
+    ForwardAttention(l, step);
+    ForwardFeedForward(l, step);
     if (hook) hook(l, step->x(), step->rows(), config_.dim);
   }
+}
+
+void Model::ForwardSublayer(uint32_t sublayer, Step* step) const {
+  const uint32_t layer = sublayer / kSublayers;
+  if (sublayer % kSublayers == 0) return ForwardAttention(layer, step);
+  ForwardFeedForward(layer, step);
 }
 
 ProductCost Model::CostOf(uint64_t rows, uint64_t logits_rows) const {
@@ -110,6 +117,18 @@ ProductCost Model::CostOf(uint64_t rows, uint64_t logits_rows) const {
     for (const Linear* linear : LayerLinears()) AddCost(*linear, rows, &cost);
   }
   if (logits_rows > 0) AddCost(head_tied_ ? embedding_ : head_, logits_rows, &cost);
+  return cost;
+}
+
+ProductCost Model::CostOfPart(uint64_t rows, SublayerRange part) const {
+  ProductCost cost;
+  const std::vector<const Linear*> linears = LayerLinears();
+  const size_t of_layer = linears.size() / config_.layers;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const bool attends = i % of_layer < kAttentionLinears;
+    const size_t sublayer = i / of_layer * kSublayers + (attends ? 0 : 1);
+    if (sublayer >= part.begin && sublayer < part.end) AddCost(*linears[i], rows, &cost);
+  }
   return cost;
 }
 

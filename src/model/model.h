@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "model/config.h"
 #include "model/step.h"
+#include "model/sublayer_range.h"
 #include "model/weights.h"
 #include "tensor/gguf.h"
 #include "tinyserve/status.h"
@@ -39,10 +40,10 @@ class Model {
 
   // The residual stream of the step's tokens after all layers, left in step->x().
   void Forward(Step* step, const LayerHook& hook) const;
-  // The same by layers: what the step needs before it goes through those from first_layer on, and
-  // each of them. Where that is not 0, step->x() has the states after the layers before.
-  virtual void Prepare(Step* step, uint32_t first_layer) const = 0;
-  virtual void ForwardLayer(uint32_t layer, Step* step) const = 0;
+  // The same by sublayers: what the step needs before it goes through those from `first` on, and
+  // each of them. Where that is not 0, step->x() has the states after the sublayers before.
+  virtual void Prepare(Step* step, uint32_t first) const = 0;
+  void ForwardSublayer(uint32_t sublayer, Step* step) const;
   // Logits of the wanted rows of the step, [wanted.size()][vocab].
   void Logits(Step* step, std::span<const uint32_t> wanted, float* out) const {
     step->Logits(wanted, final_norm_, config_.norm_eps, head_tied_ ? embedding_ : head_, out);
@@ -58,6 +59,8 @@ class Model {
   StepSizes Sizes(uint32_t rows_max, uint32_t logits_max) const;
   uint64_t packed_bytes() const { return arena_.size(); }
   ProductCost CostOf(uint64_t rows, uint64_t logits_rows) const;
+  // Of those sublayers alone.
+  ProductCost CostOfPart(uint64_t rows, SublayerRange part) const;
   // The same where only rows_of_layer[l] of the rows run in layer l, and the others' keys and
   // values alone are made there.
   ProductCost CostOfExits(std::span<const uint32_t> rows_of_layer, uint64_t rows,
@@ -68,7 +71,12 @@ class Model {
                                                   const ModelLoadOptions& options);
   // Declares every weight of the architecture.
   virtual void Declare(WeightLoader* loader) = 0;
-  // The same number a layer, layer after layer, that of q, k and v first.
+  // A layer's two halves, one after the other.
+  virtual void ForwardAttention(uint32_t layer, Step* step) const = 0;
+  virtual void ForwardFeedForward(uint32_t layer, Step* step) const = 0;
+  // The same number a layer, layer after layer: kAttentionLinears of attention, that of q, k and v
+  // first, then those of the feed-forward part.
+  static constexpr size_t kAttentionLinears = 2;
   virtual std::vector<const Linear*> LayerLinears() const = 0;
   void DeclareEnds(WeightLoader* loader, bool norm_bias);
 

@@ -1,9 +1,11 @@
 #include "server/http_text.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cctype>
+#include <ctime>
 
 #include "base/check.h"
 
@@ -56,6 +58,10 @@ std::string_view ReasonPhrase(int status) {
     if (phrase.status == status) return phrase.text;
   }
   return "";
+}
+
+std::string HttpDate(int64_t unix_seconds) {
+  return fmt::format("{:%a, %d %b %Y %H:%M:%S} GMT", fmt::gmtime(std::time_t{unix_seconds}));
 }
 
 std::string FormatHead(const HttpReply& reply, const HeaderList& common,

@@ -14,6 +14,9 @@ namespace tinyserve {
 // "Not Found" of 404; "" where it has no name here.
 std::string_view ReasonPhrase(int status);
 
+// "Sun, 06 Nov 1994 08:49:37 GMT": RFC 9110, 5.6.7. Seconds since 1970.
+std::string HttpDate(int64_t unix_seconds);
+
 // How the end of a reply's body is told.
 struct BodyFraming {
   std::optional<uint64_t> content_bytes;  // nothing: chunks, or the connection's end

@@ -9,6 +9,11 @@
 namespace tinyserve {
 namespace {
 
+TEST(HttpDate, IsTheStandardsForm) {
+  EXPECT_EQ(HttpDate(784111777), "Sun, 06 Nov 1994 08:49:37 GMT");
+  EXPECT_EQ(HttpDate(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+}
+
 TEST(HttpText, HeadTellsHowTheBodyEnds) {
   HttpReply reply;
   reply.headers = {{"X-A", "b\r\nX-Injected: 1"}};

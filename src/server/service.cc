@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "server/api_error.h"
+#include "server/http_text.h"
 #include "server/routes.h"
 
 namespace tinyserve {
@@ -124,7 +125,8 @@ HttpReply Service::Handle(const HttpRequest& request) {
 }
 
 HeaderList Service::CommonHeaders(const HttpRequest& request) {
-  HeaderList headers = {{"X-Request-Id", request.id},
+  HeaderList headers = {{"Date", HttpDate(std::time(nullptr))},
+                        {"X-Request-Id", request.id},
                         {"X-Content-Type-Options", "nosniff"},
                         {"Cache-Control", "no-store"}};
   const std::string_view origin = request.Header("origin");

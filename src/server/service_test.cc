@@ -503,10 +503,12 @@ TEST_F(ServiceTest, HostsAndOriginsAreChecked) {
   EXPECT_EQ(allowed_headers("authorization,x-stainless-os"), "authorization,x-stainless-os");
   EXPECT_EQ(allowed_headers("x\"y").find("Authorization"), 0u);
   HttpRequest request{.method = "GET", .path = "/", .headers = {{"origin", "https://a.example"}}};
-  bool allowed = false;
-  for (const auto& [name, value] : service_->CommonHeaders(request))
+  bool allowed = false, dated = false;
+  for (const auto& [name, value] : service_->CommonHeaders(request)) {
     allowed |= name == "Access-Control-Allow-Origin" && value == "https://a.example";
-  EXPECT_TRUE(allowed);
+    dated |= name == "Date" && value.ends_with(" GMT");
+  }
+  EXPECT_TRUE(allowed && dated);
 }
 
 TEST_F(ServiceTest, UnknownPathsAndMethods) {

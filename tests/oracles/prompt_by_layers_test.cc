@@ -128,7 +128,7 @@ class PromptByLayers : public testing::TestWithParam<Setup> {
     int left = 0;
     for (std::string line; std::getline(trace, line);) {
       left += line.find("\"name\":\"part\"") != std::string::npos &&
-              line.find("\"end_layer\":3") == std::string::npos;
+              line.find("\"end_sublayer\":6") == std::string::npos;
     }
     return left;
   }

@@ -74,12 +74,12 @@ TEST_P(Reproducible, ChunkedPromptEqualsWhole) {
 }
 
 // Logits after each chunk's last token of a prompt whose chunks go through the layers by and by,
-// while another sequence generates: one layer or a few in each step, sometimes none. Now and then a
-// chunk is given up half way and begun anew.
+// while another sequence generates: a sublayer or a few in each step, sometimes none. Now and then
+// a chunk is given up half way and begun anew.
 std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
                                const std::vector<uint32_t>& chunks, uint32_t seed) {
   std::mt19937 random(seed);
-  const uint32_t layers = rig->model->config().layers;
+  const uint32_t sublayers = kSublayers * rig->model->config().layers;
   Sequence other(rig), sequence(rig);
   KvCache* cache = rig->executor->cache();
   StepBatch batch;
@@ -88,7 +88,7 @@ std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
   rig->executor->Run(batch);
   cache->Commit(other.slot, other.done);
   std::vector<Logits> all;
-  LayerRange part;
+  SublayerRange part;
   bool left_out = false;
   for (uint32_t i = 0; sequence.done < prompt.size();) {
     batch.Clear();
@@ -103,21 +103,21 @@ std::vector<Logits> GoByLayers(Rig* rig, const std::vector<int32_t>& prompt,
       sequence.AddRow(rig, &batch, {prompt.begin() + begun, prompt.begin() + begun + n},
                       TokenClass::kPrompt, Want::kLogits);
       if (part.begin > 0 && random() % 8 == 0) part = {};
-      part.end = part.begin + 1 + static_cast<uint32_t>(random() % (layers - part.begin));
+      part.end = part.begin + 1 + static_cast<uint32_t>(random() % (sublayers - part.begin));
       batch.rows.back().part = part;
-      if (part.end < layers) batch.rows.back().want = Want::kNothing;
-      // As early as can be: before a layer, or after one where the step before had none.
+      if (part.end < sublayers) batch.rows.back().want = Want::kNothing;
+      // As early as can be: before the first, or after it where the step before had none.
       batch.part_until_ns = random() % 2;
     }
     rig->executor->Run(batch);
     cache->Commit(other.slot, other.done);
     if (rests) continue;
     left_out = batch.part_until_ns != 0 && !left_out;
-    EXPECT_EQ(rig->executor->part_layer(), left_out                   ? part.begin
-                                           : batch.part_until_ns != 0 ? part.begin + 1
-                                                                      : part.end);
-    part.begin = rig->executor->part_layer();
-    if (part.begin < layers) {
+    EXPECT_EQ(rig->executor->part_sublayer(), left_out                   ? part.begin
+                                              : batch.part_until_ns != 0 ? part.begin + 1
+                                                                         : part.end);
+    part.begin = rig->executor->part_sublayer();
+    if (part.begin < sublayers) {
       sequence.done = begun;
       continue;
     }
