@@ -164,7 +164,7 @@ TEST(ChunkSizer, ChunksByLayersKeepToTheirShareAtAnyDepth) {
         Arrive(machine, 500, &sizer);
         const std::vector<double> steps = ArriveByLayers(machine, 8000, &sizer);
         for (const double seconds : steps)
-          ASSERT_LE(seconds, generation * (1 + 1.3 * ChunkSizer::kPartShare));
+          ASSERT_LE(seconds, generation * (1 + 1.2 * ChunkSizer::kPartShare));
         EXPECT_LT(Sum(steps), 2.5 * beside * machine.Alone(8000, kChunk));
       }
     }

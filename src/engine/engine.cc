@@ -26,10 +26,11 @@ PromptCost PromptCostOf(const ModelConfig& config, const Codec& codec) {
   const double products = attention_products + 3.0 * dim * config.ffn_dim;
   // Attention multiplies about twice as fast as products of few rows.
   constexpr double kAttentionShare = 0.55;
-  // A chunk's reading and converting of all keys before it takes as long as the attention of some
-  // eight tokens, of coded keys about sixteen.
+  // What a chunk of few tokens costs more than one of many, by its reading and converting of all
+  // keys before it and by how its rows are cut for threads: as much as the attention of so many
+  // tokens. Chunks over coded keys end with their window, so that this decides little there.
   return {.slope = kAttentionShare * 2 * heads * width / products,
-          .read_tokens = codec.identity() ? 24.0 : 32.0,
+          .read_tokens = codec.identity() ? 24.0 : 16.0,
           .window = codec.identity() ? UINT32_MAX : codec.group_tokens,
           .attention_products = attention_products / products};
 }
