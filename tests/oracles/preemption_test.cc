@@ -52,6 +52,13 @@ std::vector<Request> Requests() {
   return requests;
 }
 
+Request One() {
+  Request request;
+  request.prompt = {1, 2, 3};
+  request.max_tokens = 1;
+  return request;
+}
+
 class Preemption : public testing::TestWithParam<Setup> {};
 
 TEST_P(Preemption, ChangesNothing) {
@@ -65,11 +72,13 @@ TEST_P(Preemption, ChangesNothing) {
   std::vector<Answer> expected(requests.size()), found(requests.size());
   for (const auto& [engine, answers] : {std::pair(large.get(), &expected), {small.get(), &found}}) {
     std::vector<RequestId> ids;
-    // Who is there in which step decides who gives way: all are there from the second one on.
+    // Who is there in which step decides who gives way: one more holds the engine up in its own
+    // first step until all are there.
     std::latch submitted(1);
+    Answer first;
+    ids.push_back(*engine->Submit(One(), HoldUntil(&submitted, CollectInto(&first))));
     for (size_t i = 0; i < requests.size(); ++i)
-      ids.push_back(
-          *engine->Submit(requests[i], HoldUntil(&submitted, CollectInto(&(*answers)[i]))));
+      ids.push_back(*engine->Submit(requests[i], CollectInto(&(*answers)[i])));
     submitted.count_down();
     for (RequestId id : ids) engine->Wait(id);
   }
