@@ -103,7 +103,7 @@ class PromptBudget {
 // most: s <= 1.6, and e <= 1.5 then. A chunk's reading of what came before
 // (PromptCost::read_tokens) is what makes e: 1.2 to 1.45 over a prompt of 6000 tokens, as measured.
 // With s = 1.2 and chunks of 4 tokens e is 1.5 to 2.2: fewer tokens for each reading. Where chunks
-// go through the layers by and by they are large ones: e is 1.1 to 1.2, and s may be smaller. But
+// go through the layers by and by they are large ones: e is smaller, and s may be. But
 // whole sublayers seldom fill it, and streams take more of it as they grow.
 class ChunkSizer {
  public:

@@ -21,8 +21,8 @@ namespace {
 constexpr uint32_t kScoreRows = 64;
 
 // Tokens of a prompt row that goes through the layers by and by: of 128 each costs about what it
-// does of 512, of 64 a tenth to a third more (three KV heads on two threads read one head's keys
-// twice), of 40 half as much again and more.
+// does of 512, of 64 a tenth to two fifths more, of 40 half to four fifths more (measured in
+// chunks over f16, two threads: bench/RESULTS.md).
 constexpr uint32_t kPartTokens = 128;
 
 constexpr uint32_t kSelectorsMax = 64;  // different ones, that requests may ask for
